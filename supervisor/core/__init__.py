@@ -1,0 +1,1 @@
+"""Pure decisions: no clock, file, process or socket. Time arrives in events."""
