@@ -1,0 +1,31 @@
+"""What a key of job.yaml or site.yaml means: kept beside its field, read by errors and docs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """The documentation and the bounds of one key."""
+
+    doc: str
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str = ""  # a regular expression that the whole text has to match
+    valid: str = ""  # what is valid, in words; made from type and bounds where empty
+    default: str = ""  # the default in words, where it depends on something; then it is optional
+    nonempty: bool = False  # a list needs at least one item
+    read: Callable[[Any, Any], Any] | None = None  # reads the key where its type does not say how
+
+
+def about(doc: str, **more: Any) -> Mapping[str, About]:
+    """The metadata of a dataclass field that is a key: `field(metadata=about("…", least=1))`.
+
+    The keyword arguments are About's fields.
+    """
+    return {"about": About(doc=doc, **more)}
