@@ -16,8 +16,8 @@ class Policy:
     restarts_without_progress: int = field(
         default=3,
         metadata=about(
-            "Restarts for one cause without a new verified checkpoint in between; then the run is "
-            "HELD. Without `checkpoints`, a new highest step counts instead.",
+            "Restarts for one cause without new verified progress in between; then the run is "
+            "HELD.",
             least=0,
             most=1000,
         ),

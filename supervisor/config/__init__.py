@@ -1,0 +1,21 @@
+"""job.yaml and site.yaml → frozen types. Unknown keys are errors that list the valid ones.
+
+Reads files; decides nothing and changes nothing. docs/configuration.md is made from these types.
+"""
+
+from supervisor.config.job import Checkpoints, Job, load_job, parse_job
+from supervisor.config.site import PortRange, Site, load_site
+from supervisor.config.trainer import PLACEHOLDERS, Progress, Trainer
+
+__all__ = [
+    "PLACEHOLDERS",
+    "Checkpoints",
+    "Job",
+    "PortRange",
+    "Progress",
+    "Site",
+    "Trainer",
+    "load_job",
+    "load_site",
+    "parse_job",
+]

@@ -1,0 +1,172 @@
+"""YAML text → a tree of values that know their line. Builds no objects: a tag can run nothing.
+
+Scalars keep the text that the user wrote: YAML 1.1 would turn `time: 12:00:00` into 43200 and
+`partition: no` into false.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.errors import UserError
+
+MAX_BYTES = 262_144  # a config file is a page or two: anything larger is another file
+_PREFIX = "tag:yaml.org,2002:"
+_SCALARS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scalar:
+    """A single value: its text, and what YAML takes it for (str, int, bool, null …)."""
+
+    text: str
+    kind: str
+    plain: bool  # written without quotes
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    items: tuple[Node, ...]
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A mapping; the line of a value is the line of its key."""
+
+    entries: Mapping[str, Node]
+    line: int
+
+
+Node = Scalar | Listing | Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class At:
+    """A place in a file, for errors."""
+
+    file: Path  # as the user named it
+    line: int = 1
+    key: str = ""  # dotted
+
+    def inside(self, key: str, node: Node) -> At:
+        return At(file=self.file, line=node.line, key=f"{self.key}.{key}" if self.key else key)
+
+    def error(self, text: str) -> UserError:
+        where = f"{named(self.file)}:{self.line}: "
+        return UserError(where + (f"{self.key}: {text}" if self.key else text))
+
+
+def named(path: Path) -> str:
+    """The path for an error: on one line, whatever it holds."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def quoted(text: str) -> str:
+    """The text in quotes, on one line, shortened, for an error."""
+    text = text if len(text) <= 60 else text[:59] + "…"
+    plain = text.isprintable() and '"' not in text and "\\" not in text
+    return f'"{text}"' if plain else ascii(text)
+
+
+def shown(node: Node) -> str:
+    """What the user wrote, for `got …` in an error."""
+    if isinstance(node, Table):
+        return "a mapping"
+    if isinstance(node, Listing):
+        return "a list"
+    if node.kind == "null":
+        return "nothing"
+    as_is = node.plain and node.kind in ("int", "float", "bool") and len(node.text) <= 60
+    return node.text if as_is else quoted(node.text)
+
+
+def printable(name: str) -> str:
+    """A key as errors show it."""
+    return name if re.fullmatch(r"[\w.-]{1,60}", name) else quoted(name)
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises UserError where it is missing, unreadable, too large or no text."""
+    try:
+        if not path.is_file():
+            what = "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{named(path)}: {what}")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else "not a valid path"
+        raise UserError(f"{named(path)}: cannot be read: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(
+            f"{named(path)}: larger than {MAX_BYTES // 1024} KiB; is this the right file?"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{named(path)}:{line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def parse(text: str, file: Path) -> Table:
+    """The file's mapping. Raises UserError with the line for everything that is not one."""
+    import yaml  # here, so that importing the types stays quick
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = None if root is None else _convert(root, At(file=file), set())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = At(file=file, line=mark.line + 1 if mark else 1)
+        column = f" (column {mark.column + 1})" if mark else ""
+        problem = " ".join((error.problem or error.context or "cannot be parsed").split())
+        raise at.error(f"not valid YAML: {problem}{column}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, max(0, error.position)) + 1
+        raise At(file=file, line=line).error("not valid YAML: a control character") from error
+    except (ValueError, OverflowError) as error:  # an escape beyond Unicode, as "\UFFFFFFFF"
+        raise At(file=file).error("not valid YAML: an escape that is no character") from error
+    except RecursionError as error:
+        raise At(file=file).error("nested too deeply") from error
+    if tree is None:
+        raise UserError(f"{named(file)}: empty; docs/configuration.md lists the keys")
+    if not isinstance(tree, Table):
+        raise At(file=file).error(f"expected a mapping of keys to values, got {shown(tree)}")
+    return tree
+
+
+def _convert(node: Any, at: At, seen: set[int]) -> Node:
+    """One of yaml's nodes as ours. `seen` finds aliases, which could be endless."""
+    line = node.start_mark.line + 1
+    at = replace(at, line=line)
+    if id(node) in seen:
+        raise at.error("used again through an alias; write the value out where it is needed")
+    seen.add(id(node))
+    kind = node.tag.removeprefix(_PREFIX)
+    if node.id == "scalar" and kind in _SCALARS:
+        return Scalar(text=node.value, kind=kind, plain=node.style is None, line=line)
+    if node.id == "sequence" and kind == "seq":
+        return Listing(items=tuple(_convert(item, at, seen) for item in node.value), line=line)
+    if node.id == "mapping" and kind == "map":
+        return Table(entries=_entries(node.value, at, seen), line=line)
+    raise at.error(f"the tag {quoted(node.tag)} has no place here; remove it")
+
+
+def _entries(pairs: list[tuple[Any, Any]], at: At, seen: set[int]) -> dict[str, Node]:
+    entries: dict[str, Node] = {}
+    for key_node, value_node in pairs:
+        key = _convert(key_node, at, seen)
+        at = replace(at, line=key.line)
+        if not isinstance(key, Scalar):
+            raise at.error(f"a key must be text, got {shown(key)}")
+        inner = at.inside(printable(key.text), key)
+        if key.text in entries:
+            first = entries[key.text].line
+            raise inner.error(f"given twice, first on line {first}; remove one")
+        entries[key.text] = replace(_convert(value_node, inner, seen), line=key.line)
+    return entries

@@ -1,0 +1,167 @@
+"""job.yaml: one training run as its user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from supervisor.config.document import At, Table, parse, read_text
+from supervisor.config.schema import read_fields
+from supervisor.config.slurm import read_slurm
+from supervisor.config.trainer import (
+    NAMED_PROGRESS,
+    RESUME_PLACEHOLDERS,
+    Progress,
+    Trainer,
+    placeholders,
+    read_progress,
+    read_trainer,
+)
+from supervisor.core.policy import Policy
+from supervisor.core.setting import about
+
+# torchtitan 0.2.2, components/checkpoint.py: the parts of its full training state
+TORCHTITAN_KEYS = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Where the trainer saves, and what a whole checkpoint holds."""
+
+    dir: Path = field(
+        metadata=about("Each attempt saves into a directory of its own in here, as DIR/a0007.")
+    )
+    format: str = field(
+        default="dcp",
+        metadata=about("PyTorch's distributed checkpoints, one `step-N` each.", choices=("dcp",)),
+    )
+    required: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "What a checkpoint must hold to be resumed: each is a key of the saved state, or the "
+            "part of one before the first dot.",
+            default=f"{', '.join(TORCHTITAN_KEYS)} with hook: torchtitan; else none",
+        ),
+    )
+    handoff: str | None = field(
+        default=None,
+        metadata=about(
+            "Says that the trainer itself reads SUPERV_SAVE_DIR, SUPERV_RESUME_PATH and "
+            "SUPERV_RESUME_STEP, which are set for every rank. Without it and without a hook, the "
+            "trainer's args, command or env must use {save_dir} and one of {resume_path} and "
+            "{resume_step}.",
+            choices=("env",),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A checked job.yaml."""
+
+    name: str = field(
+        metadata=about(
+            "The run's name. One run of a name is alive at a time; a second launch attaches.",
+            pattern=r"[a-z0-9][a-z0-9-]{0,40}",
+            valid="1 to 41 of a-z, 0-9 and -, no - first",
+        )
+    )
+    nodes: int = field(metadata=about("Nodes that train: the slots.", least=1, most=100_000))
+    spares: int = field(
+        default=0,
+        metadata=about(
+            "Nodes that wait, with an agent, to take a slot over.", least=0, most=10_000
+        ),
+    )
+    launcher: str = field(
+        default="sbatch", metadata=about("How agents get onto nodes.", choices=("sbatch",))
+    )
+    slurm: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about(
+            "Long options of sbatch; below is the list of those that are passed on.",
+            valid="a mapping of sbatch options to values",
+            read=read_slurm,
+        ),
+    )
+    trainer: Trainer = field(metadata=about("What every rank runs.", read=read_trainer))
+    progress: Progress = field(
+        default=NAMED_PROGRESS["plain"],
+        metadata=about(
+            "How log lines show progress.",
+            valid=f"one of {', '.join(sorted(NAMED_PROGRESS))}, or a mapping",
+            default="torchtitan with hook: torchtitan; else plain",
+            read=read_progress,
+        ),
+    )
+    checkpoints: Checkpoints | None = field(
+        default=None,
+        metadata=about(
+            "Without it every restart begins at step 0.",
+            default="no checkpoints: restarts begin at step 0",
+        ),
+    )
+    policy: Policy = field(
+        default_factory=Policy, metadata=about("Limits and budgets; every key has a default.")
+    )
+    path: Path  # the job file, absolute: relative paths in it start at its folder
+    source: str  # its text; parse_job(source, path) gives this Job again
+
+
+def load_job(path: Path) -> Job:
+    """Read and check a job file. Raises UserError: one line, with file, line and key."""
+    return parse_job(read_text(path), path)
+
+
+def parse_job(text: str, path: Path) -> Job:
+    """Check the text of a job file; `path` names it in errors and anchors its relative paths.
+
+    Raises UserError.
+    """
+    at = At(file=path)
+    table = parse(text, path)
+    job = Job(**read_fields(Job, table, at), path=path.absolute(), source=text)
+    if job.trainer.hook == "torchtitan":
+        job = _torchtitan_defaults(job, table)
+    _check_handoff(job, table, at)
+    return job
+
+
+def _torchtitan_defaults(job: Job, table: Table) -> Job:
+    """What the hook knows, where the user does not say otherwise."""
+    if "progress" not in table.entries:
+        job = replace(job, progress=NAMED_PROGRESS["torchtitan"])
+    section = table.entries.get("checkpoints")
+    if (
+        job.checkpoints is not None
+        and isinstance(section, Table)
+        and "required" not in section.entries
+    ):
+        job = replace(job, checkpoints=replace(job.checkpoints, required=TORCHTITAN_KEYS))
+    return job
+
+
+def _check_handoff(job: Job, table: Table, at: At) -> None:
+    """A trainer must learn where to save and what to resume, and say where it came back."""
+    used = placeholders(job.trainer)
+    if job.checkpoints is None:
+        for name in ("save_dir", *RESUME_PLACEHOLDERS):
+            if name in used:
+                inner = at.inside("trainer", table.entries["trainer"])
+                raise inner.error(f"uses {{{name}}}, but there is no checkpoints: {{dir: …}}")
+        return
+    inner = at.inside("checkpoints", table.entries["checkpoints"])
+    told = "save_dir" in used and any(name in used for name in RESUME_PLACEHOLDERS)
+    if not told and job.trainer.hook == "none" and job.checkpoints.handoff is None:
+        raise inner.error(
+            "the trainer is not told where to save and what to resume; write trainer.hook: "
+            "torchtitan, or use {save_dir} and {resume_path} or {resume_step} in trainer.args, or "
+            "write checkpoints.handoff: env if the trainer reads SUPERV_SAVE_DIR and "
+            "SUPERV_RESUME_PATH"
+        )
+    if job.progress.resumed is None:
+        inner = at.inside("progress", table.entries["progress"])
+        raise inner.error(
+            "needs resumed: with checkpoints, superv checks the step that a run comes back at"
+        )

@@ -1,0 +1,99 @@
+"""docs/configuration.md, made from the types: `python -m supervisor.config` prints it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from supervisor.config.job import Checkpoints, Job
+from supervisor.config.schema import Key, describe, keys
+from supervisor.config.site import PortRange, Site
+from supervisor.config.slurm import OPTIONS, OWNED
+from supervisor.config.trainer import NAMED_PROGRESS, PLACEHOLDERS, Progress, Trainer
+from supervisor.core.policy import Policy
+
+_HEAD = """\
+# Configuration
+
+<!-- Made from the types by `python -m supervisor.config > docs/configuration.md`; don't edit. -->
+
+A run is described by one YAML file, by custom `job.yaml`; the cluster by `site.yaml`. Every key
+that exists is listed here. An unknown key is an error, and so is one that is given twice. YAML
+aliases, merge keys and tags are not supported. `examples/` holds a file of each kind.
+
+Text is taken as it is written: `time: 12:00:00` and `partition: no` need no quotes. A text that
+begins with `{` does: `"{save_dir}"`. A relative path starts at the folder of the file that it is
+written in, `~` is expanded on the machine where `superv` runs, and variables are not expanded.
+"""
+_SITE = """\
+Read from `/etc/superv/site.yaml`, then `$XDG_CONFIG_HOME/superv/site.yaml` (without that variable
+`~/.config/superv/site.yaml`), then the file that `$SUPERV_SITE` names. Later files win, key by key.
+All keys are optional, and so are the files, except one that `$SUPERV_SITE` names.
+"""
+_PLACEHOLDERS = """\
+In `trainer.args`, `trainer.command` and the values of `trainer.env` these are replaced for every
+rank; all other braces stay as they are.
+"""
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    parts = [_HEAD, "## job.yaml\n", _keys(Job)]
+    parts += ["### slurm\n", "Passed on to sbatch:\n"]
+    parts += [_table(("option", "for"), [(f"`{name}`", text) for name, text in OPTIONS.items()])]
+    parts += ["Refused, because superv needs them or does better:\n"]
+    parts += [_table(("option", "instead"), [(f"`{name}`", why) for name, why in OWNED.items()])]
+    parts += ["### trainer\n", "Exactly one of `module`, `script` and `command`.\n"]
+    parts += [_keys(Trainer), "#### Placeholders\n", _PLACEHOLDERS]
+    rows = [(f"`{{{name}}}`", text) for name, text in PLACEHOLDERS.items()]
+    parts += [_table(("placeholder", "stands for"), rows)]
+    parts += ["### progress\n", "One of these names, or a mapping of one's own patterns.\n"]
+    named = [
+        (f"`{name}`", _code(p.step), _code(p.resumed or "")) for name, p in NAMED_PROGRESS.items()
+    ]
+    parts += [_table(("name", "step", "resumed"), named), _keys(Progress)]
+    parts += ["### checkpoints\n", _keys(Checkpoints), "### policy\n", _keys(Policy)]
+    parts += ["## site.yaml\n", _SITE, _keys(Site)]
+    return "\n".join(parts)
+
+
+def _keys(cls: type) -> str:
+    rows = []
+    for key in keys(cls).values():
+        valid = describe(key.hint, key.about)
+        rows.append((f"`{key.name}`", valid, _default(key), key.about.doc))
+    return _table(("key", "valid", "default", "meaning"), rows)
+
+
+def _default(key: Key) -> str:
+    if key.required:
+        return "**required**"
+    if key.about.default:
+        return key.about.default
+    field = key.field
+    value: Any = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is None or (isinstance(value, Mapping | tuple) and not value):
+        return "none"
+    if dataclasses.is_dataclass(value) and not isinstance(value, PortRange):
+        return "see below"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f"{v:g}" for v in value) + "]`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    assert isinstance(value, str | int | Path | PortRange), value
+    return f"`{value}`"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )

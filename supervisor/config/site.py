@@ -1,0 +1,136 @@
+"""site.yaml: what belongs to the cluster, not to one job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.config.document import At, Node, Scalar, parse, quoted, read_text, shown
+from supervisor.config.schema import read_fields
+from supervisor.core.errors import UserError
+from supervisor.core.setting import about
+
+SYSTEM_FILE = Path("/etc/superv/site.yaml")
+_PORTS = "a range of ports from 1024 to 65535, as 20000-29999"
+_FEWEST = 16  # each attempt takes another port, so that older ranks meet nobody
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRange:
+    """TCP ports, both ends included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def read_ports(node: Node, at: At) -> PortRange:
+    """Raises UserError."""
+    text = node.text if isinstance(node, Scalar) else ""
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    digits = all(p.isascii() and p.isdigit() and len(p) <= 5 for p in (first, last))
+    if not (dash and digits and 1024 <= int(first) <= int(last) <= 65535):
+        raise at.error(f"expected {_PORTS}, got {shown(node)}")
+    if int(last) - int(first) + 1 < _FEWEST:
+        raise at.error(f"expected at least {_FEWEST} ports, got {quoted(text)}")
+    return PortRange(first=int(first), last=int(last))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The merged site files."""
+
+    state_dir: Path = field(
+        metadata=about(
+            "Journals and keys of the runs, on the local disk of the machine that the engine "
+            "runs on.",
+            default="$XDG_STATE_HOME/superv, else ~/.local/state/superv",
+        )
+    )
+    node_dir: Path = field(
+        default=Path("/tmp"),  # noqa: S108 - the agent makes a directory of mode 0700 in it
+        metadata=about("On every node's local disk: the agent's files and the ranks' output."),
+    )
+    engine_address: str | None = field(
+        default=None,
+        metadata=about(
+            "Where the agents reach the engine: an address, a host name, or one of the engine's "
+            "network interfaces.",
+            pattern=r"[A-Za-z0-9][A-Za-z0-9._:%-]{0,252}|::[0-9a-f:]*",
+            valid="an address, a host name or an interface",
+            default="the engine's host name",
+        ),
+    )
+    engine_ports: PortRange = field(
+        default=PortRange(first=20000, last=29999),
+        metadata=about(
+            "The engine listens on a free one of these; outside the kernel's ephemeral range.",
+            valid=_PORTS,
+            read=read_ports,
+        ),
+    )
+    rank_ports: PortRange = field(
+        default=PortRange(first=30000, last=32000),
+        metadata=about(
+            "MASTER_PORT of each attempt; outside the kernel's ephemeral range.",
+            valid=_PORTS,
+            read=read_ports,
+        ),
+    )
+    log_cap_mb: int = field(
+        default=256,
+        metadata=about(
+            "What each rank may write to its log in one attempt; the rest is dropped, and said so.",
+            unit="MB",
+            least=1,
+            most=1_000_000,
+        ),
+    )
+
+
+def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE) -> Site:
+    """Merge the site files that exist; later ones win key by key.
+
+    The order: `system`, $XDG_CONFIG_HOME/superv/site.yaml (without it ~/.config), and the file
+    that $SUPERV_SITE names, which must exist. Raises UserError.
+    """
+    values: dict[str, Any] = {}
+    last = system
+    for path in _files(env, system):
+        values |= read_fields(Site, parse(read_text(path), path), At(file=path))
+        last = path
+    if "state_dir" not in values:
+        state = _base(env, "XDG_STATE_HOME", ".local/state")
+        if state is None:
+            raise UserError(
+                f"state_dir: no home directory is known; set HOME, or state_dir in {system}"
+            )
+        values["state_dir"] = state / "superv"
+    site = Site(**values)
+    engine, rank = site.engine_ports, site.rank_ports
+    if engine.first <= rank.last and rank.first <= engine.last:
+        raise UserError(f"{last}: engine_ports {engine} and rank_ports {rank} overlap; move one")
+    return site
+
+
+def _files(env: Mapping[str, str], system: Path) -> list[Path]:
+    config = _base(env, "XDG_CONFIG_HOME", ".config")
+    usual = [system] + ([config / "superv/site.yaml"] if config else [])
+    try:
+        found = [path for path in usual if path.exists()]
+    except OSError as error:  # a folder that may not be searched hides a file: say so
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    named = env.get("SUPERV_SITE")
+    return [*found, Path(named)] if named else found
+
+
+def _base(env: Mapping[str, str], variable: str, below_home: str) -> Path | None:
+    """A base directory; relative ones are ignored, as the XDG specification (0.8) asks."""
+    if env.get(variable, "").startswith("/"):
+        return Path(env[variable])
+    home = env.get("HOME", "")
+    return Path(home) / below_home if home.startswith("/") else None

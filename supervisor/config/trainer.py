@@ -1,0 +1,208 @@
+"""The `trainer` and `progress` of job.yaml: what a rank runs, and what its log lines mean."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from supervisor.config.document import At, Node, Scalar, Table, printable, quoted, shown
+from supervisor.config.schema import did_you_mean, read_fields, read_mapping, read_path
+from supervisor.core.setting import about
+
+PLACEHOLDERS = {
+    "node_rank": "the node's slot, from 0",
+    "nnodes": "number of slots",
+    "master_addr": "the address of slot 0's node",
+    "master_port": "a port that is free there, another one for each attempt",
+    "save_dir": "the directory that this attempt saves into; it does not exist yet",
+    "resume_path": "the verified checkpoint to load; empty when the attempt begins at step 0",
+    "resume_step": "the step of that checkpoint; 0 when the attempt begins there",
+}
+RESUME_PLACEHOLDERS = ("resume_path", "resume_step")
+
+# torchrun's contract with a rank (torch 2.13, distributed/elastic/agent/server/local_elastic_agent)
+_OWN_VARIABLES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+}
+_OWN_PREFIXES = ("SUPERV_", "TORCHELASTIC_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Patterns (Python's `re`, searched in each line without its colour codes)."""
+
+    step: str = field(
+        metadata=about(
+            "A line that reports a finished step: group `step`, and group `loss` where it has one.",
+            valid="a regular expression with a group (?P<step>…)",
+        )
+    )
+    resumed: str | None = field(
+        default=None,
+        metadata=about(
+            "The line that says where training starts: either group `step`, the step of the "
+            "loaded checkpoint (0: none), or group `next`, the first step to be trained. "
+            "Needed with `checkpoints`: a run that comes back at another step is HELD.",
+            valid="a regular expression with a group (?P<step>…) or (?P<next>…)",
+        ),
+    )
+
+
+NAMED_PROGRESS = {
+    "plain": Progress(
+        step=r"\b[Ss]tep\s*[:=]\s*(?P<step>\d+)\b(?:.*?\b[Ll]oss\s*[:=]\s*(?P<loss>[-+.\w]+))?",
+        resumed=r"\b[Rr]esum(?:ed|ing) (?:at|from) step\s+(?P<step>\d+)\b",
+    ),
+    # torchtitan 0.2.2, components/metrics.py and train.py; " - " keeps "validate step:" out
+    "torchtitan": Progress(
+        step=r" - step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>\S+)",
+        resumed=r"Training starts at step (?P<next>\d+)",
+    ),
+}
+
+
+def read_progress(node: Node, at: At) -> Progress:
+    """A named pair of patterns, or the user's own. Raises UserError."""
+    names = tuple(sorted(NAMED_PROGRESS))
+    if isinstance(node, Scalar) and node.kind != "null":
+        if node.text not in NAMED_PROGRESS:
+            guess = did_you_mean(node.text, names)
+            valid = f"one of {', '.join(names)}, or a mapping with step and resumed"
+            raise at.error(f"expected {valid}, got {shown(node)}{guess}")
+        return NAMED_PROGRESS[node.text]
+    progress = Progress(**read_fields(Progress, node, at))
+    assert isinstance(node, Table)
+    _check_pattern(progress.step, {"step"}, {"loss"}, at.inside("step", node.entries["step"]))
+    if progress.resumed is not None:
+        inner = at.inside("resumed", node.entries["resumed"])
+        _check_pattern(progress.resumed, {"step", "next"}, set(), inner)
+    return progress
+
+
+def _check_pattern(pattern: str, one_of: set[str], more: set[str], at: At) -> None:
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise at.error(f"not a regular expression: {' '.join(str(error).split())}") from error
+    if len(groups & one_of) != 1:
+        wanted = " or ".join(f"(?P<{name}>…)" for name in sorted(one_of, reverse=True))
+        raise at.error(f"needs {'one' if len(one_of) > 1 else 'the'} group {wanted}")
+    for name in sorted(groups - one_of - more):
+        valid = ", ".join(sorted(one_of | more))
+        raise at.error(f"the group {printable(name)} has no meaning; valid: {valid}")
+
+
+def read_env(node: Node, at: At) -> dict[str, str]:
+    """Variables for every rank. Raises UserError for names that superv sets."""
+    values = read_mapping(node, at)
+    assert isinstance(node, Table) or not values
+    for name in values:
+        inner = at.inside(printable(name), node.entries[name])  # type: ignore[union-attr]
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise inner.error("not a variable's name: letters, digits and _ only, no digit first")
+        if name in _OWN_VARIABLES or name.startswith(_OWN_PREFIXES):
+            raise inner.error("superv sets this variable for every rank; remove it")
+    return values
+
+
+def read_python(node: Node, at: At) -> str:
+    """A command found on the nodes' PATH, or a path. Raises UserError."""
+    if not isinstance(node, Scalar) or node.kind == "null" or not node.text.strip():
+        raise at.error(f"expected a path or a command, got {shown(node)}")
+    return str(read_path(node.text, at)) if "/" in node.text else node.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What every rank runs. Exactly one of module, script and command is set."""
+
+    module: str | None = field(
+        default=None,
+        metadata=about(
+            "Run as `python -m MODULE`.",
+            pattern=r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*",
+            valid="the dotted name of a Python module",
+        ),
+    )
+    script: Path | None = field(
+        default=None, metadata=about("Run as `python SCRIPT`.", valid="a path")
+    )
+    command: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Run as it is, without a shell, once for each of ranks_per_node.", nonempty=True
+        ),
+    )
+    args: tuple[str, ...] = field(
+        default=(), metadata=about("Arguments, after the module, script or command.")
+    )
+    python: str = field(
+        default="python3",
+        metadata=about(
+            "The interpreter for module and script.", valid="a path or a command", read=read_python
+        ),
+    )
+    workdir: Path = field(
+        default=Path(),
+        metadata=about("The ranks' working directory.", default="the folder of the job file"),
+    )
+    ranks_per_node: int = field(
+        default=1, metadata=about("Ranks on each node: usually its GPUs.", least=1, most=1024)
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=about("Variables for every rank, over those of the agent.", read=read_env),
+    )
+    hook: str = field(
+        default="none",
+        metadata=about(
+            "The trainer's adapter: superv adds its checkpoint arguments at the end of the command "
+            "line and knows its log lines.",
+            choices=("none", "torchtitan"),
+        ),
+    )
+
+    def argv(self) -> tuple[str, ...]:
+        """A rank's command line, placeholders as they were written."""
+        if self.module is not None:
+            return (self.python, "-m", self.module, *self.args)
+        if self.script is not None:
+            return (self.python, str(self.script), *self.args)
+        return (*self.command, *self.args)
+
+
+def read_trainer(node: Node, at: At) -> Trainer:
+    """Raises UserError, also for keys that contradict each other."""
+    values = read_fields(Trainer, node, at)
+    ways = [name for name in ("module", "script", "command") if name in values]
+    if len(ways) != 1:
+        given = " and ".join(ways) or "none"
+        raise at.error(f"expected exactly one of module, script, command; got {given}")
+    assert isinstance(node, Table)
+    if "python" in values and ways == ["command"]:
+        inner = at.inside("python", node.entries["python"])
+        raise inner.error("has no effect on a command; put the interpreter into the command")
+    trainer = Trainer(**{"workdir": Path(at.file).absolute().parent, **values})
+    for key in ("args", "command", "env"):
+        if key in values:
+            texts = values[key].values() if key == "env" else values[key]
+            _check_placeholders(texts, at.inside(key, node.entries[key]))
+    return trainer
+
+
+def _check_placeholders(texts: Iterable[str], at: At) -> None:
+    """A misspelt placeholder is an error; braces that are none stay as they are."""
+    for text in texts:
+        for name in re.findall(r"\{([a-z_]{1,40})\}", text):
+            guess = did_you_mean(name, PLACEHOLDERS, cutoff=0.8)
+            if name not in PLACEHOLDERS and guess:
+                raise at.error(f"{quoted(text)}: unknown placeholder {{{name}}}{guess}")
+
+
+def placeholders(trainer: Trainer) -> frozenset[str]:
+    """The names of the placeholders that the trainer's arguments and variables use."""
+    texts = (*trainer.command, *trainer.args, *trainer.env.values())
+    return frozenset(name for name in PLACEHOLDERS if any(f"{{{name}}}" in t for t in texts))
