@@ -19,29 +19,30 @@ VOCABULARY = 1000  # the flavor's vocab_size is 1024
 DOCUMENTS = 2000
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 
-SUBJECTS = """the scheduler|a spare node|the old switch|every expert|the router|one rank|the cable
-the night operator|a quiet agent|the journal|the checkpoint|a broken fan|the storage server
-the second witness|an engineer|the longest run|a small model|the loss|the gradient""".split("\n")
-VERBS = """waits for|replaces|reports|forgets|loads|finds|answers|blames|follows|repairs|counts
-measures|stops|outlives|watches|trusts|explains|believes|writes to|reads from""".split("\n")
-PLACES = """in the first rack|behind the cold door|at midnight|before the next step|after a restart
-on the far side of the fabric|without a warning|under a full load|for the third time this week
-with nobody awake|as the manual says|once the disk is empty|when the power returns""".split("\n")
-ADVERBS = ["slowly", "twice", "at once", "again", "never", "calmly", "at last", "by mistake"]
+SUBJECTS = """the scheduler, a spare node, the old switch, every expert, the router, one rank,
+the cable, the night operator, a quiet agent, the journal, the checkpoint, a broken fan,
+the storage server, the second witness, an engineer, the longest run, a small model, the loss,
+the gradient"""
+VERBS = """waits for, replaces, reports, forgets, loads, finds, answers, blames, follows, repairs,
+counts, measures, stops, outlives, watches, trusts, explains, believes, writes to, reads from"""
+PLACES = """in the first rack, behind the cold door, at midnight, before the next step,
+after a restart, on the far side of the fabric, without a warning, under a full load,
+for the third time this week, with nobody awake, as the manual says, once the disk is empty,
+when the power returns"""
+ADVERBS = "slowly, twice, at once, again, never, calmly, at last, by mistake"
 
 
-def _flat(lines: list[str]) -> list[str]:
-    return [word for line in lines for word in line.split("|")]
+def _words(text: str) -> list[str]:
+    return text.replace("\n", " ").split(", ")
 
 
 def sentence(pick: random.Random) -> str:
     """One made-up sentence; the numbers keep the text from repeating itself."""
-    subjects, verbs, places = _flat(SUBJECTS), _flat(VERBS), _flat(PLACES)
-    parts = [pick.choice(subjects), pick.choice(verbs), pick.choice(subjects)]
+    parts = [pick.choice(_words(part)) for part in (SUBJECTS, VERBS, SUBJECTS)]
     if pick.random() < 0.7:
-        parts.append(pick.choice(places))
+        parts.append(pick.choice(_words(PLACES)))
     if pick.random() < 0.3:
-        parts.append(pick.choice(ADVERBS))
+        parts.append(pick.choice(_words(ADVERBS)))
     if pick.random() < 0.3:
         parts.append(f"and node {pick.randrange(64)} is at step {pick.randrange(10_000)}")
     return (" ".join(parts) + ".").capitalize()
@@ -50,9 +51,7 @@ def sentence(pick: random.Random) -> str:
 def corpus() -> list[str]:
     """The documents, always the same."""
     pick = random.Random(20240607)
-    return [
-        " ".join(sentence(pick) for _ in range(pick.randint(6, 18))) for _ in range(DOCUMENTS)
-    ]
+    return [" ".join(sentence(pick) for _ in range(pick.randint(6, 18))) for _ in range(DOCUMENTS)]
 
 
 def write_data(folder: Path, documents: list[str]) -> None:

@@ -3,7 +3,8 @@
 Importing this module imports torch and torchtitan.train, puts right the places in which TorchTitan
 asks for a GPU, and registers the flavor `lab` of deepseek_v3. It starts nothing, so it can be
 preloaded in a process that ranks are forked from. `main(argv)` trains; the file can be run as a
-script by torchrun or by superv. TorchTitan itself is used as it comes from PyPI.
+script by torchrun or by superv. TorchTitan itself is used as it comes from PyPI; 0.3 would not do,
+its language models dropped SDPA attention.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ import torch
 import torch._utils
 import torch.distributed
 from torch.distributed.fsdp import FSDPModule
-
-TITAN_VERSION = "0.2.2"  # 0.3 dropped SDPA attention from its language models
 
 
 def _pretend_cpu_is_an_accelerator() -> None:
@@ -89,11 +88,11 @@ _leave_out_triton()
 _count_integers_on_cpu()
 _use_what_gloo_can()
 
-import torchtitan.models.attention
-import torchtitan.train
-from torchtitan.config import ConfigManager
-from torchtitan.models.deepseek_v3 import DeepSeekV3ModelArgs, deepseekv3_args
-from torchtitan.models.moe import MoEArgs
+import torchtitan.models.attention  # noqa: E402 (after the lines above, which it depends on)
+import torchtitan.train  # noqa: E402
+from torchtitan.config import ConfigManager  # noqa: E402
+from torchtitan.models.deepseek_v3 import DeepSeekV3ModelArgs, deepseekv3_args  # noqa: E402
+from torchtitan.models.moe import MoEArgs  # noqa: E402
 
 # It allows the GPU kernels only, by name.
 torchtitan.models.attention.sdpa_kernel = lambda *args, **kwargs: contextlib.nullcontext()
