@@ -1,0 +1,391 @@
+"""A lab: up, down, status, commands on its nodes, and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from lab import build, faults, node
+from lab.layout import (
+    BASE,
+    CONTROLLER,
+    CTLD_PORT,
+    LOGIN,
+    MAX_NODES,
+    SLURMD_PORT,
+    USER,
+    Layout,
+    addresses,
+    node_names,
+)
+from supervisor import proc
+from supervisor.core.errors import UserError
+
+PROGRAMS = (
+    *("slurmctld", "slurmd", "sinfo", "munged", "ip"),
+    *("nsenter", "unshare", "setsid", "mount", "hostname"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """One node. `slurm` is sinfo's long state, None where Slurm has none or was not asked."""
+
+    name: str
+    address: str
+    power: str  # on, off
+    cable: str  # up, cut, none
+    slurm: str | None
+    boot_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """A lab at one moment."""
+
+    name: str
+    dir: str
+    shared: str
+    user: str
+    controller: str  # running, paused, dead
+    nodes: tuple[NodeStatus, ...]
+    faults: tuple[faults.Fault, ...]
+
+
+def exposed_by_default() -> tuple[Path, ...]:
+    """The checkout that holds this package, and the Python that runs it."""
+    repo = Path(__file__).resolve().parent.parent
+    return tuple({repo: 0, Path(sys.prefix): 0, Path(sys.base_prefix): 0})
+
+
+def names() -> list[str]:
+    """Names of all labs of this machine, also of those that a crash left half-built."""
+    return sorted(path.name for path in BASE.iterdir()) if BASE.is_dir() else []
+
+
+class Lab:
+    """One lab, by name. Holds no state: every call looks at the lab's folder and processes."""
+
+    def __init__(self, name: str = "default") -> None:
+        self.name = name
+        self.layout = Layout(name=name)
+
+    # --- up and down ---
+
+    def up(
+        self,
+        nodes: int,
+        *,
+        gpus: int = 8,
+        settings: Mapping[str, str] | None = None,
+        exposed: Sequence[Path] | None = None,
+        deadline_s: float = 60,
+    ) -> None:
+        """Build the lab and wait until every node is idle. Nothing happens if it is there already.
+
+        `settings` override keys of slurm.conf. `exposed` are paths that the lab's user must be
+        able to read at their own place, wherever they lie.
+
+        Raises:
+            UserError: not root, a program is missing, the lab is up in another shape, or a node
+                or Slurm did not come up in time; nothing is left behind then.
+        """
+        _check(nodes, gpus)
+        paths = exposed_by_default() if exposed is None else exposed
+        spec = build.Spec(
+            nodes=nodes,
+            gpus=gpus,
+            settings=dict(settings or {}),
+            exposed=[str(path) for path in paths],
+            uid=build.free_uid(),
+        )
+        with build.locked(self.layout):
+            if self._is_up(spec):
+                return
+            build.clear(self.layout)
+            try:
+                build.write(self.layout, spec)
+                asyncio.run(self._start(spec, deadline_s))
+                build.save(self.layout, replace(spec, complete=True))
+            except TimeoutError as error:
+                why = self._last_words(spec)
+                build.clear(self.layout)
+                raise UserError(f"lab {self.name} did not come up: {error}; {why}") from error
+            except BaseException:
+                build.clear(self.layout)
+                raise
+
+    def down(self) -> bool:
+        """End the lab and remove everything of it; False if there was none."""
+        _check_root()
+        if not self.layout.dir.exists() and not node.boot_pids(self.layout):
+            return False
+        with build.locked(self.layout):
+            build.clear(self.layout)
+        return True
+
+    def _is_up(self, wanted: build.Spec) -> bool:
+        """Whether this very lab is there; UserError if another one has the name."""
+        there = build.load(self.layout)
+        if there is None or not there.complete or not self._is_on(CONTROLLER):
+            return False
+        new, old = asdict(wanted), asdict(there)
+        differ = [key for key in ("nodes", "gpus", "settings", "exposed") if new[key] != old[key]]
+        if not differ:
+            return True
+        what = ", ".join(f"{key} {old[key]}, not {new[key]}" for key in differ)
+        raise UserError(f"lab {self.name} is up with {what}; superv lab down --name {self.name}")
+
+    async def _start(self, spec: build.Spec, deadline_s: float) -> None:
+        end = time.monotonic() + deadline_s
+        await node.boot(self.layout, CONTROLLER)
+        await node.until(
+            self._controller_listens, deadline_s=deadline_s, what="slurmctld does not listen"
+        )
+        compute = node_names(spec.nodes)
+        await asyncio.gather(*(node.boot(self.layout, name) for name in (LOGIN, *compute)))
+        await self._idle(compute, deadline_s=end - time.monotonic())
+
+    def _controller_listens(self) -> bool:
+        if not node.boot_pids(self.layout) or (self.layout.node(CONTROLLER) / "ended").exists():
+            raise TimeoutError("the controller ended")
+        return self._listens(CONTROLLER, CTLD_PORT)
+
+    async def _idle(self, compute: Sequence[str], *, deadline_s: float) -> None:
+        end = time.monotonic() + deadline_s
+        while True:
+            states = await self._states()
+            late = [name for name in compute if states.get(name) != "idle"]
+            if not late:
+                return
+            if time.monotonic() > end:
+                seen = ", ".join(f"{name} {states.get(name, 'unknown')}" for name in late[:8])
+                raise TimeoutError(f"nodes not idle within {deadline_s:.0f} s: {seen}")
+            await asyncio.sleep(0.1)
+
+    async def _states(self) -> dict[str, str]:
+        """State of every node by sinfo; empty if Slurm does not answer."""
+        argv = ["sinfo", "--noheader", "--Node", "--format=%N %T"]
+        entered = node.enter(self.layout, CONTROLLER, argv, uid=0, cwd="/", env={})
+        done = await proc.run(entered, deadline_s=5)
+        if done.rc != 0:
+            return {}
+        return dict(line.split() for line in done.out.splitlines())
+
+    def _last_words(self, spec: build.Spec) -> str:
+        """What the parts of a lab that failed said last."""
+        lay = self.layout
+        logs = [lay.node(CONTROLLER) / "console"]
+        for name in (LOGIN, *node_names(spec.nodes)):
+            if not self._is_on(name):
+                logs.append(lay.node(name) / "console")
+        said = []
+        for log in logs[:3]:
+            lines = log.read_text().splitlines() if log.exists() else []
+            bad = [line for line in lines if "error" in line or "fatal" in line] or lines
+            said += [f"{log.parent.name} said: {bad[0]}"] if bad else []
+        return "; ".join(said) or "no log says why"
+
+    # --- looking ---
+
+    def _is_on(self, name: str) -> bool:
+        return node.init_pid(self.layout, name) is not None
+
+    def _listens(self, name: str, port: int) -> bool:
+        pid = node.init_pid(self.layout, name)
+        return pid is not None and node.listens(pid, port)
+
+    def spec(self) -> build.Spec:
+        """What the lab is.
+
+        Raises:
+            UserError: there is no such lab, or it was never finished.
+        """
+        _check_root()
+        spec = build.load(self.layout)
+        if spec is None or not spec.complete or not self._is_on(CONTROLLER):
+            raise UserError(
+                f"there is no lab {self.name!r} (labs: {', '.join(names()) or 'none'}); "
+                f"superv lab up --name {self.name} --nodes 3"
+            )
+        return spec
+
+    @property
+    def compute(self) -> tuple[str, ...]:
+        """Names of the compute nodes."""
+        return node_names(self.spec().nodes)
+
+    @property
+    def shared(self) -> Path:
+        """The shared file system; the same path on the machine and on every node."""
+        return self.layout.shared
+
+    @property
+    def home(self) -> Path:
+        """Home of the lab's user, on the shared file system."""
+        return self.layout.home
+
+    def _named(self, name: str, *, ctl: bool) -> str:
+        valid = (*((CONTROLLER,) if ctl else ()), LOGIN, *self.compute)
+        if name not in valid:
+            raise UserError(f"lab {self.name} has no node {name!r}; valid: {', '.join(valid)}")
+        return name
+
+    def status(self, *, last_faults: int = 5) -> Status:
+        """The lab now. Slurm is not asked while its controller is paused: it would not answer."""
+        spec = self.spec()
+        controller = self.controller()
+        states = asyncio.run(self._states()) if controller == "running" else {}
+        cables = faults.cables(self.layout)
+        rows = []
+        for name, address in addresses(spec.nodes).items():
+            on = self._is_on(name)
+            boot = self.layout.node(name) / "boot_id"
+            cable = {True: "up", False: "cut", None: "none"}[cables.get(name)]
+            rows.append(
+                NodeStatus(
+                    name=name,
+                    address=address,
+                    power="on" if on else "off",
+                    cable="up" if name == CONTROLLER else cable,
+                    slurm=states.get(name),
+                    boot_id=boot.read_text().strip() if on and boot.exists() else None,
+                )
+            )
+        return Status(
+            name=self.name,
+            dir=str(self.layout.dir),
+            shared=str(self.shared),
+            user=USER,
+            controller=controller,
+            nodes=tuple(rows),
+            faults=tuple(faults.read(self.layout)[-last_faults:]),
+        )
+
+    def controller(self) -> str:
+        """slurmctld: running, paused or dead."""
+        pid = faults.slurmctld(self.layout)
+        if pid is None:
+            return "dead"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return "paused" if state == "T" else "running"
+
+    def processes(self) -> list[node.Process]:
+        """Everything that runs on the lab's nodes."""
+        return node.processes(self.layout, (CONTROLLER, LOGIN, *self.compute))
+
+    def wait_idle(self, *compute: str, deadline_s: float = 60) -> None:
+        """Wait until Slurm calls the nodes (default: all) idle; TimeoutError names late ones."""
+        valid = [self._named(name, ctl=False) for name in compute]
+        asyncio.run(self._idle(valid or self.compute, deadline_s=deadline_s))
+
+    # --- commands ---
+
+    def enter(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        user: str = USER,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> list[str]:
+        """The command line that runs `argv` on a node, for callers that start it themselves.
+
+        `user` is the lab's own or root; `cwd` defaults to that user's home.
+        """
+        if user not in (USER, "root"):
+            raise UserError(f"lab {self.name} has no user {user!r}; valid: {USER}, root")
+        uid = self.spec().uid if user == USER else 0
+        home = str(self.home) if user == USER else "/"
+        return node.enter(self.layout, name, argv, uid=uid, cwd=cwd or home, env=env or {})
+
+    def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        user: str = USER,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        deadline_s: float = 60,
+    ) -> proc.Completed:
+        """Run a command on a node to its end or its deadline."""
+        entered = self.enter(self._named(name, ctl=True), argv, user=user, cwd=cwd, env=env)
+        return proc.run_sync(entered, stdin=stdin, deadline_s=deadline_s)
+
+    # --- faults ---
+
+    def poweroff(self, name: str) -> faults.Fault:
+        """Power a node off. Its peers see silence: no FIN, no RST."""
+        return faults.poweroff(self.layout, self._named(name, ctl=False))
+
+    def poweron(self, name: str, *, deadline_s: float = 20) -> faults.Fault:
+        """Power a node on again: new boot id, empty /tmp; back when its slurmd listens."""
+        if self._is_on(self._named(name, ctl=False)):
+            raise UserError(f"node {name} of lab {self.name} is on already")
+        entry = faults.poweron(self.layout, name)
+
+        def ready() -> bool:
+            return self._is_on(name) if name == LOGIN else self._listens(name, SLURMD_PORT)
+
+        async def start() -> None:
+            await node.boot(self.layout, name)
+            await node.until(ready, deadline_s=deadline_s, what=f"{name} is not on")
+
+        try:
+            asyncio.run(start())
+        except TimeoutError as error:
+            raise UserError(f"{error}; see {self.layout.node(name) / 'console'}") from error
+        return entry
+
+    def cut(self, name: str) -> faults.Fault:
+        """Pull a node's cable."""
+        return faults.cut(self.layout, self._on(name))
+
+    def mend(self, name: str) -> faults.Fault:
+        """Put a node's cable back."""
+        return faults.mend(self.layout, self._on(name))
+
+    def _on(self, name: str) -> str:
+        if not self._is_on(self._named(name, ctl=False)):
+            raise UserError(f"node {name} of lab {self.name} is off; superv lab poweron {name}")
+        return name
+
+    def pause_controller(self) -> faults.Fault:
+        """Stop slurmctld (SIGSTOP): it accepts connections and answers nothing."""
+        self.spec()
+        return faults.signal_controller(self.layout, pause=True)
+
+    def resume_controller(self) -> faults.Fault:
+        """Let slurmctld go on."""
+        self.spec()
+        return faults.signal_controller(self.layout, pause=False)
+
+
+def _check_root() -> None:
+    if os.geteuid() != 0:
+        raise UserError(
+            "superv lab needs root: it makes network namespaces; run it as root, or with sudo"
+        )
+
+
+def _check(nodes: int, gpus: int) -> None:
+    _check_root()
+    if not 1 <= nodes <= MAX_NODES:
+        raise UserError(f"--nodes {nodes}: a lab has 1 to {MAX_NODES} nodes")
+    if not 1 <= gpus <= 64:
+        raise UserError(f"--gpus {gpus}: a node has 1 to 64")
+    missing = [name for name in PROGRAMS if shutil.which(name, path=node.PATH) is None]
+    if missing or not Path("/etc/slurm").is_dir():
+        raise UserError(
+            f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
+            "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
+        )

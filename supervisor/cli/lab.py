@@ -1,0 +1,172 @@
+"""`superv lab …`: a real Slurm cluster on this machine, and faults for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from lab.cluster import Lab, Status
+    from lab.faults import Fault
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _lab(name: str) -> Lab:
+    from lab.cluster import Lab
+
+    return Lab(name)
+
+
+def _named(command: F) -> F:
+    return click.option(
+        "--name", default="default", show_default=True, help="Which lab; labs live side by side."
+    )(command)
+
+
+@click.group()
+def lab() -> None:
+    """A real Slurm cluster on this machine, in namespaces, with faults to order. Needs root."""
+
+
+@lab.command()
+@_named
+@click.option("--nodes", default=3, show_default=True, help="Compute nodes n1, n2, …")
+@click.option("--gpus", default=8, show_default=True, help="GPUs that each node claims.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A line of slurm.conf, e.g. SlurmdTimeout=300.",
+)
+def up(name: str, nodes: int, gpus: int, settings: tuple[str, ...]) -> None:
+    """Start a lab and wait until its nodes are idle."""
+    from supervisor.core.errors import UserError
+
+    pairs = dict(item.partition("=")[::2] for item in settings if "=" in item)
+    if len(pairs) != len(settings):
+        raise UserError(f"--set {' '.join(settings)}: write KEY=VALUE, each key once")
+    _lab(name).up(nodes, gpus=gpus, settings=pairs)
+    click.echo(f"lab {name}: {nodes} nodes idle; superv lab shell --name {name}")
+
+
+@lab.command()
+@_named
+def down(name: str) -> None:
+    """End a lab and remove everything of it, also after a crash."""
+    there = _lab(name).down()
+    click.echo(f"lab {name}: {'removed' if there else 'there is none'}")
+
+
+@lab.command()
+@_named
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def status(name: str, as_json: bool) -> None:
+    """Nodes, controller and the last faults."""
+    seen = _lab(name).status()
+    click.echo(json.dumps(asdict(seen), indent=1) if as_json else _table(seen))
+
+
+def _table(seen: Status) -> str:
+    from datetime import UTC, datetime
+
+    lines = [f"lab {seen.name}: controller {seen.controller}, shared files in {seen.shared}", ""]
+    lines.append(f"{'NODE':8} {'ADDRESS':15} {'POWER':6} {'CABLE':6} SLURM")
+    for node in seen.nodes:
+        lines.append(
+            f"{node.name:8} {node.address:15} {node.power:6} {node.cable:6} {node.slurm or '-'}"
+        )
+    if seen.faults:
+        lines += ["", "last faults"]
+    for fault in seen.faults:
+        at = datetime.fromtimestamp(fault.at, UTC).isoformat(" ", "milliseconds")
+        lines.append(f"{at}  {fault.fault:18} {fault.node}")
+    return "\n".join(lines)
+
+
+def _exec(argv: list[str]) -> None:
+    """Become the command: terminal, signals and exit code are its own."""
+    os.execvp(argv[0], argv)  # noqa: S606 - no shell, and this process ends here
+
+
+@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_named
+@click.option("--root", is_flag=True, help="As root instead of the lab's user.")
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True)
+def run(name: str, root: bool, node: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND on NODE (login, ctl, n1, …); ends with the command's exit code."""
+    _exec(_lab(name).enter(node, command, user="root" if root else "superv"))
+
+
+@lab.command()
+@_named
+@click.option("--root", is_flag=True, help="As root instead of the lab's user.")
+@click.argument("node", default="login")
+def shell(name: str, root: bool, node: str) -> None:
+    """Open a shell on NODE."""
+    there = _lab(name)
+    argv = there.enter(
+        node,
+        ["bash", "--norc", "-i"],
+        user="root" if root else "superv",
+        env={"PS1": r"[\u@\h \W]\$ ", "TERM": os.environ.get("TERM", "dumb")},
+    )
+    _exec(argv)
+
+
+def _say(fault: Fault) -> None:
+    click.echo(json.dumps(asdict(fault)))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def poweroff(name: str, node: str) -> None:
+    """Power NODE off: silence on the network, then everything on it is gone."""
+    _say(_lab(name).poweroff(node))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def poweron(name: str, node: str) -> None:
+    """Power NODE on again."""
+    _say(_lab(name).poweron(node))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def cut(name: str, node: str) -> None:
+    """Pull NODE's network cable; its processes go on."""
+    _say(_lab(name).cut(node))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def mend(name: str, node: str) -> None:
+    """Put NODE's network cable back."""
+    _say(_lab(name).mend(node))
+
+
+@lab.command("pause-controller")
+@_named
+def pause_controller(name: str) -> None:
+    """Stop slurmctld: it accepts connections and answers nothing."""
+    _say(_lab(name).pause_controller())
+
+
+@lab.command("resume-controller")
+@_named
+def resume_controller(name: str) -> None:
+    """Let slurmctld go on."""
+    _say(_lab(name).resume_controller())
