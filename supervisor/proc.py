@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes kept of a child's output
 _abandoned: list[subprocess.Popen[bytes]] = []
@@ -36,7 +37,7 @@ class Completed:
 
     def why(self) -> str:
         """One line that says how it failed."""
-        name = os.path.basename(self.argv[0])
+        name = Path(self.argv[0]).name
         if self.rc is None:
             return f"{name} did not answer within {self.took_s:.1f} s"
         lines = (self.err.strip() or self.out.strip()).splitlines()

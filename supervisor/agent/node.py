@@ -1,0 +1,111 @@
+"""What an agent finds out about its node before it registers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+MIN_MEMORY_SHARE = 0.9  # of what Slurm says it granted; less means a limit that is not meant
+
+
+def problems(
+    env: Mapping[str, str], root: Path = Path("/")
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What keeps ranks from running here, one line each, and the facts looked at.
+
+    Compared with what Slurm says it granted (SLURM_* in `env`): a step that got less than the node
+    makes every rank slow or fail, and nothing else would say why.
+    """
+    found: list[str] = []
+    facts: dict[str, str] = {}
+    cpus = len(os.sched_getaffinity(0))
+    facts["cpus"] = str(cpus)
+    granted = _number(env.get("SLURM_CPUS_ON_NODE"))
+    if granted is not None and cpus < granted:
+        found.append(f"may use {cpus} CPUs, Slurm granted {granted}: the agent step is bound")
+    limit = _memory_limit(root)
+    facts["memory_limit_mb"] = "none" if limit is None else str(limit)
+    memory = _number(env.get("SLURM_MEM_PER_NODE"))
+    if limit is not None and memory is not None and limit < memory * MIN_MEMORY_SHARE:
+        found.append(f"memory is limited to {limit} MB, Slurm granted {memory} MB")
+    found += _devices(env, root, facts)
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    unlimited = soft == resource.RLIM_INFINITY
+    facts["memlock"] = "unlimited" if unlimited else str(soft)
+    if not unlimited and (root / "dev/infiniband").is_dir():
+        found.append(
+            f"memlock is limited to {soft} bytes: InfiniBand can't register memory; "
+            "raise LimitMEMLOCK of slurmd"
+        )
+    facts["nofile"] = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return tuple(found), facts
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None
+
+
+def _memory_limit(root: Path) -> int | None:
+    """The tightest memory limit of this process's cgroup and its parents, in MB."""
+    limits: list[int] = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        place = base / path.lstrip("/")
+        while place.is_relative_to(base):
+            try:
+                text = (place / name).read_text().strip()
+            except OSError:
+                text = "max"
+            if text.isdigit() and int(text) < 1 << 60:
+                limits.append(int(text) >> 20)
+            place = place.parent
+    return min(limits, default=None)
+
+
+def _devices(env: Mapping[str, str], root: Path, facts: dict[str, str]) -> list[str]:
+    """GPUs that Slurm granted and that can't be opened."""
+    granted = _number(env.get("SLURM_GPUS_ON_NODE"))
+    seen = sorted((root / "dev").glob("nvidia[0-9]*"))
+    usable = [path for path in seen if os.access(path, os.R_OK | os.W_OK)]
+    facts["gpus"] = str(len(usable))
+    if not (root / "proc/driver/nvidia").exists():
+        return []
+    found = []
+    if granted is not None and len(usable) < granted:
+        found.append(f"{len(usable)} GPUs can be opened, Slurm granted {granted}")
+    return found
+
+
+def address_towards(endpoint: str) -> str:
+    """The address of this node on the way to the engine."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
+
+
+def free_port(first: int, last: int, address: str, avoid: int | None) -> int:
+    """A port that nobody listens on, outside the ephemeral range so that no connection takes it.
+
+    Raises OSError where the whole range is taken.
+    """
+    size = last - first + 1
+    begin = int.from_bytes(os.urandom(4)) % size
+    for offset in range(size):
+        port = first + (begin + offset) % size
+        if port == avoid:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port in {first}-{last}")

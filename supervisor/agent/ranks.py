@@ -1,0 +1,222 @@
+"""The ranks of one attempt on one node: started, watched, adopted, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess  # noqa: TID251 - for the type of a child only; supervisor.proc starts it
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor import proc
+from supervisor.agent import tree
+from supervisor.core.actions import Start
+from supervisor.wire import Job
+
+TAIL_SHOWN = 20  # lines of a rank's log that travel with its end
+ERROR_SHOWN = 500  # characters of the message in a rank's error file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a local rank ended; both are None where no agent saw it."""
+
+    rank: int
+    code: int | None
+    signal: int | None
+
+
+@dataclass(slots=True)
+class Rank:
+    """A process of this node's ranks."""
+
+    rank: int
+    pid: int
+    started: int  # start time in clock ticks: with the pid it names the process
+    child: subprocess.Popen[bytes] | None  # None: adopted from an agent that died
+    alive: bool = True
+
+
+def rank_env(job: Job, order: Start, local: int, node_dir: Path, node: str) -> dict[str, str]:
+    """torchrun's contract with a rank, and what superv adds.
+
+    The names are those of torch 2.13, distributed/elastic/agent/server/local_elastic_agent.py.
+    """
+    per_node = job.ranks_per_node
+    rank, world = order.slot * per_node + local, order.nnodes * per_node
+    contract = {
+        "RANK": rank,
+        "LOCAL_RANK": local,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": per_node,
+        "GROUP_RANK": order.slot,
+        "GROUP_WORLD_SIZE": order.nnodes,
+        "ROLE_RANK": rank,
+        "ROLE_WORLD_SIZE": world,
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": order.master_addr,
+        "MASTER_PORT": order.master_port,
+        "TORCHELASTIC_RUN_ID": job.run_id,
+        "TORCHELASTIC_RESTART_COUNT": order.attempt - 1,
+        "TORCHELASTIC_MAX_RESTARTS": order.attempt - 1,
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_ERROR_FILE": error_file(node_dir, order.attempt, rank),
+        "SUPERV_RUN": job.name,
+        "SUPERV_ATTEMPT": order.attempt,
+        "SUPERV_SAVE_DIR": order.save_dir or "",
+        "SUPERV_RESUME_PATH": order.resume_path or "",
+        "SUPERV_RESUME_STEP": order.resume_step or 0,
+        tree.MARK: f"{job.run_id}/{node}/{order.attempt}",
+    }
+    default = {"PYTHONUNBUFFERED": "1"}
+    if per_node > 1:
+        default["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks share the cores
+    values = placeholders(order)
+    own = {name: fill(value, values) for name, value in job.env.items()}
+    return default | dict(os.environ) | own | {k: str(v) for k, v in contract.items()}
+
+
+def placeholders(order: Start) -> dict[str, str]:
+    """The values of {placeholders} in the trainer's command line and environment."""
+    return {
+        "node_rank": str(order.slot),
+        "nnodes": str(order.nnodes),
+        "master_addr": order.master_addr,
+        "master_port": str(order.master_port),
+        "save_dir": order.save_dir or "",
+        "resume_path": order.resume_path or "",
+        "resume_step": str(order.resume_step or 0),
+    }
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Replace the known placeholders; other braces are the trainer's own."""
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def attempt_dir(node_dir: Path, attempt: int) -> Path:
+    return node_dir / f"a{attempt:04d}"
+
+
+def log_file(node_dir: Path, attempt: int, rank: int) -> Path:
+    return attempt_dir(node_dir, attempt) / f"rank{rank}.log"
+
+
+def error_file(node_dir: Path, attempt: int, rank: int) -> Path:
+    return attempt_dir(node_dir, attempt) / f"rank{rank}.error.json"
+
+
+class Ranks:
+    """The ranks that this node runs for one attempt.
+
+    `on_end` is called once for every rank, at once, pushed by the kernel.
+    """
+
+    def __init__(
+        self, node_dir: Path, node: str, run_id: str, attempt: int, on_end: Callable[[Ended], None]
+    ) -> None:
+        self._dir = node_dir
+        self._mark = f"{run_id}/{node}/"
+        self._on_end = on_end
+        self.attempt = attempt
+        self.ranks: dict[int, Rank] = {}
+        self.stopping = False
+        self._watches: set[asyncio.Task[None]] = set()
+
+    @property
+    def alive(self) -> int:
+        return sum(1 for rank in self.ranks.values() if rank.alive)
+
+    def start(self, job: Job, order: Start, node: str) -> None:
+        """Start every local rank. Raises OSError naming what could not be started."""
+        attempt_dir(self._dir, self.attempt).mkdir(mode=0o700, exist_ok=True)
+        values = placeholders(order)
+        argv = [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)]
+        for local in range(job.ranks_per_node):
+            rank = order.slot * job.ranks_per_node + local
+            env = rank_env(job, order, local, self._dir, node)
+            path = log_file(self._dir, self.attempt, rank)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            log = os.open(path, flags, 0o600)
+            try:
+                child = proc.spawn(argv, env=env, cwd=job.workdir, stdout=log)
+            finally:
+                os.close(log)
+            started = tree.start_time(child.pid) or 0
+            self.ranks[rank] = Rank(rank=rank, pid=child.pid, started=started, child=child)
+        self._remember()
+        self.watch()
+
+    def _remember(self) -> None:
+        """Write down which processes are the ranks, for an agent that comes after this one."""
+        told = {
+            "attempt": self.attempt,
+            "ranks": [[r.rank, r.pid, r.started] for r in self.ranks.values()],
+        }
+        path = self._dir / "ranks.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(told))
+        part.replace(path)
+
+    def watch(self) -> None:
+        for rank in self.ranks.values():
+            task = asyncio.ensure_future(self._watch(rank))
+            self._watches.add(task)
+            task.add_done_callback(self._watches.discard)
+
+    async def _watch(self, rank: Rank) -> None:
+        if rank.child is not None or tree.start_time(rank.pid) == rank.started:
+            await proc.exited(rank.pid)
+        rank.alive = False
+        rc = rank.child.poll() if rank.child is not None else None
+        self._on_end(
+            Ended(
+                rank=rank.rank,
+                code=rc if rc is not None and rc >= 0 else None,
+                signal=-rc if rc is not None and rc < 0 else None,
+            )
+        )
+
+    def find(self) -> set[int]:
+        """All processes of this run on this node, of whatever attempt."""
+        return tree.find(self._mark, frozenset(r.pid for r in self.ranks.values() if r.alive))
+
+    async def stop(self, grace_s: float) -> set[int]:
+        """End every process of the run on this node; returns the pids that can't be killed."""
+        self.stopping = True
+        left = await tree.end(self.find, grace_s)
+        if self._watches:  # the ends of the ranks are reported before the stop is
+            await asyncio.wait(self._watches, timeout=1.0)
+        return left
+
+    def error(self, rank: int) -> str:
+        """The message of the rank's error file (torch's @record writes one), shortened."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(error_file(self._dir, self.attempt, rank).read_bytes())
+            message = told["message"]
+            text = message["message"] if isinstance(message, dict) else message
+            return str(text).strip().splitlines()[-1][:ERROR_SHOWN]
+        return ""
+
+
+def adopt(node_dir: Path, node: str, run_id: str, on_end: Callable[[Ended], None]) -> Ranks | None:
+    """The ranks that an agent before this one left running, or None where none of them lives."""
+    try:
+        told = json.loads((node_dir / "ranks.json").read_bytes())
+    except FileNotFoundError:
+        return None
+    found = Ranks(node_dir, node, run_id, int(told["attempt"]), on_end)
+    for rank, pid, started in told["ranks"]:
+        found.ranks[rank] = Rank(
+            rank=rank,
+            pid=pid,
+            started=started,
+            child=None,
+            alive=tree.start_time(pid) == started and tree.state(pid) not in ("Z", "X"),
+        )
+    return found if found.alive else None

@@ -1,0 +1,105 @@
+"""Finds and ends the processes of a rank, whatever they forked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from supervisor.proc import exited
+
+MARK = "SUPERV_MARK"  # run/node/attempt, in the environment of every rank
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot at which the process started; with the pid it names it for ever."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
+
+
+def state(pid: int) -> str | None:
+    """R, S, D, Z …; None where there is no such process."""
+    fields = _stat(pid)
+    return None if fields is None else fields[0]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command's name."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def find(mark: str, roots: frozenset[int] = frozenset()) -> set[int]:
+    """Living processes whose mark begins so, and all that descend from them or from `roots`.
+
+    A process that replaced its environment is found through its parent or its session.
+    """
+    needle = f"{MARK}={mark}".encode()
+    table: dict[int, tuple[int, int, str]] = {}  # pid → parent, session, state
+    marked: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        pid = int(entry.name)
+        fields = _stat(pid)
+        if fields is None:
+            continue
+        table[pid] = (int(fields[1]), int(fields[3]), fields[0])
+        with contextlib.suppress(OSError):
+            if any(part.startswith(needle) for part in _environ(pid)):
+                marked.add(pid)
+    found = marked | (roots & table.keys())
+    sessions = found.copy()  # a rank leads a session of its own
+    grew = True
+    while grew:
+        more = {
+            pid
+            for pid, (parent, session, _) in table.items()
+            if pid not in found and (parent in found or session in sessions)
+        }
+        grew = bool(more)
+        found |= more
+    return {pid for pid in found if pid in table and table[pid][2] not in "ZX"}
+
+
+def _environ(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+async def end(look: Callable[[], set[int]], grace_s: float, kill_s: float = 5.0) -> set[int]:
+    """SIGTERM, grace, SIGKILL to everything that `look` finds, until it finds nothing.
+
+    Returns the pids that are still there `kill_s` after SIGKILL (uninterruptible sleep).
+    """
+    left = look()
+    if grace_s > 0 and left:
+        _signal(left, signal.SIGTERM)
+        left = await _wait(look, left, grace_s)
+    deadline = asyncio.get_running_loop().time() + kill_s
+    while left and asyncio.get_running_loop().time() < deadline:
+        _signal(left, signal.SIGKILL)
+        left = await _wait(look, left, min(1.0, kill_s))
+    return left
+
+
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
+
+
+async def _wait(look: Callable[[], set[int]], pids: set[int], seconds: float) -> set[int]:
+    """Wait until the pids are gone (pushed by pidfds), then look again; what is left."""
+    waits = [asyncio.ensure_future(exited(pid)) for pid in pids]
+    try:
+        await asyncio.wait(waits, timeout=seconds)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+    return look()

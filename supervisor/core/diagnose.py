@@ -1,0 +1,128 @@
+"""Evidence → Verdict → Remedy. First form: exits and silences; log and kernel signatures join here.
+
+A node is named only on evidence that names it. Secondary errors name nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supervisor.core.types import Incident, NodeState, RankExit, Run, Verdict
+
+SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
+SHARED_CAUSE_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """What to do about a Verdict: retry, swap or hold."""
+
+    kind: str
+    delay_s: float = 0.0
+    exclude: tuple[str, ...] = ()
+    text: str = ""
+
+
+def diagnose(run: Run, incident: Incident) -> Verdict:
+    """Name the cause and, where the evidence names one, the culprit."""
+    if incident.cause == "node-lost":
+        return _node_lost(run, incident)
+    if incident.cause == "rank-exit":
+        return _rank_exit(run, incident)
+    if incident.cause == "start-failed":
+        return _start_failed(run, incident)
+    return Verdict(cause=incident.cause, why="nothing in the evidence names a node")
+
+
+def _node_lost(run: Run, incident: Incident) -> Verdict:
+    lost = tuple(
+        node.name
+        for node in run.pool.values()
+        if node.state is NodeState.LOST
+        and abs(incident.confirmed_at - node.since) <= SHARED_CAUSE_WINDOW_S
+    )
+    if len(lost) >= SHARED_CAUSE_NODES:
+        return Verdict(
+            cause="node-lost",
+            why=f"{len(lost)} nodes went within a minute: a shared cause (switch, power, storage); "
+            "they are replaced, and none is blamed",
+        )
+    return Verdict(
+        cause="node-lost",
+        culprits=lost,
+        confidence="witnessed",
+        why="silence, and a second witness",
+    )
+
+
+def first_exit(run: Run) -> RankExit | None:
+    """The earliest bad end of a rank in the current attempt."""
+    bad = [e for e in run.attempt.exits if not e.clean] if run.attempt else []
+    return min(bad, key=lambda e: e.at, default=None)
+
+
+def _rank_exit(run: Run, incident: Incident) -> Verdict:
+    first = first_exit(run)
+    if first is None:
+        return Verdict(cause="rank-exit", why="no rank's end was seen")
+    before = [i for i in run.incidents if i is not incident and i.verdict is not None]
+    last = before[-1] if before else None
+    again = (
+        last is not None
+        and last.cause == "rank-exit"
+        and any(e.node == first.node for e in last.evidence[:1])
+        and not _progressed_since(run, last)
+    )
+    if again:
+        return Verdict(
+            cause="rank-exit",
+            culprits=(first.node,),
+            confidence="inferred",
+            why=f"ranks on {first.node} ended first in two attempts running, "
+            "with no new verified checkpoint in between",
+        )
+    return Verdict(cause="rank-exit", why=f"{first.text()}; once is not enough to name the node")
+
+
+def _progressed_since(run: Run, incident: Incident) -> bool:
+    newest = run.lineage[-1].verified_at if run.lineage else 0.0
+    return newest > (incident.first_step_at or incident.confirmed_at)
+
+
+def _start_failed(run: Run, incident: Incident) -> Verdict:
+    failed = tuple(dict.fromkeys(e.node for e in incident.evidence if e.source == "start"))
+    slots = run.attempt.slots if run.attempt else ()
+    if len(failed) < len(slots):
+        return Verdict(
+            cause="start-failed",
+            culprits=failed,
+            confidence="witnessed",
+            why="the trainer can't be started there, and can be on other nodes",
+        )
+    return Verdict(cause="start-failed", why="the trainer can't be started on any node")
+
+
+def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
+    """What to do, given that this is restart number `tries` for the cause without progress."""
+    policy = run.spec.policy
+    limit = policy.restarts_without_progress
+    if run.best_step > 0 and run.spec.checkpoint_dir and not run.lineage:
+        return Remedy(
+            kind="hold",
+            text=f"no verified checkpoint is left, though one of step {run.best_step} was there; "
+            "superv does not start again from step 0 by itself",
+        )
+    if verdict.cause == "start-failed" and not verdict.culprits:
+        return Remedy(kind="hold", text="the trainer can't be started on any node")
+    if tries > limit:
+        return Remedy(
+            kind="hold",
+            text=f"{limit} restarts for {verdict.cause} without new verified progress",
+        )
+    if verdict.culprits:
+        names = ", ".join(verdict.culprits)
+        return Remedy(
+            kind="swap", exclude=verdict.culprits, text=f"{names} excluded; a spare takes the slot"
+        )
+    delay = policy.backoff_s[min(tries, len(policy.backoff_s)) - 1] if policy.backoff_s else 0.0
+    return Remedy(kind="retry", delay_s=delay, text="the same slots again, but for lost nodes")

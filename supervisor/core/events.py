@@ -1,0 +1,267 @@
+"""What happens to a Run. All of it is journaled.
+
+A field that is added needs a default, so that older journals can be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supervisor.core.types import Checkpoint, Evidence, RankExit, Rejected, RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; `at` is the engine's clock, seconds since the epoch."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched(Event):
+    """A user launched the run; `seed` is a checkpoint to begin from."""
+
+    spec: RunSpec
+    seed: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStarted(Event):
+    """An engine took the run over."""
+
+    epoch: int
+    host: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted(Event):
+    key: str
+    job_id: str
+    job_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitRefused(Event):
+    """The scheduler refused the request: a person has to change it."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Event):
+    """The world did not answer an action; it is tried again. Shown, changes nothing."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationSeen(Event):
+    """What Slurm says of an allocation, when that changed."""
+
+    job_id: str
+    state: str  # a JobState
+    raw: str
+    nodes: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysSent(Event):
+    key: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentJoined(Event):
+    """An agent registered, for the first time or again."""
+
+    node: str
+    job_id: str
+    address: str
+    port: int
+    agent: str
+    problems: tuple[str, ...] = ()
+    attempt: int | None = None  # the attempt whose ranks it holds
+    ranks: int = 0  # how many of them live
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLeft(Event):
+    node: str
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSilent(Event):
+    """No beat came for longer than policy.silent_s, though most other agents were heard."""
+
+    node: str
+    last_heard: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHeard(Event):
+    """A silent node's agent was heard again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed(Event):
+    """A peer tried to reach a silent node."""
+
+    key: str
+    node: str  # the peer
+    target: str
+    outcome: str  # reached, refused, unreachable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOverdue(Event):
+    """The next step is late by the job's own rhythm."""
+
+    last_step: int
+    last_at: float
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stalled(Event):
+    """No step for so long that the ranks are taken to hang."""
+
+    last_step: int
+    last_at: float
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared(Event):
+    key: str
+    node: str
+    attempt: int
+    port: int
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksStarted(Event):
+    key: str
+    node: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFailed(Event):
+    key: str
+    node: str
+    attempt: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankExited(Event):
+    attempt: int
+    exit: RankExit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksStopped(Event):
+    """No rank of the attempt is left on the node, but for pids that could not be killed."""
+
+    key: str
+    node: str
+    attempt: int
+    stuck: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(Event):
+    """The trainer said which step it resumed from (0: from the beginning)."""
+
+    attempt: int
+    node: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    attempt: int
+    step: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scanned(Event):
+    """The checkpoints that are there, verified or rejected."""
+
+    key: str
+    found: tuple[Checkpoint, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected(Event):
+    key: str
+    node: str
+    attempt: int
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAsked(Event):
+    """A person asked for the end of the run."""
+
+    who: str
+    now: bool = False  # without a grace period
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due(Event):
+    """The run's deadline passed."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(Event):
+    """An action that answers with nothing else was carried out."""
+
+    key: str
+
+
+EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (
+        Launched,
+        EngineStarted,
+        Submitted,
+        SubmitRefused,
+        Waiting,
+        AllocationSeen,
+        KeysSent,
+        AgentJoined,
+        AgentLeft,
+        NodeSilent,
+        NodeHeard,
+        Probed,
+        StepOverdue,
+        Stalled,
+        Prepared,
+        RanksStarted,
+        StartFailed,
+        RankExited,
+        RanksStopped,
+        Resumed,
+        Progress,
+        Scanned,
+        Collected,
+        StopAsked,
+        Due,
+        Done,
+    )
+}

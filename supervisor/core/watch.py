@@ -1,0 +1,120 @@
+"""Turns beats and steps, and their absence, into events. Keeps time only as it is told."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+from supervisor.core.events import Event, NodeHeard, NodeSilent, Stalled, StepOverdue
+from supervisor.core.policy import Policy
+from supervisor.core.types import NodeState, Phase, Run
+
+OVERDUE_FACTOR = 3.0  # a step is overdue at 3x the median interval …
+OVERDUE_FLOOR_S = 1.0  # … and not before a second
+MAX_TICK_S = 1.0  # checks further apart than this mean that the engine itself stood still
+WATCHED = (NodeState.READY, NodeState.SUSPECT)
+
+
+class Watch:
+    """What was heard from whom and when; one per engine, begun anew with it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._heard: dict[str, float] = {}
+        self._checked: float | None = None
+        self._attempt = 0
+        self._step: tuple[int, float] | None = None  # the newest step and when it was heard
+        self._intervals: deque[float] = deque(maxlen=64)  # seconds between reported steps
+        self._longest = 0.0
+        self._told_overdue: tuple[int, frozenset[str]] | None = None
+        self._told_stalled: int | None = None
+        self.isolated = False  # most agents are silent: then it is this engine that is cut off
+
+    def heard(self, node: str, at: float, run: Run) -> list[Event]:
+        """An agent sent something."""
+        self._heard[node] = at
+        known = run.pool.get(node)
+        if known is not None and known.state is NodeState.SUSPECT:
+            return [NodeHeard(at=at, node=node)]
+        return []
+
+    def stepped(self, attempt: int, step: int, at: float) -> bool:
+        """A rank reported a step; returns whether it is a new one of the attempt."""
+        if attempt != self._attempt:
+            self._attempt, self._step = attempt, None
+        if self._step is not None:
+            if step <= self._step[0]:
+                return False
+            self._intervals.append(at - self._step[1])
+            self._longest = max(self._longest, at - self._step[1])
+        self._step = (step, at)
+        return True
+
+    def overdue_limit(self) -> float | None:
+        """Seconds after which the next step is late; None while the rhythm is unknown."""
+        if len(self._intervals) < 3:
+            return None
+        return max(OVERDUE_FLOOR_S, OVERDUE_FACTOR * median(self._intervals))
+
+    def hang_limit(self) -> float:
+        """Seconds without a step after which ranks are taken to hang.
+
+        Twice the longest interval seen keeps a step that saves a checkpoint from being one.
+        """
+        typical = median(self._intervals) if self._intervals else 0.0
+        return max(
+            self._policy.hang_floor_s, self._policy.hang_factor * typical, 2.0 * self._longest
+        )
+
+    def check(self, now: float, run: Run) -> list[Event]:
+        """What has become true by the passing of time. Call it a few times a second."""
+        if self._checked is not None and now - self._checked > MAX_TICK_S:
+            # The engine was stopped or starved; nobody else was silent meanwhile.
+            away = now - self._checked
+            self._heard = {name: at + away for name, at in self._heard.items()}
+            if self._step is not None:
+                self._step = (self._step[0], self._step[1] + away)
+        self._checked = now
+        return [*self._silences(now, run), *self._lateness(now, run)]
+
+    def _silences(self, now: float, run: Run) -> list[Event]:
+        watched = [n for n in run.pool.values() if n.state in WATCHED]
+        for node in watched:
+            self._heard.setdefault(node.name, now)
+        silent = [n for n in watched if now - self._heard[n.name] > self._policy.silent_s]
+        self.isolated = bool(silent) and 2 * len(silent) >= len(watched)
+        if self.isolated:
+            return []
+        return [
+            NodeSilent(at=now, node=n.name, last_heard=self._heard[n.name])
+            for n in silent
+            if n.state is NodeState.READY
+        ]
+
+    def _lateness(self, now: float, run: Run) -> list[Event]:
+        attempt = run.attempt
+        if (
+            self.isolated
+            or self._step is None
+            or attempt is None
+            or attempt.number != self._attempt
+            or run.phase is not Phase.RUNNING
+        ):
+            return []
+        step, at = self._step
+        late: list[Event] = []
+        limit = self.overdue_limit()
+        suspects = frozenset(
+            n.name
+            for n in run.pool.values()
+            if n.state is NodeState.SUSPECT and n.name in run.slots
+        )
+        told = (step, suspects)
+        if suspects and limit is not None and now - at > limit and told != self._told_overdue:
+            self._told_overdue = told
+            late.append(StepOverdue(at=now, last_step=step, last_at=at, limit_s=limit))
+        limit = self.hang_limit()
+        if now - at > limit and self._told_stalled != attempt.number:
+            self._told_stalled = attempt.number
+            late.append(Stalled(at=now, last_step=step, last_at=at, limit_s=limit))
+        return late

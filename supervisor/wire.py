@@ -1,0 +1,241 @@
+"""Messages between engine and agents, and the keys of a run.
+
+One message is one frame: msgpack of [WIRE, body]. Whoever receives another WIRE number answers with
+one line and reads no further. CURVE encrypts and authenticates the server; the list of allowed
+client keys is the engine's (CURVE alone admits anyone who has the server's public key).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any, TypeVar
+
+import msgspec
+
+from supervisor.core.actions import ACTIONS, Action
+from supervisor.core.errors import UserError
+from supervisor.core.events import EVENTS, Event
+
+T = TypeVar("T")
+
+WIRE = 1
+MAX_MESSAGE = 4 * 1024 * 1024  # bytes; a larger one is dropped by the socket
+
+
+class WireError(Exception):
+    """A message that can't be taken; the text says why in one line."""
+
+
+class Keys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an agent needs to reach its engine. A secret: lives in files of mode 0600 only."""
+
+    wire: int
+    run_id: str
+    endpoint: str
+    server_key: str
+    public_key: str
+    secret_key: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """How the ranks of the run are started; the same for every attempt."""
+
+    run_id: str
+    name: str
+    fresh: tuple[str, ...]  # argv of a rank that starts from the beginning, with {placeholders}
+    resumed: tuple[str, ...]  # argv of a rank that resumes
+    workdir: str
+    env: dict[str, str]
+    ranks_per_node: int
+    step_pattern: str
+    resumed_pattern: str
+    rank_ports: tuple[int, int]  # MASTER_PORT comes from this range, both ends included
+    log_cap: int  # bytes kept of one rank's log
+    orphan_s: float
+
+
+# --- agent → engine ---------------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An agent registers."""
+
+    run_id: str
+    node: str
+    job_id: str
+    address: str
+    port: int
+    agent: str
+    version: str
+    epoch: int  # the highest that it has obeyed
+    problems: tuple[str, ...] = ()
+    attempt: int | None = None
+    ranks: int = 0
+    facts: dict[str, str] = {}
+
+
+class Beat(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Alive; sent once a second, and at once when a new step is seen."""
+
+    agent: str
+    attempt: int | None
+    ranks: int
+    step: int | None
+    loss: float | None
+
+
+class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An event that must not get lost: repeated until it is acknowledged."""
+
+    agent: str
+    seq: int
+    event: dict[str, Any]
+
+
+class Chunk(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A piece of a rank's log."""
+
+    key: str
+    offset: int  # where the data begins in the log
+    data: bytes
+    error: str = ""
+
+
+# --- engine → agent ---------------------------------------------------------------------------
+
+
+class Welcome(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    epoch: int
+    agent: str
+    job: Job
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine does not take this agent; it ends with the reason."""
+
+    why: str
+
+
+class WhoAreYou(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A beat came from somebody who never said hello to this engine."""
+
+    epoch: int
+
+
+class Ack(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    epoch: int
+    seq: int | None = None  # the report that was journaled; None answers a beat
+
+
+class Do(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An order; obeyed when its epoch is the highest that the agent has seen."""
+
+    epoch: int
+    action: dict[str, Any]
+
+
+class Fetch(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bring a piece of a rank's log; a negative offset counts from the end."""
+
+    epoch: int
+    key: str
+    attempt: int
+    rank: int
+    offset: int
+    limit: int
+    wait_s: float  # how long to wait for more when there is none
+
+
+ToEngine = Hello | Beat | Report | Chunk
+ToAgent = Welcome | Refused | WhoAreYou | Ack | Do | Fetch
+
+_envelope = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
+
+
+def pack(message: ToEngine | ToAgent) -> bytes:
+    return msgspec.msgpack.encode((WIRE, message))
+
+
+def _body(frame: bytes) -> msgspec.Raw:
+    try:
+        wire, body = _envelope.decode(frame)
+    except msgspec.DecodeError as error:
+        raise WireError(f"not a superv message: {error}") from None
+    if wire != WIRE:
+        raise WireError(f"speaks wire version {wire}; this side speaks {WIRE}")
+    return body
+
+
+def unpack_for_engine(frame: bytes) -> ToEngine:
+    """Raises WireError."""
+    try:
+        return _to_engine.decode(_body(frame))
+    except msgspec.DecodeError as error:
+        raise WireError(f"bad message from an agent: {error}") from None
+
+
+def unpack_for_agent(frame: bytes) -> ToAgent:
+    """Raises WireError."""
+    try:
+        return _to_agent.decode(_body(frame))
+    except msgspec.DecodeError as error:
+        raise WireError(f"bad message from the engine: {error}") from None
+
+
+# --- events and actions as plain data ---------------------------------------------------------
+
+
+def plain(item: Event | Action) -> dict[str, Any]:
+    """An event or action as a mapping that names its kind."""
+    data: dict[str, Any] = msgspec.to_builtins(item)
+    return {"kind": type(item).__name__, **data}
+
+
+def event_from(data: dict[str, Any]) -> Event:
+    """Raises WireError where the kind is unknown or a field does not fit."""
+    return _convert(data, EVENTS)
+
+
+def action_from(data: dict[str, Any]) -> Action:
+    """Raises WireError where the kind is unknown or a field does not fit."""
+    return _convert(data, ACTIONS)
+
+
+def _convert(data: dict[str, Any], kinds: dict[str, type[T]]) -> T:
+    kind = kinds.get(str(data.get("kind")))
+    if kind is None:
+        raise WireError(f"unknown kind {data.get('kind')!r}")
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise WireError(f"{kind.__name__}: {error}") from None
+
+
+# --- the key file -----------------------------------------------------------------------------
+
+
+def read_keys(path: str) -> Keys:
+    """The keys in a file that nobody else can read or swap.
+
+    Raises FileNotFoundError where there is none yet, UserError where it is not to be trusted.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+            raise UserError(
+                f"{path}: the key file must be a regular file of mode 0600, owned by you"
+            )
+        data = os.read(fd, 65536)
+    finally:
+        os.close(fd)
+    try:
+        keys = msgspec.json.decode(data, type=Keys)
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: not a key file: {error}") from None
+    if keys.wire != WIRE:
+        raise UserError(f"{path}: wire version {keys.wire}, this superv speaks {WIRE}")
+    return keys
