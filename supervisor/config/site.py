@@ -84,7 +84,8 @@ class Site:
     log_cap_mb: int = field(
         default=256,
         metadata=about(
-            "What each rank may write to its log in one attempt; the rest is dropped, and said so.",
+            "What is kept of each rank's log in one attempt: its beginning and its end; the middle "
+            "of a longer one is dropped.",
             unit="MB",
             least=1,
             most=1_000_000,

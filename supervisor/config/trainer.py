@@ -43,8 +43,8 @@ class Progress:
     resumed: str | None = field(
         default=None,
         metadata=about(
-            "The line that says where training starts: either group `step`, the step of the "
-            "loaded checkpoint (0: none), or group `next`, the first step to be trained. "
+            "The line that says where training starts: group `step` is the step of the loaded "
+            "checkpoint (0: none), group `next` the first step to be trained; one of them matches. "
             "Needed with `checkpoints`: a run that comes back at another step is HELD.",
             valid="a regular expression with a group (?P<step>…) or (?P<next>…)",
         ),
@@ -54,7 +54,8 @@ class Progress:
 NAMED_PROGRESS = {
     "plain": Progress(
         step=r"\b[Ss]tep\s*[:=]\s*(?P<step>\d+)\b(?:.*?\b[Ll]oss\s*[:=]\s*(?P<loss>[-+.\w]+))?",
-        resumed=r"\b[Rr]esum(?:ed|ing) (?:at|from) step\s+(?P<step>\d+)\b",
+        resumed=r"\b(?:[Rr]esum(?:ed|ing) (?:at|from) step (?P<step>\d+)"
+        r"|[Tt]raining starts at step (?P<next>\d+))\b",
     ),
     # torchtitan 0.2.2, components/metrics.py and train.py; " - " keeps "validate step:" out
     "torchtitan": Progress(
@@ -75,24 +76,25 @@ def read_progress(node: Node, at: At) -> Progress:
         return NAMED_PROGRESS[node.text]
     progress = Progress(**read_fields(Progress, node, at))
     assert isinstance(node, Table)
-    _check_pattern(progress.step, {"step"}, {"loss"}, at.inside("step", node.entries["step"]))
+    _check_pattern(
+        progress.step, ("step",), ("step", "loss"), at.inside("step", node.entries["step"])
+    )
     if progress.resumed is not None:
         inner = at.inside("resumed", node.entries["resumed"])
-        _check_pattern(progress.resumed, {"step", "next"}, set(), inner)
+        _check_pattern(progress.resumed, ("step", "next"), ("step", "next"), inner)
     return progress
 
 
-def _check_pattern(pattern: str, one_of: set[str], more: set[str], at: At) -> None:
+def _check_pattern(pattern: str, needed: tuple[str, ...], valid: tuple[str, ...], at: At) -> None:
+    """It compiles, has one of the needed groups, and no named group without a meaning."""
     try:
         groups = set(re.compile(pattern).groupindex)
     except (re.error, OverflowError, RecursionError) as error:
         raise at.error(f"not a regular expression: {' '.join(str(error).split())}") from error
-    if len(groups & one_of) != 1:
-        wanted = " or ".join(f"(?P<{name}>…)" for name in sorted(one_of, reverse=True))
-        raise at.error(f"needs {'one' if len(one_of) > 1 else 'the'} group {wanted}")
-    for name in sorted(groups - one_of - more):
-        valid = ", ".join(sorted(one_of | more))
-        raise at.error(f"the group {printable(name)} has no meaning; valid: {valid}")
+    if not groups.intersection(needed):
+        raise at.error("needs a group " + " or ".join(f"(?P<{name}>…)" for name in needed))
+    for name in sorted(groups.difference(valid)):
+        raise at.error(f"the group {printable(name)} has no meaning; valid: {', '.join(valid)}")
 
 
 def read_env(node: Node, at: At) -> dict[str, str]:

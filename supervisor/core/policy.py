@@ -38,7 +38,8 @@ class Policy:
     gather_limit_s: float = field(
         default=600.0,
         metadata=about(
-            "How long the agents of a granted allocation may take to register for every slot.",
+            "How long to wait for enough agents for every slot, from the grant of the allocation, "
+            "and again whenever no spare is left.",
             unit="s",
             least=1,
             most=_DAY_S,
@@ -67,7 +68,8 @@ class Policy:
         default=4.0,
         metadata=about(
             "Ranks are taken to hang when no step came for this many times the job's own median "
-            "interval between reported steps (and at least hang_floor_s).",
+            "interval between reported steps, and never sooner than hang_floor_s or twice the "
+            "longest interval seen.",
             least=1.5,
             most=1000,
         ),
@@ -94,7 +96,8 @@ class Policy:
     backoff_s: tuple[float, ...] = field(
         default=(0.0, 5.0, 30.0),
         metadata=about(
-            "Pause before the first, second, … restart without progress; the last one repeats.",
+            "Pause before the first, second, … restart on the same nodes without progress; the "
+            "last one repeats. A swap does not wait.",
             unit="s",
             least=0,
             most=_DAY_S,

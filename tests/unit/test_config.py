@@ -201,8 +201,9 @@ def test_named_progress_finds_steps(name, line, step, loss):
     ("name", "line", "groups"),
     [
         ("torchtitan", "[titan] t - root - INFO - Training starts at step 9", {"next": "9"}),
-        ("plain", "resumed at step 8", {"step": "8"}),
-        ("plain", "Resuming from step 8", {"step": "8"}),
+        ("plain", "resumed at step 8", {"step": "8", "next": None}),
+        ("plain", "Resuming from step 8", {"step": "8", "next": None}),
+        ("plain", "Training starts at step 9", {"step": None, "next": "9"}),
         ("plain", "step: 8 loss: 1", None),
     ],
 )
@@ -325,12 +326,12 @@ MISTAKES = {
     'mapping with step and resumed, got "titan"; did you mean torchtitan?',
     MINIMAL + "progress: {step: 'a (b'}\n": "job.yaml:4: progress.step: not a regular expression: "
     "missing ), unterminated subpattern at position 2",
-    MINIMAL + "progress: {step: 'step (.*)'}\n": "job.yaml:4: progress.step: needs the group "
+    MINIMAL + "progress: {step: 'step (.*)'}\n": "job.yaml:4: progress.step: needs a group "
     "(?P<step>…)",
     MINIMAL + "progress: {step: '(?P<step>1)(?P<los>2)'}\n": "job.yaml:4: progress.step: the "
-    "group los has no meaning; valid: loss, step",
+    "group los has no meaning; valid: step, loss",
     MINIMAL + "progress: {step: '(?P<step>1)', resumed: 'x'}\n": "job.yaml:4: progress.resumed: "
-    "needs one group (?P<step>…) or (?P<next>…)",
+    "needs a group (?P<step>…) or (?P<next>…)",
     MINIMAL + "progress: {resumed: 'x'}\n": "job.yaml:4: progress.step: missing; expected a "
     "regular expression with a group (?P<step>…)",
     # checkpoints
