@@ -138,7 +138,7 @@ def test_a_malicious_pickle_is_refused_by_name(copy: Path, function: object, nam
 
 
 def test_an_allowed_name_does_nothing_real():
-    # builtins.getattr is on the list, for Python 3.11's enums. Really loaded, this is PosixPath.home.
+    # builtins.getattr is on the list, for Python 3.11's enums. Really loaded, this is a function.
     raw = b"cbuiltins\ngetattr\n(cpathlib\nPosixPath\nS'home'\ntR."
     assert pickle.loads(raw) == PosixPath.home
     assert isinstance(checkpoints._Unpickler(raw).load(), checkpoints._Inert)
