@@ -1,0 +1,239 @@
+"""Agents through `sbatch`: one job is one allocation, with an agent step over all of its nodes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from launchers.slurm import Partition, Slurm, refusal
+from sbatch_templates import render
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.nodeset import compress, expand
+from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan
+
+# The script's PATH: where srun, squeue and scancel usually are. Local folders only: a login PATH
+# may lead to a file system that hangs.
+SCRIPT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/slurm/bin"
+
+# Set by superv: another value would break what it relies on.
+_RESERVED = {
+    *("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "overcommit", "array"),
+    *("no-kill", "requeue", "no-requeue", "kill-on-invalid-dep", "wait-all-nodes", "het-group"),
+    *("output", "error", "input", "open-mode", "chdir", "propagate", "export", "export-file"),
+    *("get-user-env", "parsable", "quiet", "wrap", "wait", "test-only", "batch"),
+}
+# Of the node everything, unless the user asks for something else.
+_DEFAULTS = {"exclusive": "true", "mem": "0"}
+_INSTEAD_OF_MEM = ("mem-per-cpu", "mem-per-gpu")
+_AGENT_STEP = (
+    *("--job-name=superv-agent", "--overlap", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"),
+    # No --cpus-per-task (it implies --exact) and no --gres: a step that asks for neither gets all
+    # CPUs and GPUs that the job has on its nodes (srun(1); seen on 22.05).
+    *("--ntasks-per-node=1", "--cpu-bind=none", "--mem=0", "--mpi=none", "--propagate=NONE"),
+    *("--export=ALL", "--input=none", "--label"),
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_OPTION = re.compile(r"[a-z][a-z0-9-]+")
+_STEP_START_S = 30  # srun's time to start one step: --immediate 10 s and a dead node's 12 s
+
+_log = logging.getLogger(__name__)
+
+
+class Sbatch:
+    """The launcher for a cluster where a Run has jobs of its own."""
+
+    def __init__(self, *, slurm: Slurm | None = None, path: str = SCRIPT_PATH) -> None:
+        self._slurm = slurm or Slurm()
+        self._path = path
+
+    def plan(self, spec: LaunchSpec) -> Plan:
+        """See Launcher.plan. Raises UserError on an option that can't be given to sbatch."""
+        if not _NAME.fullmatch(spec.job_name):
+            raise UserError(
+                f"job name {spec.job_name!r}: use letters, digits, '.', '_' and '-', at most 128"
+            )
+        options = _options(spec.slurm)
+        excluded = (*expand(options.pop("exclude", "")), *spec.exclude)
+        singleton = ["singleton", *filter(None, [options.pop("dependency", "")])]
+        argv = ["sbatch", "--parsable", f"--job-name={spec.job_name}", f"--nodes={spec.nodes}"]
+        argv += ["--ntasks-per-node=1", "--no-kill", "--no-requeue"]
+        argv += [f"--dependency={','.join(singleton)}"]  # of two jobs of one name, one may run
+        argv += ["--export=ALL", "--propagate=NONE", "--chdir=/", f"--output={spec.log_path}"]
+        argv += [_word(name, value) for name, value in options.items() if value != "false"]
+        argv += [f"--exclude={compress(excluded)}"] if excluded else []
+        script = render(
+            "allocation.sh",
+            path=self._path,
+            loop=render("agent_loop.sh"),
+            agent_argv=spec.agent_argv,
+            step_options=_AGENT_STEP,
+            nodes=spec.nodes,
+        )
+        return Plan(job_name=spec.job_name, argv=tuple(argv), script=script)
+
+    async def submit(self, plan: Plan) -> str:
+        """See Launcher.submit.
+
+        Nodes to exclude that Slurm does not know (any more) are left out, with a warning in the
+        log: sbatch would refuse the whole job for one that was taken out of the cluster.
+        """
+        if job := await self._active(plan.job_name):
+            return job
+        argv = _checked(plan.argv, await self._slurm.partitions())
+        try:
+            done = await self._slurm.run(*argv, stdin=plan.script.encode())
+        except TransientError as error:  # the reply may be lost, and the job there
+            if job := await self._active(plan.job_name):
+                return job
+            raise TransientError(f"{error}; no job {plan.job_name} is in the queue") from error
+        if done.rc != 0:
+            raise refusal(done.why().partition(": ")[2], argv)
+        job = done.out.strip().partition(";")[0]
+        if not job.isdigit():
+            raise TransientError(f"sbatch answered {done.out.strip()!r} instead of a job's id")
+        return job
+
+    async def _active(self, job_name: str) -> str | None:
+        """The active job of that name. Where a lost reply made two, the older one stays."""
+        jobs = await self._slurm.jobs(name=job_name)
+        active = [
+            job
+            for job in jobs
+            if job.state in {JobState.PENDING, JobState.RUNNING} and job.raw != "COMPLETING"
+        ]
+        if odd := [job for job in jobs if job.state is JobState.UNKNOWN]:
+            raise TransientError(f"job {odd[0].job_id} ({job_name}) is in state {odd[0].raw!r}")
+        active.sort(key=lambda job: int(job.job_id))
+        for twin in active[1:]:
+            _log.warning("cancelling job %s: a twin of %s", twin.job_id, active[0].job_id)
+            await self._slurm.cancel(twin.job_id)
+        return active[0].job_id if active else None
+
+    async def find(self, name_prefix: str) -> list[JobStatus]:
+        """See Launcher.find. `down` is left empty: poll tells it."""
+        jobs = {job.job_id: job for job in await self._slurm.past_jobs()}
+        jobs |= {job.job_id: job for job in await self._slurm.jobs()}
+        return [job for job in jobs.values() if job.job_name.startswith(name_prefix)]
+
+    async def poll(self, jobs: Collection[str]) -> dict[str, JobStatus]:
+        """See Launcher.poll: squeue, sinfo for the nodes, sacct for jobs that squeue forgot."""
+        if not jobs:
+            return {}
+        try:
+            seen = {job.job_id: job for job in await self._slurm.jobs(ids=jobs)}
+        except (TransientError, UserError) as error:
+            return {job: _unknown(job, str(error)) for job in jobs}
+        if missing := [job for job in jobs if job not in seen]:
+            seen |= await self._past(missing)
+        running = [job for job in seen.values() if job.state is JobState.RUNNING]
+        try:
+            down = await self._slurm.down({node for job in running for node in job.nodes})
+        except (TransientError, UserError) as error:
+            seen |= {job.job_id: replace(job, reason=f"nodes unknown: {error}") for job in running}
+        else:
+            for job in running:
+                lost = tuple(node for node in job.nodes if node in down)
+                seen[job.job_id] = replace(job, down=lost)
+        return {job: seen[job] for job in jobs}
+
+    async def _past(self, jobs: Collection[str]) -> dict[str, JobStatus]:
+        try:
+            past = {job.job_id: job for job in await self._slurm.past_jobs(ids=jobs)}
+            why = "neither squeue nor accounting knows the job"
+            if not await self._slurm.accounting():
+                why = "squeue forgot the job, and this cluster has no accounting"
+        except (TransientError, UserError) as error:
+            past, why = {}, str(error)
+        return {job: past.get(job) or _unknown(job, why) for job in jobs}
+
+    async def cancel(self, job: str) -> None:
+        """See Launcher.cancel."""
+        await self._slurm.cancel(job)
+
+    async def send_file(self, job: str, content: bytes, path: str) -> None:
+        """See Launcher.send_file. The path's folder must be there, and be the user's alone.
+
+        The error names the nodes that did not get the file; all others have it.
+        """
+        with tempfile.NamedTemporaryFile(prefix="superv-") as local:  # mode 0600; sbcast keeps it
+            local.write(content)
+            local.flush()
+            await self._slurm.broadcast(job, local.name, path)
+
+    async def start_agent(self, job: str, node: str, agent_argv: tuple[str, ...]) -> None:
+        """See Launcher.start_agent.
+
+        The step lives on without its srun. So srun gets a session of its own and a SIGKILL after
+        its time to start the step: no process stays behind that a later SIGTERM could turn
+        against the step (srun kills its tasks on SIGTERM).
+        """
+        status = (await self.poll([job]))[job]
+        if status.state is not JobState.RUNNING or node not in status.nodes:
+            where = (
+                f"job {job} is {status.raw or 'unknown'} on {compress(status.nodes) or 'no node'}"
+            )
+            raise TransientError(f"no agent can be started on {node}: {where} {status.reason}")
+        argv = ["setsid", "--fork", "timeout", "--signal=KILL", str(_STEP_START_S), "srun"]
+        argv += [f"--jobid={job}", *_AGENT_STEP, "--output=none", "--error=none", "--immediate=10"]
+        argv += ["--nodes=1", "--ntasks=1", f"--nodelist={node}", "--chdir=/"]
+        argv += ["env", f"PATH={self._path}", "sh", "-c", render("agent_loop.sh"), "superv-agent"]
+        await self._slurm.run(*argv, *agent_argv)
+
+
+def _options(given: Mapping[str, str]) -> dict[str, str]:
+    """The user's sbatch options over the defaults. Raises UserError on one that can't be given."""
+    for name in given:
+        if name in _RESERVED:
+            raise UserError(f"slurm: {name}: superv sets this option itself; remove it")
+        if not _OPTION.fullmatch(name):
+            raise UserError(f"slurm: {name!r} is not a long option of sbatch (as in `partition`)")
+    options = {**_DEFAULTS, **given}
+    if any(name in given for name in _INSTEAD_OF_MEM) and "mem" not in given:
+        del options["mem"]
+    return options
+
+
+def _word(name: str, value: str) -> str:
+    return f"--{name}" if value == "true" else f"--{name}={value}"
+
+
+def _value(argv: tuple[str, ...], option: str) -> str:
+    return next((word.partition("=")[2] for word in argv if word.startswith(f"{option}=")), "")
+
+
+def _checked(argv: tuple[str, ...], partitions: list[Partition]) -> tuple[str, ...]:
+    """The argv without unknown nodes to exclude.
+
+    Raises UserError on what sbatch would accept and never start (an unknown partition it refuses,
+    but without saying which are valid).
+    """
+    known = {partition.name: partition for partition in partitions}
+    asked = [name for name in _value(argv, "--partition").split(",") if name]
+    if unknown := [name for name in asked if name not in known]:
+        raise UserError(
+            f"slurm: partition: {unknown[0]!r} is unknown; valid: {', '.join(sorted(known))}"
+        )
+    everywhere: set[str] = set().union(*(partition.nodes for partition in partitions))
+    excluded = expand(_value(argv, "--exclude"))
+    stays = [node for node in excluded if node in everywhere]
+    if gone := [node for node in excluded if node not in everywhere]:
+        _log.warning("not excluding %s: Slurm does not know it", compress(gone))
+    rest = [word for word in argv if not word.startswith("--exclude=")]
+    argv = (*rest, f"--exclude={compress(stays)}") if stays else tuple(rest)
+    chosen = [known[name] for name in asked] or [one for one in partitions if one.default]
+    most = max((len(partition.nodes.difference(stays)) for partition in chosen), default=0)
+    wanted = int(_value(argv, "--nodes"))
+    if chosen and wanted > most:
+        names = ", ".join(partition.name for partition in chosen)
+        raise UserError(
+            f"nodes and spares: {wanted} nodes are asked for, but partition {names} has {most}"
+            f" that are not excluded; ask for fewer"
+        )
+    return argv
+
+
+def _unknown(job: str, why: str) -> JobStatus:
+    return JobStatus(job_id=job, job_name="", state=JobState.UNKNOWN, raw="", reason=why)
