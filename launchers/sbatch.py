@@ -90,7 +90,7 @@ class Sbatch:
                 return job
             raise TransientError(f"{error}; no job {plan.job_name} is in the queue") from error
         if done.rc != 0:
-            raise refusal(done.why().partition(": ")[2], argv)
+            raise refusal(done.err, argv)
         job = done.out.strip().partition(";")[0]
         if not job.isdigit():
             raise TransientError(f"sbatch answered {done.out.strip()!r} instead of a job's id")

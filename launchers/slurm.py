@@ -148,8 +148,10 @@ def parse_down(text: str) -> frozenset[str]:
     return frozenset(down)
 
 
-def refusal(message: str, argv: Sequence[str]) -> UserError:
-    """sbatch's refusal as one line that names the option to mend."""
+def refusal(error: str, argv: Sequence[str]) -> UserError:
+    """What sbatch said on standard error, as one line that names the option to mend."""
+    lines = error.strip().splitlines() or ["it did not say why"]
+    message = next((line for line in reversed(lines) if "error:" in line), lines[0])
     lower = message.lower()
     said = message.removeprefix("sbatch: ").removeprefix("error: ")
     said = said.removeprefix("Batch job submission failed: ").strip()

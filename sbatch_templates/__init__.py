@@ -27,6 +27,8 @@ def quote(value: str | int | Sequence[str]) -> str:
     """
     if isinstance(value, _Quoted):
         return value
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # raises UndefinedError, which says the name
     if isinstance(value, (list, tuple)):
         return _Quoted(" ".join(quote(word) for word in value))
     if not isinstance(value, (str, int)) or isinstance(value, bool):

@@ -1,0 +1,151 @@
+#!/bin/bash
+# One allocation of superv: an agent on every node. Options for sbatch are in its argv, keys are
+# not here. This script outlives its srun, and starts agents again where their step was lost.
+set -u
+export PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/slurm/bin
+export LC_ALL=C.UTF-8 TZ=UTC0
+job=$SLURM_JOB_ID
+# shellcheck disable=SC1003,SC2016 # meant for the shells on the nodes
+agent=(sh -c '# Keeps one agent alive on this node: sh -c THIS superv-agent COMMAND ARGUMENT...
+# While this shell lives, so does the step, and with it the ranks that a dead agent left behind.
+say() { printf "%s %s: %s\n" "$(TZ=UTC0 date +%FT%TZ)" "${SLURMD_NODENAME:-?}" "$*"; }
+leaving="" agent="" pause=1
+# shellcheck disable=SC2317 # called by the trap
+leave() {
+  leaving=1
+  trap "" TERM INT HUP # once is enough: a second signal must not cut the last wait short
+  if [ -n "$agent" ]; then kill -TERM "$agent" 2>/dev/null; fi
+}
+trap leave TERM INT HUP
+while [ -z "$leaving" ]; do
+  began=$(date +%s)
+  "$@" &
+  agent=$!
+  if [ -n "$leaving" ]; then kill -TERM "$agent" 2>/dev/null; fi
+  wait "$agent"
+  code=$?
+  if [ -n "$leaving" ]; then
+    wait "$agent" # the first wait was cut short by the signal
+    break
+  fi
+  case $code in
+    0) exit 0 ;; # told to leave
+    75) say "another agent is running here"; exit 75 ;;
+  esac
+  if [ $(($(date +%s) - began)) -ge 60 ]; then pause=1; fi
+  say "the agent ended with $code; starting it again in $pause s"
+  sleep "$pause" &
+  agent=$! # so that a signal ends the pause too
+  wait "$agent"
+  pause=$((pause * 2))
+  if [ "$pause" -gt 30 ]; then pause=30; fi
+done
+exit 0
+' superv-agent /opt/superv/bin/superv agent --run moe-100b)
+step=(srun --job-name=superv-agent --overlap --no-kill --kill-on-bad-exit=0 --wait=0 --ntasks-per-node=1 --cpu-bind=none --mem=0 --mpi=none --propagate=NONE --export=ALL --input=none --label)
+
+say() { printf '%(%FT%TZ)T allocation %s: %s\n' -1 "$job" "$*"; }
+
+leaving=
+# shellcheck disable=SC2317 # called by the trap
+leave() {
+  leaving=1
+  trap '' TERM
+  say 'SIGTERM: telling the agents'
+  # Not through srun: on SIGTERM it kills its tasks at once.
+  timeout --kill-after=1 10 scancel --signal=TERM "$job" || say 'scancel did not answer'
+}
+trap leave TERM
+
+say 'starting 63 agents'
+"${step[@]}" --nodes=63 --ntasks=63 "${agent[@]}" &
+srun=$!
+wait "$srun"
+code=$?
+if [[ -n $leaving ]]; then
+  wait
+  exit 0
+fi
+if ((code == 0)); then
+  say 'all agents left as they were told'
+  exit 0
+fi
+say "the agent step's srun ended with $code; looking after the agents node by node"
+
+# Prints "node …" for each node of the allocation, then "step …" for each that has an agent step.
+# slurmctld's word at this moment: SLURM_JOB_NODELIST goes stale when a dead node is taken out.
+look() {
+  local nodes steps name list
+  nodes=$(timeout --kill-after=1 30 squeue --noheader --jobs="$job" --format=%N) || return
+  steps=$(timeout --kill-after=1 30 squeue --noheader --steps --jobs="$job" --format='%j %N') ||
+    return
+  [[ -n $nodes ]] || return
+  scontrol show hostnames "$nodes" | sed 's/^/node /'
+  while read -r name list; do
+    if [[ $name == superv-agent ]]; then
+      scontrol show hostnames "$list" | sed 's/^/step /'
+    fi
+  done <<<"$steps"
+}
+
+declare -A running left due pause began
+
+# Takes note of the steps of one node that have ended.
+collect() {
+  local node code
+  for node in "${!running[@]}"; do
+    if kill -0 "${running[$node]}" 2>/dev/null; then continue; fi
+    wait "${running[$node]}"
+    code=$?
+    unset "running[$node]"
+    if ((code == 0)); then
+      left[$node]=1
+      say "$node: the agent left as it was told"
+      continue
+    fi
+    if ((SECONDS - began[$node] >= 120)); then pause[$node]=1; fi
+    if ((code == 75)); then pause[$node]=60; fi # an agent lives there, outside of any step
+    due[$node]=$((SECONDS + pause[$node]))
+    say "$node: the step ended with $code; trying again in ${pause[$node]} s"
+    pause[$node]=$((pause[$node] * 2 > 60 ? 60 : pause[$node] * 2))
+  done
+}
+
+# Starts an agent step on one node.
+start() {
+  local node=$1
+  say "$node: starting an agent"
+  began[$node]=$SECONDS
+  : "${pause[$node]:=1}"
+  "${step[@]}" --immediate=10 --nodes=1 --ntasks=1 --nodelist="$node" "${agent[@]}" &
+  running[$node]=$!
+}
+
+tick=1
+while [[ -z $leaving ]]; do
+  collect
+  if seen=$(look); then
+    missing=0
+    declare -A covered=()
+    while read -r what node; do
+      if [[ $what == step ]]; then covered[$node]=1; fi
+    done <<<"$seen"
+    while read -r what node; do
+      if [[ $what != node || -n ${left[$node]:-} ]]; then continue; fi
+      missing=1
+      if [[ -n ${covered[$node]:-} || -n ${running[$node]:-} ]]; then continue; fi
+      if ((${due[$node]:-0} <= SECONDS)); then start "$node"; fi
+    done <<<"$seen"
+    if ((missing == 0)); then
+      say 'all agents left as they were told'
+      exit 0
+    fi
+  else
+    say 'slurmctld did not answer; asking again'
+  fi
+  sleep "$tick" &
+  wait $!
+  tick=$((tick * 2 > 30 ? 30 : tick * 2))
+done
+wait
+exit 0
