@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -118,7 +119,9 @@ def write(layout: Layout, spec: Spec) -> None:
     _write_etc(layout, spec)
     (layout.dir / "gpus").mkdir()
     for i in range(spec.gpus):
-        (layout.dir / "gpus" / f"nvidia{i}").touch()
+        # slurmd sets CUDA_VISIBLE_DEVICES only for character devices; these are all /dev/null.
+        device = layout.dir / "gpus" / f"nvidia{i}"
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     layout.shared.mkdir()
     layout.home.mkdir(mode=0o700)
     for path in (layout.shared, layout.home):

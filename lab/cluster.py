@@ -153,8 +153,9 @@ class Lab:
         await self._idle(compute, deadline_s=end - time.monotonic())
 
     def _controller_listens(self) -> bool:
-        if not node.boot_pids(self.layout) or (self.layout.node(CONTROLLER) / "ended").exists():
-            raise TimeoutError("the controller ended")
+        ended = self.layout.node(CONTROLLER) / "ended"
+        if ended.exists():
+            raise TimeoutError(ended.read_text().strip())
         return self._listens(CONTROLLER, CTLD_PORT)
 
     async def _idle(self, compute: Sequence[str], *, deadline_s: float) -> None:
@@ -270,11 +271,7 @@ class Lab:
 
     def controller(self) -> str:
         """slurmctld: running, paused or dead."""
-        pid = faults.slurmctld(self.layout)
-        if pid is None:
-            return "dead"
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return "paused" if state == "T" else "running"
+        return faults.controller_state(self.layout)
 
     def processes(self) -> list[node.Process]:
         """Everything that runs on the lab's nodes."""
@@ -389,3 +386,7 @@ def _check(nodes: int, gpus: int) -> None:
             f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
             "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
         )
+    spaces = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "true"]
+    made = proc.run_sync(spaces, deadline_s=10)
+    if made.rc != 0:
+        raise UserError(f"superv lab cannot make namespaces on this machine: {made.why()}")

@@ -6,11 +6,13 @@ effect; the line is written after it did.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from lab import node as nodes
 from lab.layout import CONTROLLER, Layout
@@ -109,6 +111,16 @@ def slurmctld(layout: Layout) -> int | None:
     return None
 
 
+def controller_state(layout: Layout) -> str:
+    """slurmctld: running, paused or dead."""
+    pid = slurmctld(layout)
+    if pid is None:
+        return "dead"
+    # Field 3 of /proc/PID/stat, see proc(5); the name in field 2 may hold spaces.
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "paused" if state == "T" else "running"
+
+
 def signal_controller(layout: Layout, *, pause: bool) -> Fault:
     """Stop or continue slurmctld: its port accepts, nothing answers."""
     pid = slurmctld(layout)
@@ -116,5 +128,10 @@ def signal_controller(layout: Layout, *, pause: bool) -> Fault:
         raise UserError(f"slurmctld of lab {layout.name} does not run; superv lab status")
     at = time.time()
     os.kill(pid, signal.SIGSTOP if pause else signal.SIGCONT)
+    wanted = "paused" if pause else "running"
+    reached = nodes.until(
+        lambda: controller_state(layout) == wanted, deadline_s=5, what=f"slurmctld {wanted}"
+    )
+    asyncio.run(reached)
     fault = "pause-controller" if pause else "resume-controller"
     return _log(layout, at=at, fault=fault, node=CONTROLLER)

@@ -77,7 +77,7 @@ def status(name: str, as_json: bool) -> None:
 def _table(seen: Status) -> str:
     from datetime import UTC, datetime
 
-    lines = [f"lab {seen.name}: controller {seen.controller}, shared files in {seen.shared}", ""]
+    lines = [f"lab {seen.name}: controller {seen.controller}", f"shared files: {seen.shared}", ""]
     lines.append(f"{'NODE':8} {'ADDRESS':15} {'POWER':6} {'CABLE':6} SLURM")
     for node in seen.nodes:
         lines.append(

@@ -1,0 +1,149 @@
+"""What this machine has running: compared before and after every lab test.
+
+Others may use the machine at the same time. So pytest moves into a cgroup of its own: whatever it
+starts stays in there, however it detaches, and `cgroup.procs` names all of it and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lab.cluster import Lab
+from lab.layout import BASE
+from lab.node import boot_pids
+
+PREFIX = "superv-test-"
+NAME = f"test-{os.getpid()}"  # labs of this test session are called so
+# What a lab without jobs consists of.
+AT_REST = ("sleep", "munged", "slurmctld", "slurmscriptd", "slurmd")
+
+
+def _own_cgroup() -> Path:
+    """pytest's cgroup in the one hierarchy that has no controllers to upset (version 2)."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        if right.split()[0] == "cgroup2":
+            here = Path("/proc/self/cgroup").read_text().split("0::/")[1].split("\n")[0]
+            return Path(left.split()[4]) / here
+    raise RuntimeError("lab tests need a cgroup2 mount, to know what they left behind")
+
+
+@contextlib.contextmanager
+def fenced() -> Iterator[Path]:
+    """Move this process into a cgroup of its own; yields it."""
+    before = _own_cgroup()
+    fence = before / f"{PREFIX}{os.getpid()}"
+    fence.mkdir()
+    (fence / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield fence
+    finally:
+        (before / "cgroup.procs").write_text(str(os.getpid()))
+        for _ in range(100):  # a cgroup stays busy for a moment after its last process
+            with contextlib.suppress(OSError):
+                fence.rmdir()
+                break
+            time.sleep(0.02)
+        else:
+            raise RuntimeError(f"{fence} still holds {(fence / 'cgroup.procs').read_text()}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """One look at the machine; every field is a set of lines that a person can read."""
+
+    processes: frozenset[str]
+    namespaces: frozenset[str]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    labs: frozenset[str]
+    machine: frozenset[str]
+
+    def more_than(self, before: World) -> list[str]:
+        """What is here that was not; for the machine's own things also what is gone."""
+        new = []
+        for field in fields(self):
+            now, then = getattr(self, field.name), getattr(before, field.name)
+            differ = now ^ then if field.name == "machine" else now - then
+            new += [f"{field.name}: {item}" for item in sorted(differ)]
+        return new
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """(line, network namespace)."""
+    root = Path("/proc") / str(pid)
+    started = (root / "stat").read_text().rpartition(")")[2].split()[19]
+    argv = (root / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return f"{pid} since {started}: {argv.strip()}", str((root / "ns/net").readlink())
+
+
+def _at_rest(lab: Lab | None) -> set[int]:
+    """The processes of a lab without jobs: not a leak, and others after a power-off."""
+    if lab is None:
+        return set()
+    inside = {
+        process.pid
+        for process in lab.processes()
+        if process.uid == 0 and process.argv and _program(process.argv) in AT_REST
+    }
+    return inside | set(boot_pids(lab.layout))
+
+
+def _program(argv: tuple[str, ...]) -> str:
+    return argv[0].removeprefix(": ").rpartition("/")[2]
+
+
+def look(fence: Path, lab: Lab | None = None) -> World:
+    """The world now; `lab` is one that stays, in whatever incarnation of its nodes."""
+    pids = {int(pid) for pid in (fence / "cgroup.procs").read_text().split()}
+    seen = []
+    for pid in sorted(pids - _at_rest(lab) - {os.getpid()}):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            seen.append(_process(pid))
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = [line.split(" ", 4)[4] for line in table]
+    return World(
+        processes=frozenset(line for line, _ in seen),
+        namespaces=frozenset(net for _, net in seen),
+        # Named network namespaces of others come and go; the lab's have no name.
+        mounts=frozenset(line for line in mounts if not line.startswith("/run/netns")),
+        cgroups=frozenset(
+            folder
+            for folder, _, _ in os.walk("/sys/fs/cgroup")
+            if "slurm" in folder or "superv" in folder.replace(PREFIX, "")
+        ),
+        labs=frozenset(path.name for path in BASE.glob(f"{NAME}*")),
+        machine=frozenset(
+            [f"interface {name}" for name in os.listdir("/sys/class/net")]
+            + [f"/etc/slurm/{name}" for name in os.listdir("/etc/slurm")]
+        ),
+    )
+
+
+def settled(fence: Path, before: World, lab: Lab | None = None, within_s: float = 10) -> list[str]:
+    """What is left over once things had time to end."""
+    end = time.monotonic() + within_s
+    while left := look(fence, lab).more_than(before):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    return left
+
+
+def heal(lab: Lab) -> None:
+    """Undo every fault, cancel every job, wait until all nodes are idle."""
+    if lab.controller() == "paused":
+        lab.resume_controller()
+    for node in lab.status().nodes:
+        if node.power == "off":
+            lab.poweron(node.name)
+        elif node.cable == "cut":
+            lab.mend(node.name)
+    done = lab.run("ctl", ["scancel", "--user=superv"], user="root", deadline_s=30)
+    assert done.rc == 0, done.why()
+    lab.wait_idle(deadline_s=90)

@@ -1,0 +1,425 @@
+"""The lab itself, on the real thing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import leftovers
+import pytest
+from click.testing import CliRunner
+
+from lab.cluster import Lab, exposed_by_default
+from lab.faults import read as read_faults
+from lab.layout import BASE
+from lab.node import boot_pids
+from supervisor.cli.lab import lab as cli
+from supervisor.core.errors import UserError
+
+pytestmark = pytest.mark.lab
+REPO = Path(__file__).resolve().parents[2]
+MakeLab = Callable[..., Lab]
+
+
+def ok(lab: Lab, node: str, *argv: str, **wishes: object) -> str:
+    done = lab.run(node, argv, **wishes)  # type: ignore[arg-type]
+    assert done.rc == 0, done.why()
+    return done.out
+
+
+def each(lab: Lab, *argv: str) -> list[str]:
+    """One line from every compute node, through Slurm."""
+    return ok(lab, "login", "srun", f"-N{len(lab.compute)}", "--label", *argv).splitlines()
+
+
+def until(reached: Callable[[], bool], within_s: float = 60) -> None:
+    end = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def line() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program and read its lines; ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(argv: list[str]) -> subprocess.Popen[str]:
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+# --- nodes ---
+
+
+def test_status_shows_idle_nodes(lab: Lab) -> None:
+    seen = lab.status()
+    assert seen.controller == "running"
+    assert [node.name for node in seen.nodes] == ["ctl", "login", "n1", "n2", "n3"]
+    assert [node.slurm for node in seen.nodes] == [None, None, "idle", "idle", "idle"]
+    assert {(node.power, node.cable) for node in seen.nodes} == {("on", "up")}
+
+
+def test_jobs_run_as_the_ordinary_user_on_every_node(lab: Lab) -> None:
+    lines = each(lab, "sh", "-c", 'echo "$(hostname) $(id -un) $HOME"')
+    assert sorted(lines) == [f"{i}: n{i + 1} superv {lab.home}" for i in range(3)]
+
+
+def test_slurm_grants_gpus(lab: Lab) -> None:
+    out = ok(lab, "login", "srun", "--gres=gpu:8", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    assert out == "0,1,2,3,4,5,6,7\n"
+
+
+def test_every_node_has_its_own_things(lab: Lab) -> None:
+    show = (
+        "hostname; cat /proc/sys/kernel/random/boot_id; ls /sys/class/net; "
+        "grep -c . /proc/net/dev; ls /tmp /dev/shm /var/tmp; id -u"
+    )
+    for node in lab.compute:
+        ok(lab, node, "touch", f"/tmp/of-{node}", f"/dev/shm/of-{node}", f"/var/tmp/of-{node}")
+        (lab.layout.node(node) / "kmsg").write_text(f"6,1,1,-;{node} says\n")
+    try:
+        for node in lab.compute:
+            out = ok(lab, node, "sh", "-c", show)
+            assert out.count(f"of-{node}") == 3 and out.count("of-") == 3
+            assert "eth0" in out
+            assert ok(lab, node, "cat", "/dev/kmsg") == f"6,1,1,-;{node} says\n"
+        boot_ids = {ok(lab, n, "cat", "/proc/sys/kernel/random/boot_id") for n in lab.compute}
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text()
+        assert len(boot_ids | {machine}) == 4
+    finally:
+        for node in lab.compute:
+            ok(lab, node, "sh", "-c", f"rm /tmp/of-{node} /dev/shm/of-{node} /var/tmp/of-{node}")
+            (lab.layout.node(node) / "kmsg").write_text("")
+
+
+def test_a_node_sees_only_its_own_processes(lab: Lab) -> None:
+    argv = ok(lab, "n1", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
+    assert "n1" in argv.split() and "n2" not in argv.split() and "slurmctld" not in argv.split()
+
+
+def test_the_shared_folder_is_shared_and_a_mount(lab: Lab) -> None:
+    ok(lab, "n1", "sh", "-c", f"echo 1 >{lab.shared}/seen")
+    assert ok(lab, "n2", "cat", f"{lab.shared}/seen") == "1\n"
+    ok(lab, "n3", "rm", f"{lab.shared}/seen")
+    assert ok(lab, "n3", "mountpoint", "-q", str(lab.shared)) == ""
+
+
+def test_orphans_are_reaped(lab: Lab) -> None:
+    ok(lab, "n1", "sh", "-c", "(sleep 0.1 &) ; exit 0")
+    until(lambda: "sleep" not in ok(lab, "n1", "ps", "ax"), 5)
+
+
+# --- faults ---
+
+SERVER = """
+import socket, time
+s = socket.create_server(("", 7000)); print("listens", flush=True)
+c, _ = s.accept(); print("accepted", flush=True); time.sleep(600)
+"""
+CLIENT = """
+import socket
+s = socket.create_connection(("n1", 7000)); print("connected", flush=True); s.settimeout(2)
+try: print("end of file" if s.recv(1) == b"" else "data")
+except TimeoutError: print("silence")
+except ConnectionResetError: print("reset")
+"""
+
+
+@pytest.mark.parametrize("how", ["poweroff", "cut", "process killed"])
+def test_a_dead_node_is_silent_and_a_dead_process_is_not(
+    lab: Lab, line: Callable[..., subprocess.Popen[str]], how: str
+) -> None:
+    server = line(lab.enter("n1", ["/usr/bin/python3", "-c", SERVER]))
+    assert server.stdout and server.stdout.readline() == "listens\n"
+    client = line(lab.enter("login", ["/usr/bin/python3", "-c", CLIENT]))
+    assert client.stdout and client.stdout.readline() == "connected\n"
+    assert server.stdout.readline() == "accepted\n"
+    if how == "process killed":
+        ok(lab, "n1", "pkill", "-KILL", "-f", "7000", user="root")
+    else:
+        getattr(lab, how)("n1")
+    heard = client.stdout.readline().strip()
+    if how == "cut":
+        assert server.poll() is None, "a cut node goes on"
+        ok(lab, "n1", "pkill", "-KILL", "-f", "7000", user="root")
+    server.wait(10)
+    assert heard == ("end of file" if how == "process killed" else "silence")
+
+
+def test_poweroff_takes_everything_and_poweron_brings_a_fresh_node(lab: Lab) -> None:
+    ok(lab, "n2", "sh", "-c", "touch /tmp/old; setsid sleep 600 >/dev/null 2>&1 &")
+    boot_id = ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id")
+    before = time.time()
+    off = lab.poweroff("n2")
+    assert before <= off.at <= time.time()
+    assert [p for p in lab.processes() if p.node == "n2"] == []
+    assert next(n for n in lab.status().nodes if n.name == "n2").power == "off"
+    with pytest.raises(UserError, match=r"n2 of lab .* is off"):
+        lab.run("n2", ["true"])
+    lab.poweron("n2")
+    assert ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id") != boot_id
+    assert ok(lab, "n2", "ls", "/tmp") == ""
+    assert "sleep 600" not in ok(lab, "n2", "ps", "ax")
+    lab.wait_idle("n2")
+    assert len(each(lab, "hostname")) == 3
+
+
+def test_slurm_marks_a_dark_node_down_and_takes_it_back(lab: Lab) -> None:
+    lab.cut("n3")
+
+    def state() -> str | None:
+        return next(n for n in lab.status().nodes if n.name == "n3").slurm
+
+    until(lambda: "down" in (state() or ""), 60)
+    lab.mend("n3")
+    lab.wait_idle("n3")
+
+
+def test_a_cut_node_keeps_its_processes(
+    lab: Lab, line: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ticker = line(lab.enter("n1", ["sh", "-c", "while sleep 0.05; do echo tick; done"]))
+    assert ticker.stdout and ticker.stdout.readline() == "tick\n"
+    lab.cut("n1")
+    for _ in range(3):
+        assert ticker.stdout.readline() == "tick\n"
+    ok(lab, "n1", "pkill", "-KILL", "-f", "tick", user="root")
+
+
+def test_a_paused_controller_hangs_its_clients(lab: Lab) -> None:
+    lab.pause_controller()
+    assert lab.status().controller == "paused"
+    assert lab.run("login", ["squeue"], deadline_s=2).timed_out
+    lab.resume_controller()
+    assert "JOBID" in ok(lab, "login", "squeue")
+
+
+def test_faults_are_logged_where_a_user_can_read_them(lab: Lab) -> None:
+    old = len(read_faults(lab.layout))
+    lab.cut("login")
+    lab.mend("login")
+    lines = ok(lab, "n1", "cat", str(lab.layout.faults)).splitlines()[old:]
+    seen = [json.loads(row) for row in lines]
+    assert [(row["fault"], row["node"]) for row in seen] == [("cut", "login"), ("mend", "login")]
+    assert seen[0]["at"] < seen[1]["at"] <= time.time()
+
+
+def test_unknown_names_say_what_is_valid(lab: Lab) -> None:
+    with pytest.raises(UserError, match="no node 'n9'; valid: login, n1, n2, n3"):
+        lab.poweroff("n9")
+    with pytest.raises(UserError, match="valid: ctl, login, n1, n2, n3"):
+        lab.run("n9", ["true"])
+    with pytest.raises(UserError, match="no user 'eve'; valid: superv, root"):
+        lab.run("n1", ["true"], user="eve")
+    with pytest.raises(UserError, match=r"n1 .* is on already"):
+        lab.poweron("n1")
+
+
+# --- up and down ---
+
+
+def test_up_again_changes_nothing_and_another_shape_is_refused(lab: Lab) -> None:
+    before = boot_pids(lab.layout)
+    lab.up(3)
+    assert boot_pids(lab.layout) == before
+    with pytest.raises(UserError, match="is up with nodes 3, not 4"):
+        lab.up(4)
+
+
+def test_labs_live_side_by_side(lab: Lab, make_lab: MakeLab) -> None:
+    other = make_lab(2, gpus=4, settings={"SlurmdTimeout": "300"})
+    assert "SlurmdTimeout           = 300 sec" in ok(other, "login", "scontrol", "show", "config")
+    assert "SlurmdTimeout           = 10 sec" in ok(lab, "login", "scontrol", "show", "config")
+    ok(lab, "n1", "sh", "-c", "echo 1 >/tmp/mine")
+    assert len(each(other, "ls", "/tmp")) == 0
+    other.down()
+    ok(lab, "n1", "rm", "/tmp/mine")
+    assert len(each(lab, "hostname")) == 3
+
+
+def test_a_setting_that_slurm_refuses_is_reported_in_its_words(make_lab: MakeLab) -> None:
+    with pytest.raises(UserError, match="Parsing error at unrecognized key: Foo"):
+        make_lab(1, settings={"Foo": "1"})
+    assert not (BASE / f"{leftovers.NAME}-1").exists()
+
+
+@pytest.mark.parametrize("bad", [{"nodes": 0}, {"nodes": 1, "gpus": 0}])
+def test_sizes_out_of_range(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="1 to"):
+        Lab(f"{leftovers.NAME}-bad").up(**bad)
+
+
+def test_names_that_are_no_names() -> None:
+    for name in ("", "../x", "A b", "x" * 33):
+        with pytest.raises(UserError, match="lab name"):
+            Lab(name)
+
+
+def test_without_root_there_is_one_clear_line(lab: Lab) -> None:
+    os.seteuid(65534)
+    try:
+        for call in (lambda: lab.up(3), lab.status, lab.down, lambda: lab.cut("n1")):
+            with pytest.raises(UserError, match="superv lab needs root"):
+                call()
+    finally:
+        os.seteuid(0)
+
+
+def test_no_lab_names_those_that_are_there(lab: Lab) -> None:
+    with pytest.raises(UserError, match=f"there is no lab 'nowhere' .*{lab.name}"):
+        Lab("nowhere").status()
+
+
+CREATOR = "import sys; from lab.cluster import Lab; Lab(sys.argv[1]).up(12)"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("booted", [1, 3, 20])
+def test_an_interrupted_up_is_cleaned_by_down_and_by_up(
+    make_lab: MakeLab, how: signal.Signals, booted: int
+) -> None:
+    there = Lab(f"{leftovers.NAME}-1")
+    creator = subprocess.Popen(
+        [sys.executable, "-c", CREATOR, there.name], cwd=REPO, stderr=subprocess.DEVNULL
+    )
+    while len(boot_pids(there.layout)) < booted and creator.poll() is None:
+        time.sleep(0.001)
+    assert creator.poll() is None, "interrupted too late"
+    creator.send_signal(how)
+    creator.wait(30)
+    if how == signal.SIGINT:
+        assert not there.layout.dir.exists() and not boot_pids(there.layout)
+    else:
+        assert boot_pids(there.layout), "the crash left something to clean"
+        with pytest.raises(UserError, match="there is no lab"):
+            there.status()
+    if booted == 3:
+        make_lab(2)
+        assert len(each(there, "hostname")) == 2
+    else:
+        assert there.down() == (how != signal.SIGINT)
+    there.down()
+    assert not there.layout.dir.exists() and not boot_pids(there.layout)
+
+
+def test_a_second_up_of_the_same_name_waits_for_nobody(make_lab: MakeLab) -> None:
+    there = Lab(f"{leftovers.NAME}-1")
+    creator = subprocess.Popen([sys.executable, "-c", CREATOR, there.name], cwd=REPO)
+    until(lambda: bool(boot_pids(there.layout)))
+    with pytest.raises(UserError, match="brought up or down by another command"):
+        there.down()
+    assert creator.wait(60) == 0
+    assert there.down()
+
+
+# --- paths that others may not reach ---
+
+
+@pytest.fixture(params=["/srv", "/tmp"])
+def private(request: pytest.FixtureRequest) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=request.param))  # mode 0700
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_checkout_below_a_private_folder_is_readable_in_place(
+    private: Path, make_lab: MakeLab
+) -> None:
+    deep = private / "a b" / "repo"
+    (deep / "sub").mkdir(parents=True)
+    (deep / "sub" / "file").write_text("1\n")
+    (private / "secret").write_text("no\n")
+    closed = private / "closed"  # a checkout made with mktemp -d
+    closed.mkdir(mode=0o700)
+    (closed / "setup.cfg").write_text("2\n")
+    (closed / "pkg").mkdir()
+    (closed / "pkg" / "mod.py").write_text("3\n")
+    there = make_lab(1, exposed=[deep, deep / "sub", closed])
+    for node in ("login", "n1"):
+        files = [deep / "sub/file", closed / "setup.cfg", closed / "pkg/mod.py"]
+        assert ok(there, node, "cat", *map(str, files)) == "1\n2\n3\n"
+        assert there.run(node, ["cat", str(private / "secret")]).rc == 1
+    (deep / "later").write_text("4\n")
+    assert ok(there, "n1", "cat", str(deep / "later")) == "4\n"
+    assert (private.stat().st_mode & 0o777, closed.stat().st_mode & 0o777) == (0o700, 0o700)
+    there.down()
+    assert (private / "secret").read_text() == "no\n"
+
+
+def test_this_python_and_this_checkout_work_on_a_node_by_default(lab: Lab) -> None:
+    code = "import supervisor.proc, lab.cluster; print(lab.cluster.__file__)"
+    out = ok(lab, "n1", sys.executable, "-c", code, env={"PYTHONPATH": str(REPO)})
+    assert out == f"{REPO}/lab/cluster.py\n"
+    assert REPO in exposed_by_default()
+
+
+def test_a_path_that_is_not_there(make_lab: MakeLab) -> None:
+    with pytest.raises(UserError, match="cannot expose /nowhere"):
+        make_lab(1, exposed=[Path("/nowhere")])
+
+
+# --- the command line ---
+
+
+def test_the_command_line(lab: Lab) -> None:
+    runner = CliRunner()
+    table = runner.invoke(cli, ["status", "--name", lab.name])
+    assert table.exit_code == 0 and "n3" in table.output and "idle" in table.output
+    assert max(map(len, table.output.splitlines())) <= 100
+    shown = json.loads(runner.invoke(cli, ["status", "--name", lab.name, "--json"]).output)
+    assert [node["name"] for node in shown["nodes"]] == ["ctl", "login", "n1", "n2", "n3"]
+    cut = json.loads(runner.invoke(cli, ["cut", "--name", lab.name, "n1"]).output)
+    assert (cut["fault"], cut["node"]) == ("cut", "n1")
+
+
+def test_run_is_the_command(lab: Lab) -> None:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        code = "from supervisor.cli.lab import lab; lab()"
+        return subprocess.run(
+            [sys.executable, "-c", code, "run", "--name", lab.name, *argv],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            input="fed\n",
+            timeout=30,
+        )
+
+    done = run("n2", "sh", "-c", "cat; id -un; hostname; exit 7")
+    assert (done.returncode, done.stdout) == (7, "fed\nsuperv\nn2\n")
+    assert run("--root", "n2", "id", "-un").stdout == "root\n"
+    assert run("n2", "sh", "-c", "kill -TERM $$").returncode in (-signal.SIGTERM, 143)
+
+
+# --- the fixture that all of this relies on ---
+
+
+def test_what_is_left_behind_is_seen(fence: Path, lab: Lab) -> None:
+    before = leftovers.look(fence, lab)
+    ok(lab, "n1", "sh", "-c", "setsid sleep 601 >/dev/null 2>&1 &")
+    hidden = ["setsid", "--fork", "env", "-i", "unshare", "--net", "--mount", "/bin/sleep", "602"]
+    subprocess.run(hidden, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "superv-left", folder], check=True)
+        left = leftovers.settled(fence, before, lab, within_s=0.5)
+        subprocess.run(["umount", folder], check=True)
+    kinds = [row.split(":")[0] for row in left]
+    pids = [int(row.split()[1]) for row in left if row.startswith("processes")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert sorted(set(kinds)) == ["mounts", "namespaces", "processes"]
+    assert len(pids) == 2
