@@ -91,20 +91,35 @@ def _lock(layout: Layout) -> int:
         os.close(fd)
 
 
-def clear(layout: Layout) -> None:
-    """Kill what runs and empty the folder; twice, for a starter that died half-way."""
-    for _ in range(2):
-        end = time.monotonic() + 20
-        while pids := node.boot_pids(layout):
-            node.kill(pids)
-            if time.monotonic() > end:
-                raise UserError(f"lab {layout.name}: cannot kill {pids}; see /proc/PID/stack")
-            time.sleep(0.02)
-        for path in layout.dir.iterdir():
+def clear(layout: Layout, *, deadline_s: float = 20) -> None:
+    """Kill what runs and empty the folder, whatever state a crash left them in.
+
+    Twice nothing found means done: without node.sh a late starter gets nowhere.
+    """
+    end = time.monotonic() + deadline_s
+    quiet = 0
+    while quiet < 2:
+        pids = node.boot_pids(layout)
+        node.kill(pids)
+        left = _emptied(layout.dir)
+        quiet = 0 if pids or left else quiet + 1
+        if time.monotonic() > end:
+            raise UserError(
+                f"lab {layout.name}: cannot end processes {pids} or remove {left}; "
+                "see /proc/PID/stack"
+            )
+        time.sleep(0.01)
+
+
+def _emptied(folder: Path) -> list[Path]:
+    """Remove what is in a folder; returns what would not go (something still writes there)."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
+    return list(folder.iterdir())
 
 
 def write(layout: Layout, spec: Spec) -> None:

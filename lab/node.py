@@ -34,11 +34,18 @@ class Process:
 
 
 def _argv(pid: int) -> tuple[str, ...]:
+    """A process's command line; empty for the kernel's own, for zombies, and for no process."""
+    root = Path("/proc") / str(pid)
     try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ()
-    return tuple(raw.decode(errors="replace").split("\0")[:-1])
+        for _ in range(100):
+            if raw := (root / "cmdline").read_bytes():
+                return tuple(raw.decode(errors="replace").split("\0")[:-1])
+            # In the middle of an execve the line is empty as well, but the program is known.
+            (root / "exe").readlink()
+            time.sleep(0.001)
+    except OSError:
+        pass
+    return ()
 
 
 def _pids() -> list[int]:

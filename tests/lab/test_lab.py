@@ -305,7 +305,7 @@ def test_an_interrupted_up_is_cleaned_by_down_and_by_up(
     if how == signal.SIGINT:
         assert not there.layout.dir.exists() and not boot_pids(there.layout)
     else:
-        assert boot_pids(there.layout), "the crash left something to clean"
+        assert there.layout.dir.exists(), "the crash left something to clean"
         with pytest.raises(UserError, match="there is no lab"):
             there.status()
     if booted == 3:
