@@ -375,7 +375,7 @@ def _still_stuck(path: str) -> _Stuck | None:
     from supervisor import proc
 
     stuck = _stuck.get(path)
-    if stuck and proc.reap() and any(child.args == list(stuck.argv) for child in proc._abandoned):
+    if stuck and proc.stuck(stuck.argv):
         return stuck
     _stuck.pop(path, None)
     return None

@@ -97,6 +97,12 @@ def reap() -> int:
     return len(_abandoned)
 
 
+def stuck(argv: Sequence[str]) -> bool:
+    """Whether an abandoned child of this command is still there."""
+    reap()
+    return any(child.args == list(argv) for child in _abandoned)
+
+
 def _missing(argv: Sequence[str], error: OSError, began: float) -> Completed:
     return Completed(
         argv=tuple(argv),

@@ -10,8 +10,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from supervisor import __version__, wire
 from supervisor.agent import node as this_node
@@ -95,8 +96,8 @@ class Agent:
         sys.stdout.write(f"{stamp} {self._node} {text}\n")
         sys.stdout.flush()
 
-    def _background(self, work: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._over)
         return task
@@ -258,15 +259,15 @@ class Agent:
             return
         if action.key in self._orders:
             return
-        work = {
+        begin: dict[type, Callable[[Any], Coroutine[Any, Any, None]]] = {
             do.Prepare: self._prepare,
             do.Start: self._start,
             do.Stop: self._stop,
             do.Collect: self._collect,
             do.Probe: self._probe,
             do.Leave: self._told_to_leave,
-        }[type(action)]
-        task = self._background(work(action))
+        }
+        task = self._background(begin[type(action)](action))
         self._orders[action.key] = task
         task.add_done_callback(lambda _: self._orders.pop(action.key, None))
 

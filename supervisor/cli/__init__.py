@@ -1,1 +1,93 @@
+"""The `superv` command. Each subcommand is a module here, imported when it is called."""
 
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from supervisor import __version__
+from supervisor.core.errors import TransientError, UserError
+
+# name → (module:attribute, one line of help); help is here so that --help imports nothing
+COMMANDS = {
+    "launch": ("supervisor.cli.launch:launch", "Start the run of a job file, or attach to it."),
+    "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none lives."),
+    "status": ("supervisor.cli.status:status", "Show a run, or all runs."),
+    "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
+    "stop": ("supervisor.cli.stop:stop", "End a run and give its nodes back."),
+    "checkpoints": ("supervisor.cli.checkpoints:checkpoints", "List and verify checkpoints."),
+    "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
+    "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"no command {args[0]!r}; valid: {', '.join(COMMANDS)}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="superv")
+@click.option("--debug", is_flag=True, help="Show a traceback where something fails.")
+def cli(debug: bool) -> None:
+    """Keep one large training job alive on Slurm."""
+
+
+def main() -> None:
+    """The console script: one line for an error, 2 for the user's mistake, 1 for the world's."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error), 2, debug)
+    except TransientError as error:
+        code = _fail(str(error), 1, debug)
+    except click.UsageError as error:
+        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        code = _fail(f"{error.format_message()}{where}", 2, debug)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted", 130, debug=False)
+    except BrokenPipeError:
+        code = 141  # the reader of the output has gone; as a shell reports SIGPIPE
+        sys.stderr.close()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"{where}{error.strerror or error}", 1, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"superv: {text}", err=True)
+    return code

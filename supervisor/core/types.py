@@ -51,6 +51,7 @@ class RunSpec:
     ranks_per_node: int
     checkpoint_dir: str | None  # None: every restart begins at step 0
     policy: Policy
+    first_attempt: int = 1  # higher where the directory holds attempts of an earlier run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

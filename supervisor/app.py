@@ -1,0 +1,411 @@
+"""Wires the concrete parts together; the only place that reads the wall clock for decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from launchers import load as load_launcher
+from supervisor import control, proc, runs, wire
+from supervisor.channel import Channel
+from supervisor.checkpoints import Scan, ask_child, scan_in_child
+from supervisor.config import Job, Site, load_job, load_site, parse_job
+from supervisor.core import actions as do
+from supervisor.core import events as ev
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.machine import step
+from supervisor.core.ports import LaunchSpec, Plan
+from supervisor.core.types import Checkpoint, Run, RunSpec
+from supervisor.effects import Effects, Setup
+from supervisor.engine import Engine
+from supervisor.journal import Busy, Journal
+
+START_S = 20.0  # an engine listens on its socket well within this
+LOOK_S = 60.0
+
+
+def clock() -> float:
+    """Seconds since the epoch, steady: the wall clock is read once for each process."""
+    return _WALL + (time.monotonic() - _MONOTONIC)
+
+
+_WALL, _MONOTONIC = time.time(), time.monotonic()
+
+
+# --- from the user's files to what the parts need ----------------------------------------------
+
+
+def agent_paths(site: Site, run_id: str) -> tuple[str, str]:
+    """Node-local: the key file that sbcast delivers, and the agent's directory."""
+    base = f"{site.node_dir}/superv-{os.getuid()}-{run_id}"
+    return f"{base}.key", base
+
+
+def agent_argv(site: Site, run_id: str) -> tuple[str, ...]:
+    """The command of every node: this very interpreter, isolated from the user's settings."""
+    return (sys.executable, "-I", "-m", "supervisor.agent", *agent_paths(site, run_id))
+
+
+def wire_job(job: Job, site: Site, run_id: str) -> wire.Job:
+    """How agents start ranks."""
+    argv = job.trainer.argv()
+    fresh = resumed = argv
+    if job.checkpoints is not None and job.trainer.hook == "torchtitan":
+        from supervisor.hooks import torchtitan
+
+        fresh, resumed = argv + torchtitan.FRESH, argv + torchtitan.RESUMED
+    return wire.Job(
+        run_id=run_id,
+        name=job.name,
+        fresh=fresh,
+        resumed=resumed,
+        workdir=str(job.trainer.workdir),
+        env=dict(job.trainer.env),
+        ranks_per_node=job.trainer.ranks_per_node,
+        step_pattern=job.progress.step,
+        resumed_pattern=job.progress.resumed or "",
+        rank_ports=(site.rank_ports.first, site.rank_ports.last),
+        log_cap=site.log_cap_mb * 1_000_000,
+        orphan_s=job.policy.orphan_s,
+    )
+
+
+def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:
+    return RunSpec(
+        name=job.name,
+        run_id=run_id,
+        nodes=job.nodes,
+        spares=job.spares,
+        ranks_per_node=job.trainer.ranks_per_node,
+        checkpoint_dir=str(job.checkpoints.dir) if job.checkpoints else None,
+        policy=job.policy,
+        first_attempt=first_attempt,
+    )
+
+
+def setup_of(job: Job, site: Site, run_id: str) -> Setup:
+    return Setup(
+        slurm=dict(job.slurm),
+        agent_argv=agent_argv(site, run_id),
+        log_path=f"{site.node_dir}/superv-{job.name}-%j.log",
+        keys_path=agent_paths(site, run_id)[0],
+        required=job.checkpoints.required if job.checkpoints else (),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What `superv launch` would do, exactly."""
+
+    plan: Plan
+    spec: LaunchSpec
+    job: wire.Job
+    env: Mapping[str, str]
+
+
+def dry_run(job: Job, site: Site) -> DryRun:
+    """Render everything; touches nothing. The run's id is random, here it is zeros."""
+    run_id = "0" * 12
+    first = ev.Launched(at=0.0, spec=run_spec(job, run_id))
+    _, (submit, *_) = step(None, first)
+    assert isinstance(submit, do.Submit)
+    setup = setup_of(job, site, run_id)
+    spec = LaunchSpec(
+        job_name=submit.job_name,
+        nodes=submit.nodes,
+        slurm=setup.slurm,
+        agent_argv=setup.agent_argv,
+        log_path=setup.log_path,
+    )
+    return DryRun(
+        plan=load_launcher(job.launcher).plan(spec),
+        spec=spec,
+        job=wire_job(job, site, run_id),
+        env=dict(job.trainer.env),
+    )
+
+
+# --- launching ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What came of `superv launch`."""
+
+    run: runs.RunDir
+    attached: bool  # the run was there already
+    engine_started: bool
+    fresh_each_time: bool = False  # no checkpoints: every restart begins at step 0
+    note: str = ""
+
+
+def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> Launch:
+    """Start the run that a job file describes, or find it alive.
+
+    `origin` is a checkpoint to begin from, or "scratch". Raises UserError.
+    """
+    job, site = load_job(path), load_site(env)
+    there = runs.RunDir(runs.runs_dir(site.state_dir) / job.name)
+    if there.journal.exists():
+        run = there.load()
+        if run is not None and not run.ended:
+            note = ""
+            if there.job_file.read_text() != job.source:
+                note = f"{path} differs from what run {job.name} was launched with; that is kept"
+            return Launch(run=there, attached=True, engine_started=ensure_engine(there), note=note)
+        if run is not None and origin is None:
+            raise UserError(
+                f"run {job.name} has ended ({run.phase.value}: {run.reason}); "
+                "begin anew with --from CHECKPOINT or --from scratch"
+            )
+    first, seed = _beginnings(job, origin)
+    _archive(there)
+    run_id = secrets.token_hex(6)
+    made = runs.create(
+        site.state_dir, job.name, source=job.source, origin=path.absolute(), keys=_new_keys()
+    )
+    journal = Journal(made.journal)
+    event = ev.Launched(at=clock(), spec=run_spec(job, run_id, first), seed=seed)
+    _, actions = step(None, event)
+    journal.append(event, actions, epoch=0)
+    journal.close()
+    return Launch(
+        run=made,
+        attached=False,
+        engine_started=ensure_engine(made),
+        fresh_each_time=job.checkpoints is None,
+    )
+
+
+def _beginnings(job: Job, origin: str | None) -> tuple[int, Checkpoint | None]:
+    """The number of the first attempt, and the checkpoint to begin from."""
+    if job.checkpoints is None:
+        if origin not in (None, "scratch"):
+            raise UserError("--from needs `checkpoints` in the job file")
+        return 1, None
+    required = job.checkpoints.required
+    directory = str(job.checkpoints.dir)
+    try:
+        there = asyncio.run(scan_in_child(directory, deadline_s=LOOK_S, required=required))
+        if origin is None and there.found:
+            newest = there.found[0]
+            raise UserError(
+                f"{directory} already holds checkpoints (newest: {newest.path}); say "
+                "--from CHECKPOINT or --from scratch, or choose another checkpoints.dir"
+            )
+        first = asyncio.run(_first_free(directory))
+        if origin in (None, "scratch"):
+            return first, None
+        path = str(Path(origin or "").absolute())
+        found = asyncio.run(ask_child("verify", path, deadline_s=LOOK_S, required=required))
+    except TransientError as error:
+        raise UserError(f"{error}; try again when it does") from None
+    return first, _seed(found)
+
+
+def _seed(scan: Scan) -> Checkpoint:
+    report = scan.found[0]
+    if not report.verified:
+        raise UserError(f"{report.path}: can't be resumed from: {report.reason}")
+    return Checkpoint(step=report.step, path=report.path, attempt=0, verified_at=clock())
+
+
+async def _first_free(directory: str) -> int:
+    """The number after the highest attempt in the directory; asked by a child, it may hang."""
+    look = (
+        "import os, re, sys; d = sys.argv[1]; names = os.listdir(d) if os.path.isdir(d) else []; "
+        "print(max([int(n[1:]) for n in names if re.fullmatch('a[0-9]{4,}', n)], default=0) + 1)"
+    )
+    done = await proc.run((sys.executable, "-I", "-c", look, directory), deadline_s=LOOK_S)
+    if done.rc != 0:
+        raise TransientError(f"storage at {directory}: {done.why()}")
+    return int(done.out)
+
+
+def _archive(there: runs.RunDir) -> None:
+    """Keep an ended run's folder under another name."""
+    if there.path.exists():
+        run = there.load()
+        name = run.spec.run_id[:6] if run else secrets.token_hex(3)
+        there.path.rename(there.path.with_name(f"{there.path.name}~{name}"))
+
+
+def _new_keys() -> runs.ServerKeys:
+    import zmq
+
+    server_public, server_secret = zmq.curve_keypair()
+    client_public, client_secret = zmq.curve_keypair()
+    return runs.ServerKeys(
+        server_public=server_public.decode(),
+        server_secret=server_secret.decode(),
+        client_public=client_public.decode(),
+        client_secret=client_secret.decode(),
+    )
+
+
+# --- the engine's process ----------------------------------------------------------------------
+
+
+def ensure_engine(run: runs.RunDir) -> bool:
+    """Start the run's engine unless it lives; returns whether it was started. Raises UserError."""
+    try:
+        for _ in control.ask(run.socket, {"do": "status"}):
+            return False
+    except control.NoEngineError:
+        pass
+    except TransientError as error:
+        raise UserError(f"{error}; see {run.log}") from None
+    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    ready, tell = os.pipe()
+    try:
+        child = proc.spawn(
+            (sys.executable, "-m", "supervisor.app", str(run.path), str(tell)),
+            env=os.environ,
+            cwd="/",
+            stdout=log,
+            pass_fds=(tell,),
+        )
+    finally:
+        os.close(log)
+        os.close(tell)
+    with os.fdopen(ready, "rb") as answer:
+        import select
+
+        there, _, _ = select.select([answer], [], [], START_S)
+        word = answer.readline().decode().strip() if there else ""
+    if word != "ready":
+        child.poll()
+        why = word or f"it did not start within {START_S:.0f} s"
+        raise UserError(f"the engine of {run.path.name}: {why}; see {run.log}")
+    child.returncode = 0  # it lives on by itself; this process does not wait for it
+    return True
+
+
+def engine_address(site: Site) -> str:
+    """Where agents reach this machine. Raises UserError where that can't be told."""
+    wanted = site.engine_address or socket.gethostname()
+    if site.engine_address and Path(f"/sys/class/net/{site.engine_address}").exists():
+        import fcntl
+        import struct
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            packed = struct.pack("256s", site.engine_address[:15].encode())
+            try:
+                answer = fcntl.ioctl(asked.fileno(), 0x8915, packed)  # SIOCGIFADDR
+            except OSError as error:
+                why = error.strerror
+                raise UserError(f"site.yaml: engine_address: {wanted}: {why}") from None
+            return socket.inet_ntoa(answer[20:24])
+    try:
+        found = socket.getaddrinfo(wanted, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(
+            f"site.yaml: engine_address: {wanted}: {error}; set the address that nodes reach"
+        ) from None
+    address = str(found[0][4][0])
+    if address.startswith("127."):
+        raise UserError(
+            f"this machine's name {wanted} means {address}, which no node reaches; "
+            "set engine_address in site.yaml"
+        )
+    return address
+
+
+def _note(text: str) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime())
+    sys.stdout.write(f"{stamp} {text}\n")
+    sys.stdout.flush()
+
+
+async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
+    """Live as the run's engine. Raises UserError where it can't begin, Busy where one lives."""
+    site = load_site(os.environ)
+    source, origin = run_dir.job_file.read_text(), Path(run_dir.origin_file.read_text())
+    job = parse_job(source, origin)
+    journal = Journal(run_dir.journal)
+    if journal.torn:
+        _note(f"cut {journal.torn} bytes of a half-written line off the journal")
+    if journal.run is None:
+        raise UserError(f"{run_dir.journal}: empty; launch the run again")
+    run_id = journal.run.spec.run_id
+    keys = runs.read_server_keys(run_dir)
+    channel = Channel(
+        keys.server_public.encode(), keys.server_secret.encode(), keys.client_public.encode()
+    )
+    channel.note = _note
+    endpoint = _bind(channel, site, journal.run)
+    engine = Engine(
+        journal=journal,
+        channel=channel,
+        job=wire_job(job, site, run_id),
+        now=clock,
+        note=_note,
+    )
+    effects = Effects(
+        setup=setup_of(job, site, run_id),
+        launcher=load_launcher(job.launcher),
+        channel=channel,
+        key_file=lambda: msgspec.json.encode(
+            wire.Keys(
+                wire=wire.WIRE,
+                run_id=run_id,
+                endpoint=endpoint,
+                server_key=keys.server_public,
+                public_key=keys.client_public,
+                secret_key=keys.client_secret,
+            )
+        ),
+        run=lambda: engine.run,
+        take=engine.take,
+        now=clock,
+    )
+    server = await control.serve(engine, run_dir.socket)
+    os.write(ready, b"ready\n")
+    os.close(ready)
+    try:
+        await engine.live(effects, endpoint, socket.gethostname())
+        await asyncio.sleep(1.5)  # those who watch read the last lines
+    finally:
+        server.close()
+        run_dir.socket.unlink(missing_ok=True)
+        channel.close()
+        journal.close()
+    _note(f"engine ends: run is {engine.run.phase.value}")
+
+
+def _bind(channel: Channel, site: Site, run: Run) -> str:
+    """Listen where the engine before this one did, if that is free."""
+    before = run.endpoint.rpartition(":")[2]
+    ports = (site.engine_ports.first, site.engine_ports.last)
+    try:
+        return channel.bind(engine_address(site), ports, int(before) if before else None)
+    except OSError as error:
+        raise UserError(f"site.yaml: engine_ports: {error}") from None
+
+
+def main(argv: list[str]) -> int:
+    """`python -m supervisor.app RUN_DIR FD`: an engine that tells FD when it is ready."""
+    ready = int(argv[1])
+    try:
+        asyncio.run(engine_main(runs.RunDir(Path(argv[0])), ready))
+    except Busy:
+        os.write(ready, b"ready\n")  # another engine was faster: the run has one
+        return 0
+    except UserError as error:
+        _note(str(error))
+        os.write(ready, f"{error}\n".encode())
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""`superv launch`: start a run, or attach to it where it lives."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("job_file", metavar="JOB.YAML", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
+@click.option("--detach", is_flag=True, help="Return as soon as the run's engine works.")
+@click.option(
+    "--from",
+    "origin",
+    metavar="CHECKPOINT|scratch",
+    help="Begin from this checkpoint, or from step 0 though checkpoints are there.",
+)
+def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> None:
+    """Start the run that JOB.YAML describes; a run of that name that lives is attached to.
+
+    Ctrl-C detaches and does not stop the job.
+    """
+    import os
+
+    if dry_run:
+        _dry_run(job_file)
+        return
+    from supervisor import app
+    from supervisor.cli.watch import watch
+
+    made = app.launch(job_file, os.environ, origin=origin)
+    name = made.run.path.name
+    if made.note:
+        click.echo(made.note)
+    if made.attached:
+        what = "its engine was started again" if made.engine_started else "attached"
+        click.echo(f"run {name} is there already: {what}")
+    elif made.fresh_each_time:
+        click.echo("no checkpoints are configured: every restart begins at step 0")
+    if detach:
+        click.echo(f"run {name} goes on by itself; `superv attach {name}` shows it")
+        return
+    sys.exit(watch(made.run))
+
+
+def _dry_run(job_file: Path) -> None:
+    import os
+    import shlex
+
+    from supervisor import app
+    from supervisor.config import load_job, load_site
+
+    job, site = load_job(job_file), load_site(os.environ)
+    would = app.dry_run(job, site)
+    click.echo(f"# {would.spec.nodes} nodes: {job.nodes} that train, {job.spares} spare")
+    for name, value in sorted(would.spec.slurm.items()):
+        click.echo(f"#   {name}: {value}")
+    click.echo("\n# submitted as (the script on standard input)")
+    click.echo(shlex.join(would.plan.argv))
+    click.echo("\n# agent command, on every node")
+    click.echo(shlex.join(would.spec.agent_argv))
+    click.echo(f"\n# rank command, {would.job.ranks_per_node} on each node, in {would.job.workdir}")
+    click.echo(shlex.join(would.job.fresh))
+    if would.job.resumed != would.job.fresh:
+        click.echo("# and when it resumes")
+        click.echo(shlex.join(would.job.resumed))
+    click.echo("\n# added to the environment of every rank, beside torchrun's variables")
+    for name, value in sorted(would.env.items()):
+        click.echo(f"{name}={shlex.quote(value)}")
+    click.echo("\n# script")
+    click.echo(would.plan.script)

@@ -1,0 +1,137 @@
+"""The engine's socket for people's commands: JSON lines over a unix socket in the run's folder.
+
+The folder's mode (0700) says who may connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from supervisor.core.errors import TransientError
+from supervisor.engine import Engine
+
+ANSWER_S = 10.0
+
+
+class NoEngineError(Exception):
+    """Nobody listens on the run's socket: its engine does not run on this machine."""
+
+
+async def serve(engine: Engine, path: Path) -> asyncio.Server:
+    """Listen; a socket file that an engine before this one left is replaced."""
+    path.unlink(missing_ok=True)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            try:
+                ask = json.loads(await reader.readline())
+                async for answer in _answers(engine, ask):
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+            except TransientError as error:
+                writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
+            except (ValueError, KeyError, TypeError) as error:
+                told = {"error": f"the engine does not understand this: {error}"}
+                writer.write(json.dumps(told).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(client, path=path)
+    path.chmod(0o600)
+    return server
+
+
+async def _answers(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    match ask["do"]:
+        case "status":
+            yield engine.status()
+        case "stop":
+            engine.stop(str(ask["who"]), now=bool(ask["now"]))
+            yield {"ok": True}
+        case "watch":
+            async for answer in _watch(engine):
+                yield answer
+        case "logs":
+            async for answer in _logs(engine, ask):
+                yield answer
+        case other:
+            raise ValueError(f"no command {other!r}")
+
+
+async def _watch(engine: Engine) -> AsyncIterator[dict[str, Any]]:
+    """What happens, as it happens, with a status line at least every second."""
+    queue = engine.listen()
+    try:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                line = await asyncio.wait_for(queue.get(), 1.0)
+                yield {"at": line.at, "text": line.text}
+            if queue.empty():
+                yield {"status": engine.status()}
+                if engine.run.ended:
+                    return
+    finally:
+        engine.unlisten(queue)
+
+
+async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """A rank's log from an offset on, to its end or for as long as the reader follows."""
+    offset, follow = int(ask["offset"]), bool(ask["follow"])
+    attempt = ask.get("attempt")
+    while True:
+        chunk = await engine.fetch(
+            rank=int(ask["rank"]),
+            attempt=attempt,
+            offset=offset,
+            limit=256 * 1024,
+            wait_s=10.0 if follow else 0.0,
+        )
+        if chunk.data:
+            yield {"offset": chunk.offset, "data": chunk.data.decode(errors="replace")}
+        elif not follow:
+            return
+        offset = chunk.offset + len(chunk.data)
+        running = engine.run.attempt
+        if follow and attempt is None and running and running.number != ask.get("_seen"):
+            if "_seen" in ask:
+                offset = 0
+                yield {"offset": 0, "data": f"--- attempt {running.number} ---\n"}
+            ask["_seen"] = running.number
+
+
+def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterator[dict[str, Any]]:
+    """Send one request to a run's engine; yields its answers.
+
+    Raises NoEngineError where none listens, TransientError where it does not answer.
+    """
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(ANSWER_S)
+        try:
+            link.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoEngineError from None
+        link.sendall(json.dumps(request).encode() + b"\n")
+        if stream:
+            link.settimeout(None)
+        rest = b""
+        while True:
+            try:
+                data = link.recv(65536)
+            except TimeoutError:
+                raise TransientError(f"the engine did not answer within {ANSWER_S:.0f} s") from None
+            except ConnectionError:
+                return
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                answer: dict[str, Any] = json.loads(line)
+                if "error" in answer:
+                    raise TransientError(answer["error"])
+                yield answer

@@ -1,0 +1,144 @@
+"""Which nodes take the slots, and how ranks get started on them."""
+
+from __future__ import annotations
+
+import re
+
+from supervisor.core import actions as do
+from supervisor.core import events as ev
+from supervisor.core.turn import Turn
+from supervisor.core.types import Attempt, NodeState, Phase, Run
+
+PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts n2 before n10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def usable(run: Run) -> list[str]:
+    ready = (n.name for n in run.pool.values() if n.state is NodeState.READY)
+    return sorted((name for name in ready if name not in run.excluded), key=natural)
+
+
+def ask(t: Turn) -> None:
+    """Ask Slurm for the base allocation."""
+    spec, number = t.run.spec, t.run.asked + 1
+    t.set(asked=number, slots=(), pool={})
+    nodes = spec.nodes + spec.spares
+    t.phase(Phase.PENDING, f"waiting for {nodes} nodes")
+    t.do(
+        do.Submit(
+            key=f"submit/{number}",
+            job_name=f"superv-{spec.name}-{spec.run_id[:6]}-{number}",
+            nodes=nodes,
+            exclude=tuple(sorted(t.run.excluded)),
+        )
+    )
+
+
+def gathered(t: Turn) -> None:
+    """Go on when everybody is here, or after a while when enough for every slot are."""
+    spec = t.run.spec
+    if len(usable(t.run)) < spec.nodes:
+        return
+    granted = {n for a in t.run.allocations.values() if a.state == "granted" for n in a.nodes}
+    here = {n.name for n in t.run.pool.values()}
+    if granted <= here or len(usable(t.run)) >= spec.nodes + spec.spares:
+        place(t)
+    elif t.run.deadline is None or t.run.deadline.what != "spares":
+        t.phase(Phase.GATHERING, "waiting for the spares", (spec.policy.gather_s, "spares"))
+
+
+def place(t: Turn) -> None:
+    """Put nodes into the slots and let every one of them confirm that it is free."""
+    t.drop(lambda a: isinstance(a, do.Order) and not isinstance(a, do.Probe))
+    if not t.run.live_jobs:
+        ask(t)
+        return
+    ready = usable(t.run)
+    old = t.run.slots or ("",) * t.run.spec.nodes
+    free = [name for name in ready if name not in old]
+    slots = tuple(name if name in ready else (free.pop(0) if free else "") for name in old)
+    t.set(slots=slots)
+    if "" in slots:
+        missing = ", ".join(str(i) for i, name in enumerate(slots) if not name)
+        reason = f"no node for slot {missing}: no spare is left"
+        t.phase(Phase.GATHERING, reason, (t.run.spec.policy.gather_limit_s, "gather"))
+        return
+    number = t.run.attempt.number + 1 if t.run.attempt else t.run.spec.first_attempt
+    home = t.run.spec.checkpoint_dir
+    t.set(
+        attempt=Attempt(
+            number=number,
+            slots=slots,
+            resume=t.run.lineage[-1] if t.run.lineage else None,
+            save_dir=f"{home}/a{number:04d}" if home else None,
+        )
+    )
+    t.phase(Phase.CHECKING, f"attempt {number}: preparing the nodes", (PREPARE_S, "prepare"))
+    for node in slots:
+        t.do(do.Prepare(key=f"a{number}/prepare/{node}", node=node, attempt=number))
+
+
+def prepared(t: Turn, event: ev.Prepared) -> None:
+    attempt = t.run.attempt
+    if attempt is None or event.attempt != attempt.number or t.run.phase is not Phase.CHECKING:
+        return
+    if event.problems:
+        reason = "; ".join(event.problems)
+        t.node(event.node, state=NodeState.UNFIT, since=t.at, reason=reason)
+        place(t)
+        return
+    t.attempt(prepared=(*attempt.prepared, event.node))
+    if event.node == attempt.slots[0]:
+        t.attempt(master_port=event.port)
+    attempt = t.run.attempt
+    assert attempt is not None
+    if set(attempt.prepared) >= set(attempt.slots):
+        start_ranks(t, attempt)
+
+
+def start_ranks(t: Turn, attempt: Attempt) -> None:
+    assert attempt.master_port is not None
+    resume = attempt.resume
+    origin = f"step {resume.step}" if resume else "the beginning"
+    limit = t.run.spec.policy.start_limit_s
+    t.phase(Phase.STARTING, f"attempt {attempt.number} from {origin}", (limit, "start"))
+    t.attempt(started_at=t.at)
+    for slot, node in enumerate(attempt.slots):
+        t.do(
+            do.Start(
+                key=f"a{attempt.number}/start/{node}",
+                node=node,
+                attempt=attempt.number,
+                slot=slot,
+                nnodes=len(attempt.slots),
+                master_addr=t.run.pool[attempt.slots[0]].address,
+                master_port=attempt.master_port,
+                save_dir=attempt.save_dir,
+                resume_path=resume.path if resume else None,
+                resume_step=resume.step if resume else None,
+            )
+        )
+
+
+def ranks_started(t: Turn, event: ev.RanksStarted) -> None:
+    attempt = t.run.attempt
+    if attempt is None or event.attempt != attempt.number or event.node in attempt.started:
+        return
+    t.attempt(started=(*attempt.started, event.node))
+    everywhere = len(attempt.started) + 1 == len(attempt.slots)
+    if everywhere and t.run.incidents and t.run.incidents[-1].relaunched_at is None:
+        t.incident(relaunched_at=t.at)
+
+
+def missing(run: Run) -> str:
+    """Which nodes of the allocation can't be used, and why."""
+    granted = [n for a in run.allocations.values() if a.state == "granted" for n in a.nodes]
+    absent = [f"{name}: no agent came" for name in granted if name not in run.pool]
+    unfit = [f"{n.name}: {n.reason}" for n in run.pool.values() if n.state is not NodeState.READY]
+    gone = [f"{x.node}: excluded ({x.reason})" for x in run.excluded.values()]
+    told = [*absent, *unfit, *gone]
+    return f" ({'; '.join(told)})" if told else ""

@@ -1,0 +1,183 @@
+"""An attempt ended badly: stop what is left, look at checkpoints, decide what comes next."""
+
+from __future__ import annotations
+
+from supervisor.core import actions as do
+from supervisor.core import events as ev
+from supervisor.core.diagnose import diagnose, remedy
+from supervisor.core.ending import end
+from supervisor.core.placement import place
+from supervisor.core.turn import Turn
+from supervisor.core.types import (
+    Attempt,
+    Checkpoint,
+    Evidence,
+    Exclusion,
+    Incident,
+    NodeState,
+    Phase,
+    Run,
+)
+
+STOP_SLACK_S = 10.0  # over the grace period: SIGKILL, reaping, the answer's way back
+
+
+def open_incident(
+    t: Turn,
+    cause: str,
+    *evidence: Evidence,
+    suspected_at: float | None = None,
+    fault_at: float | None = None,
+) -> None:
+    """The attempt ended badly: record why, and stop what is left of it."""
+    attempt = t.run.attempt
+    last_step = attempt.step if attempt and attempt.step is not None else None
+    if last_step is None and attempt and attempt.resume:
+        last_step = attempt.resume.step
+    t.set(
+        incidents=(
+            *t.run.incidents,
+            Incident(
+                attempt=attempt.number if attempt else 0,
+                cause=cause,
+                evidence=evidence,
+                fault_at=fault_at,
+                suspected_at=suspected_at if suspected_at is not None else t.at,
+                confirmed_at=t.at,
+                step=last_step,
+            ),
+        )
+    )
+    stop_ranks(
+        t, f"{cause}: {evidence[-1].text if evidence else ''}", t.run.spec.policy.stop_grace_s
+    )
+
+
+def answering(run: Run, attempt: Attempt) -> list[str]:
+    """Nodes of the attempt that can be expected to confirm that their ranks are gone."""
+    silent = (NodeState.LOST, NodeState.LEFT)
+    return [n for n in attempt.slots if n in run.pool and run.pool[n].state not in silent]
+
+
+def stop_ranks(t: Turn, reason: str, grace_s: float) -> None:
+    attempt = t.run.attempt
+    t.drop(lambda a: isinstance(a, do.Order) and not isinstance(a, do.Probe))
+    t.phase(Phase.STOPPING, reason, (grace_s + STOP_SLACK_S, "stop"))
+    if attempt is None:
+        triage(t)
+        return
+    t.attempt(gone=())
+    for node in answering(t.run, attempt):
+        if t.run.goal is None:
+            key = f"a{attempt.number}/collect/{node}"
+            t.do(do.Collect(key=key, node=node, attempt=attempt.number))
+        key = f"a{attempt.number}/stop{'-now' if grace_s == 0 else ''}/{node}"
+        t.do(do.Stop(key=key, node=node, attempt=attempt.number, grace_s=grace_s))
+    if not answering(t.run, attempt):
+        all_clear(t)
+
+
+def ranks_stopped(t: Turn, event: ev.RanksStopped) -> None:
+    attempt = t.run.attempt
+    if attempt is None or event.attempt != attempt.number or t.run.phase is not Phase.STOPPING:
+        return
+    if event.stuck:
+        pids = ", ".join(str(pid) for pid in event.stuck)
+        reason = f"processes {pids} of an older attempt can't be killed"
+        t.node(event.node, state=NodeState.UNFIT, since=t.at, reason=reason)
+    node_is_clear(t, event.node)
+
+
+def node_is_clear(t: Turn, node: str) -> None:
+    attempt = t.run.attempt
+    assert attempt is not None
+    if node not in attempt.gone:
+        t.attempt(gone=(*attempt.gone, node))
+    assert t.run.attempt is not None
+    if set(t.run.attempt.gone) >= set(answering(t.run, t.run.attempt)):
+        all_clear(t)
+
+
+def all_clear(t: Turn) -> None:
+    if t.run.incidents and t.run.incidents[-1].stopped_at is None:
+        t.incident(stopped_at=t.at)
+    triage(t)
+
+
+def collected(t: Turn, event: ev.Collected) -> None:
+    if t.run.incidents and t.run.incidents[-1].attempt == event.attempt:
+        t.incident(evidence=(*t.run.incidents[-1].evidence, *event.evidence))
+
+
+def triage(t: Turn) -> None:
+    """Look which checkpoints are good before anything is decided."""
+    attempt = t.run.attempt
+    t.phase(Phase.TRIAGE, t.run.reason)
+    if attempt is None or attempt.save_dir is None:
+        judge(t)
+        return
+    t.do(
+        do.Scan(
+            key=f"a{attempt.number}/scan/{t.at:.3f}",
+            attempt=attempt.number,
+            directory=attempt.save_dir,
+            known=tuple((c.step, c.path, c.attempt) for c in t.run.lineage),
+        )
+    )
+
+
+def scanned(t: Turn, event: ev.Scanned) -> None:
+    """The lineage is what was found good now, and what was good and not looked at again."""
+    bad = {r.path for r in event.rejected}
+    found = {c.path: c for c in event.found}
+    kept = [c for c in t.run.lineage if c.path not in bad and c.path not in found]
+    t.set(
+        lineage=tuple(sorted((*kept, *found.values()), key=lambda c: c.step)),
+        rejected=tuple({r.path: r for r in (*t.run.rejected, *event.rejected)}.values()),
+    )
+    if t.run.phase is Phase.TRIAGE:
+        judge(t)
+
+
+def judge(t: Turn) -> None:
+    """Decide what comes after the attempt."""
+    newest: Checkpoint | None = t.run.lineage[-1] if t.run.lineage else None
+    if newest is not None and newest.step > t.run.best_step:
+        t.set(best_step=newest.step, fruitless={})
+    if t.run.goal is not None:
+        if t.run.incidents and t.run.incidents[-1].verdict is None:
+            last = t.run.incidents[-1]
+            t.incident(verdict=diagnose(t.run, last), remedy=f"the run is {t.run.goal.value}")
+        end(t, t.run.goal, t.run.reason)
+        return
+    incident = t.run.incidents[-1]
+    verdict = diagnose(t.run, incident)
+    tries = t.run.fruitless.get(verdict.cause, 0) + 1
+    t.set(fruitless={**t.run.fruitless, verdict.cause: tries})
+    choice = remedy(t.run, verdict, tries)
+    t.incident(
+        verdict=verdict, remedy=choice.text, resumed_from=newest.step if newest is not None else 0
+    )
+    if choice.kind == "hold":
+        end(t, Phase.HELD, f"{choice.text} ({verdict.why})")
+        return
+    number = t.run.attempt.number if t.run.attempt else 0
+    for name in choice.exclude:
+        exclusion = Exclusion(
+            node=name, reason=f"{verdict.cause}: {verdict.why}", since=t.at, attempt=number
+        )
+        t.set(excluded={**t.run.excluded, name: exclusion})
+    if choice.delay_s > 0:
+        reason = f"{choice.text} in {choice.delay_s:.0f} s ({verdict.cause})"
+        t.phase(Phase.BACKOFF, reason, (choice.delay_s, "retry"))
+    else:
+        place(t)
+
+
+def has_slot(run: Run, node: str) -> bool:
+    """Whether ranks of the current attempt are meant to run on the node now."""
+    return (
+        run.phase in (Phase.STARTING, Phase.RUNNING)
+        and run.attempt is not None
+        and node in run.attempt.slots
+    )

@@ -1,0 +1,77 @@
+"""Tells what happened in words: one line for what a person wants to know, none for the rest."""
+
+from __future__ import annotations
+
+from supervisor.core import events as ev
+from supervisor.core.types import Phase, Run
+
+
+def tell(before: Run, event: ev.Event, after: Run) -> list[str]:
+    """Lines for a log, a terminal or a timeline; times are the event's."""
+    lines = _of_event(before, event, after)
+    if after.phase is not before.phase or (after.phase.value, after.since) != (
+        before.phase.value,
+        before.since,
+    ):
+        lines.append(f"{after.phase.value}: {after.reason}" if after.reason else after.phase.value)
+    return lines
+
+
+def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
+    match event:
+        case ev.EngineStarted():
+            return [f"engine started on {event.host}, epoch {event.epoch}"]
+        case ev.Submitted():
+            return [f"job {event.job_id} ({event.job_name}) submitted"]
+        case ev.Waiting():
+            return [f"waiting, and trying again: {event.why}"]
+        case ev.AllocationSeen():
+            names = f" on {len(event.nodes)} nodes" if event.nodes else ""
+            reason = f" ({event.reason})" if event.reason and event.reason != "None" else ""
+            return [f"job {event.job_id} is {event.raw}{names}{reason}"]
+        case ev.AgentJoined():
+            here, want = len(after.pool), after.spec.nodes + after.spec.spares
+            if event.problems:
+                return [f"{event.node} is unfit: {'; '.join(event.problems)}"]
+            again = " again" if event.node in before.pool else ""
+            held = (
+                f", holding {event.ranks} ranks of attempt {event.attempt}" if event.ranks else ""
+            )
+            return [f"{event.node} registered{again}{held} ({here}/{want})"]
+        case ev.AgentLeft() if not before.ended:
+            return [f"{event.node} left: {event.reason}"]
+        case ev.NodeSilent():
+            return [f"{event.node} suspected: silent for {event.at - event.last_heard:.1f} s"]
+        case ev.NodeHeard():
+            return [f"{event.node} is heard again"]
+        case ev.Probed():
+            return [f"{event.node} probed {event.target}: {event.outcome}"]
+        case ev.Progress():
+            return _progress(before, event, after)
+        case ev.Scanned():
+            return _scanned(before, event, after)
+        case ev.StopAsked():
+            return [f"{event.who} asked for the end of the run"]
+    return []
+
+
+def _progress(before: Run, event: ev.Progress, after: Run) -> list[str]:
+    if before.phase is Phase.STARTING and after.phase is Phase.RUNNING:
+        loss = f", loss {event.loss:g}" if event.loss is not None else ""
+        return [f"first new step: {event.step}{loss}"]
+    return []
+
+
+def _scanned(before: Run, event: ev.Scanned, after: Run) -> list[str]:
+    known = {c.path for c in before.lineage}
+    bad = {r.path for r in before.rejected}
+    lines = [
+        f"checkpoint of step {r.step} rejected: {r.why}"
+        for r in event.rejected
+        if r.path not in bad
+    ]
+    new = [c for c in event.found if c.path not in known]
+    if new:
+        newest = max(new, key=lambda c: c.step)
+        lines.append(f"checkpoint of step {newest.step} verified: {newest.path}")
+    return lines

@@ -1,0 +1,1 @@
+"""Adapters to trainers, one file each: what superv adds to the command line of a rank."""
