@@ -1,0 +1,49 @@
+# Two commands do all set-up on a fresh Debian machine: `make demo` and `make test`.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+TITAN := .venv-titan
+BIN := $(VENV)/bin
+APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 python3-venv shellcheck tini
+
+.PHONY: demo test lint unit lab titan bench clean packages
+.DELETE_ON_ERROR:
+
+demo: packages $(VENV)/.done $(TITAN)/.done
+	$(BIN)/superv demo --trainer-python $(CURDIR)/$(TITAN)/bin/python
+
+test: packages $(VENV)/.done $(TITAN)/.done
+	$(MAKE) --no-print-directory lint
+	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest tests
+
+lint: $(VENV)/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: packages $(VENV)/.done $(TITAN)/.done
+	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m bench
+
+# Debian's packages; nothing happens where they are there, and without root it is said what is missing.
+packages:
+	@missing=""; for p in $(APT); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q "ok installed" || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    echo "installing Debian packages:$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	  else echo "superv: missing Debian packages:$$missing; as root: apt-get install$$missing"; exit 2; fi; fi
+
+$(VENV)/.done: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' --config-settings editable_mode=compat
+	touch $@
+
+# torch==2.13.0 is a CPU build where Debian 12's Python asks PyPI; 1.4 GB on disk.
+$(TITAN)/.done: examples/torchtitan_lab/requirements.txt
+	$(PYTHON) -m venv $(TITAN)
+	$(TITAN)/bin/pip install -q --disable-pip-version-check -r $<
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(TITAN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m supervisor.cli` is `superv`."""
+
+from supervisor.cli import main
+
+main()
