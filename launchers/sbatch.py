@@ -150,7 +150,12 @@ class Sbatch:
         return {job: past.get(job) or _unknown(job, why) for job in jobs}
 
     async def cancel(self, job: str) -> None:
-        """See Launcher.cancel."""
+        """See Launcher.cancel.
+
+        A cancel that was not answered may still happen: it waits in slurmctld's socket. Agents get
+        SIGTERM and at once SIGKILL (srun kills its tasks when Slurm signals the batch script's
+        processes, srun among them), so whoever wants a clean end tells the agents first.
+        """
         await self._slurm.cancel(job)
 
     async def send_file(self, job: str, content: bytes, path: str) -> None:

@@ -53,7 +53,8 @@ leave() {
   trap '' TERM
   say 'SIGTERM: telling the agents'
   # Not through srun: on SIGTERM it kills its tasks at once.
-  timeout --kill-after=1 10 scancel --signal=TERM "$job" || say 'scancel did not answer'
+  timeout --kill-after=1 10 scancel --quiet --signal=TERM "$job" ||
+    say "scancel ended with $?; where the whole job ends, Slurm tells the agents itself"
 }
 trap leave TERM
 

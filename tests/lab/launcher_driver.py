@@ -1,0 +1,41 @@
+"""Calls one method of the sbatch launcher, as the lab's user on a node of the lab.
+
+Standard input: {"method", "args", "kwargs", "deadline_s"}; `submit` takes a LaunchSpec's fields.
+Standard output: {"result"} or {"error": [type, text]}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from launchers.sbatch import Sbatch
+from launchers.slurm import Slurm
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.ports import LaunchSpec
+
+
+async def call(order: dict[str, Any]) -> Any:
+    sbatch = Sbatch(slurm=Slurm(deadline_s=order["deadline_s"]))
+    if order["method"] == "submit":
+        return await sbatch.submit(sbatch.plan(LaunchSpec(**order["kwargs"])))
+    if order["method"] == "send_file":
+        job, content, path = order["args"]
+        return await sbatch.send_file(job, base64.b64decode(content), path)
+    return await getattr(sbatch, order["method"])(*order["args"])
+
+
+def plain(value: Any) -> Any:
+    return dataclasses.asdict(value)
+
+
+if __name__ == "__main__":
+    try:
+        answer = {"result": asyncio.run(call(json.load(sys.stdin)))}
+    except (UserError, TransientError) as error:
+        answer = {"error": [type(error).__name__, str(error)]}
+    json.dump(answer, sys.stdout, default=plain)

@@ -1,0 +1,391 @@
+"""The sbatch launcher on real Slurm: submission, polling, and agents that outlive their nodes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.cluster import Lab
+from lab.node import Process
+
+pytestmark = pytest.mark.lab
+REPO = Path(__file__).resolve().parents[2]
+NODES = ("n1", "n2", "n3")
+WITHIN_S = 90
+
+# An agent in its simplest form: writes a line per start, beats, leaves when told, runs once a node.
+AGENT = """#!/bin/sh
+cd "$1" || exit 1
+exec 9>/tmp/agent.lock
+flock --nonblock 9 || exit 75
+echo "$$" >>"starts.$SLURMD_NODENAME"
+trap 'echo term >>"terms.$SLURMD_NODENAME"; exit 0' TERM
+while [ ! -e leave ]; do
+  date +%s.%N >"beat.$SLURMD_NODENAME"
+  sleep 0.2 9>&-
+done
+exit 0
+"""
+
+
+class Cluster:
+    """The launcher on the lab's login node, and what its agents have written."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.dir = lab.home / name
+        self.bin = self.dir / "bin"
+        uid = lab.home.stat().st_uid
+        for folder in (self.dir, self.bin):
+            folder.mkdir()
+            os.chown(folder, uid, uid)
+        self.agent = (str(self.dir / "agent.sh"), str(self.dir))
+        Path(self.agent[0]).write_text(AGENT)
+        Path(self.agent[0]).chmod(0o755)
+
+    def ask(
+        self, method: str, *args: Any, deadline_s: float = 30, path: str = "", **spec: Any
+    ) -> Any:
+        order = {"method": method, "args": args, "kwargs": spec, "deadline_s": deadline_s}
+        env = {"PYTHONPATH": str(REPO), **({"PATH": path} if path else {})}
+        done = self.lab.run(
+            "login",
+            [sys.executable, str(REPO / "tests/lab/launcher_driver.py")],
+            stdin=json.dumps(order).encode(),
+            env=env,
+            deadline_s=deadline_s * 4,
+        )
+        assert done.rc == 0, done.why() + done.err
+        return json.loads(done.out)
+
+    def result(self, method: str, *args: Any, **options: Any) -> Any:
+        answer = self.ask(method, *args, **options)
+        assert "result" in answer, answer
+        return answer["result"]
+
+    def submit(self, **options: Any) -> str:
+        wanted: dict[str, Any] = {
+            "job_name": self.name,
+            "nodes": 3,
+            "slurm": {"gres": "gpu:8"},
+            "agent_argv": self.agent,
+            "log_path": str(self.dir / "log"),
+            **options,
+        }
+        job = self.result("submit", **wanted)
+        assert isinstance(job, str)
+        return job
+
+    def started(self, *nodes: str, times: int = 1) -> str:
+        """Submit, and wait until the agents of the nodes (default: all) have started."""
+        job = self.submit()
+        self.wait(lambda: all(self.starts(node) >= times for node in nodes or NODES))
+        return job
+
+    def poll(self, job: str, **options: Any) -> dict[str, Any]:
+        status: dict[str, Any] = self.result("poll", [job], **options)[job]
+        return status
+
+    def starts(self, node: str) -> int:
+        path = self.dir / f"starts.{node}"
+        return len(path.read_text().split()) if path.exists() else 0
+
+    def beats(self, *nodes: str) -> None:
+        """Wait until the agents of the nodes have each beaten twice from now."""
+        for _ in range(2):
+            seen = {node: (self.dir / f"beat.{node}").read_text() for node in nodes}
+            self.wait(
+                lambda seen=seen: all(  # type: ignore[misc]
+                    (self.dir / f"beat.{node}").read_text() not in {"", old}
+                    for node, old in seen.items()
+                )
+            )
+
+    def processes(self, node: str, words: str) -> list[Process]:
+        """The user's processes of a node whose command line begins so."""
+        return [
+            process
+            for process in self.lab.processes()
+            if process.node == node and " ".join(process.argv).startswith(words)
+        ]
+
+    def wait(self, reached: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+        end = time.monotonic() + within_s
+        while not reached():
+            assert time.monotonic() < end, f"not within {within_s} s; the log says\n{self.log()}"
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        path = self.dir / "log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def cluster(lab: Lab, request: pytest.FixtureRequest) -> Cluster:
+    return Cluster(lab, "sv-" + re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-"))
+
+
+# --- submission ---
+
+
+def test_two_submissions_make_one_job(cluster: Cluster) -> None:
+    job = cluster.submit()
+    assert cluster.submit() == job
+    assert [found["job_id"] for found in cluster.result("find", cluster.name)] == [job]
+
+
+def test_a_lost_reply_makes_one_job(cluster: Cluster) -> None:
+    shim = cluster.bin
+    (shim / "sbatch").write_text(
+        '#!/bin/sh\n/usr/bin/sbatch "$@" >/dev/null\n'
+        "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+        "' >&2\nexit 1\n"
+    )
+    (shim / "sbatch").chmod(0o755)
+    job = cluster.submit(path=f"{shim}:/usr/bin:/bin")
+    assert [found["job_id"] for found in cluster.result("find", cluster.name)] == [job]
+
+
+@pytest.mark.parametrize(
+    ("slurm", "says"),
+    [
+        ({"partition": "nope"}, "slurm: partition: 'nope' is unknown; valid: main"),
+        ({"time": "bogus"}, "slurm: time: Slurm refused the job: Invalid --time specification"),
+        ({"gres": "tpu:8"}, "slurm: gres: "),
+        ({"constraint": "h100"}, "slurm: constraint: "),
+        ({"nodelist": "n77"}, "slurm: nodelist or exclude: "),
+        ({"colour": "red"}, "unrecognized option '--colour=red'"),
+    ],
+)
+def test_refusals(cluster: Cluster, slurm: dict[str, str], says: str) -> None:
+    kind, text = cluster.ask("submit", job_name=cluster.name, nodes=1, slurm=slurm)["error"]
+    assert (kind, says in text, "\n" in text) == ("UserError", True, False), text
+
+
+def test_more_nodes_than_there_are(cluster: Cluster) -> None:
+    spec = {"job_name": cluster.name, "nodes": 3, "exclude": ["n1"]}
+    kind, text = cluster.ask("submit", **spec)["error"]
+    assert (kind, "has 2 that are not excluded" in text) == ("UserError", True), text
+
+
+def test_unknown_exclusions_do_not_stop_a_submission(cluster: Cluster) -> None:
+    job = cluster.submit(nodes=2, exclude=["n1", "long-gone7"])
+    cluster.wait(lambda: cluster.poll(job)["nodes"] == ["n2", "n3"])
+
+
+# --- polling and cancelling ---
+
+
+def test_cancel_and_cancel_again(cluster: Cluster) -> None:
+    job = cluster.started()
+    status = cluster.poll(job)
+    assert (status["state"], status["nodes"], status["down"]) == ("running", list(NODES), [])
+    cluster.result("cancel", job)
+    cluster.wait(lambda: cluster.poll(job)["state"] == "cancelled")
+    assert cluster.poll(job)["raw"].startswith("CANCELLED")
+    cluster.result("cancel", job)
+    cluster.result("cancel", "99999")
+
+
+def test_a_job_that_slurm_does_not_know(cluster: Cluster) -> None:
+    status = cluster.poll("99999")
+    assert (status["state"], "no accounting" in status["reason"]) == ("unknown", True)
+
+
+def test_paused_controller_is_unknown(cluster: Cluster) -> None:
+    job = cluster.started()
+    cluster.lab.pause_controller()
+    assert cluster.poll(job, deadline_s=2)["state"] == "unknown"
+    assert cluster.ask("find", "sv-", deadline_s=2)["error"][0] == "TransientError"
+    spec = {"job_name": "sv-other", "nodes": 1}
+    assert cluster.ask("submit", deadline_s=2, **spec)["error"][0] == "TransientError"
+    cluster.beats(*NODES)
+    cluster.lab.resume_controller()
+    cluster.wait(lambda: cluster.poll(job)["state"] == "running")
+
+
+def test_a_cancel_that_was_not_answered_may_still_happen(cluster: Cluster) -> None:
+    job = cluster.started()
+    cluster.lab.pause_controller()
+    assert cluster.ask("cancel", job, deadline_s=2)["error"][0] == "TransientError"
+    cluster.lab.resume_controller()  # the request waited in its socket
+    cluster.wait(lambda: cluster.poll(job)["state"] == "cancelled")
+
+
+def test_a_submission_that_was_not_answered_is_found_when_it_happens(cluster: Cluster) -> None:
+    shim = cluster.bin
+    (shim / "sbatch").write_text(
+        f"#!/bin/sh\ntouch {shim}/asked\nuntil [ -e {shim}/paused ]; do sleep 0.05; done\n"
+        'exec /usr/bin/sbatch "$@"\n'
+    )
+    (shim / "sbatch").chmod(0o755)
+    with ThreadPoolExecutor(1) as pool:
+        wanted = {"job_name": cluster.name, "nodes": 1, "agent_argv": cluster.agent}
+        asked = pool.submit(
+            cluster.ask, "submit", deadline_s=5, path=f"{shim}:/usr/bin:/bin", **wanted
+        )
+        cluster.wait((shim / "asked").exists)
+        cluster.lab.pause_controller()
+        (shim / "paused").touch()
+        assert asked.result()["error"][0] == "TransientError"
+    cluster.lab.resume_controller()
+    job = cluster.submit(nodes=1)
+    cluster.wait(lambda: cluster.starts("n1") + cluster.starts("n2") + cluster.starts("n3") == 1)
+    active = [
+        found
+        for found in cluster.result("find", cluster.name)
+        if found["state"] in {"pending", "running"}
+    ]
+    assert [found["job_id"] for found in active] == [job]
+
+
+def test_sigterm_to_the_script_gives_the_agents_time(cluster: Cluster) -> None:
+    agent = Path(cluster.agent[0])
+    agent.write_text(AGENT.replace("echo term", "sleep 3; echo term"))
+    job = cluster.started()
+    done = cluster.lab.run("login", ["scancel", "--batch", "--signal=TERM", job])
+    assert done.rc == 0, done.why()
+    cluster.wait(lambda: cluster.poll(job)["raw"] == "COMPLETED")
+    assert all((cluster.dir / f"terms.{node}").exists() for node in NODES)
+    assert "SIGTERM: telling the agents" in cluster.log()
+
+
+# --- agents ---
+
+
+def test_agents_leave_when_told_and_the_job_completes(cluster: Cluster) -> None:
+    job = cluster.started()
+    (cluster.dir / "leave").touch()
+    cluster.wait(lambda: cluster.poll(job)["raw"] == "COMPLETED")
+    assert "all agents left as they were told" in cluster.log()
+
+
+def test_a_killed_agent_comes_back(cluster: Cluster) -> None:
+    cluster.started()
+    agent = cluster.processes("n2", f"/bin/sh {cluster.agent[0]}")[0]
+    os.kill(agent.pid, signal.SIGKILL)
+    cluster.wait(lambda: cluster.starts("n2") == 2)
+    cluster.beats(*NODES)
+    assert (cluster.starts("n1"), cluster.starts("n3")) == (1, 1)
+    assert "n2: the agent ended with 137" in cluster.log()
+
+
+@pytest.mark.parametrize("off", ["n3", "n1"], ids=["another", "the-batch-host"])
+def test_a_node_goes_off_and_the_other_agents_live_on(cluster: Cluster, off: str) -> None:
+    job = cluster.started()
+    stay = [node for node in NODES if node != off]
+    cluster.lab.poweroff(off)
+    cluster.wait(lambda: cluster.poll(job)["nodes"] == stay)  # Slurm has taken the node out
+    cluster.beats(*stay)
+    status = cluster.poll(job)
+    assert (status["state"], status["down"]) == ("running", [])
+    assert [cluster.starts(node) for node in stay] == [1, 1]
+
+
+def test_a_silent_node_is_reported_down_while_it_is_in_the_job(cluster: Cluster) -> None:
+    job = cluster.started()
+    cluster.lab.poweroff("n3")
+    seen: list[list[str]] = []
+
+    def gone() -> bool:
+        status = cluster.poll(job)
+        seen.append(status["down"])
+        return status["nodes"] == ["n1", "n2"]
+
+    cluster.wait(gone)
+    assert ["n3"] in seen
+
+
+def test_a_killed_srun_is_made_up_for(cluster: Cluster) -> None:
+    cluster.started()
+    for process in cluster.processes("n1", "srun "):
+        os.kill(process.pid, signal.SIGTERM)  # on which srun kills its tasks
+    cluster.wait(lambda: all(cluster.starts(node) == 2 for node in NODES))
+    cluster.beats(*NODES)
+
+
+def test_agents_need_no_srun(cluster: Cluster) -> None:
+    job = cluster.started()
+    for process in cluster.processes("n1", "srun "):
+        os.kill(process.pid, signal.SIGKILL)
+    cluster.wait(lambda: "looking after the agents node by node" in cluster.log())
+    cluster.beats(*NODES)
+    (cluster.dir / "leave").touch()
+    cluster.wait(lambda: cluster.poll(job)["raw"] == "COMPLETED")
+
+
+def test_a_dead_node_at_the_start_costs_itself_only(cluster: Cluster) -> None:
+    cluster.lab.poweroff("n3")
+    cluster.started("n1", "n2")
+    cluster.beats("n1", "n2")
+
+
+# --- files and single agents ---
+
+
+def test_send_file(cluster: Cluster) -> None:
+    job = cluster.started()
+    secret = b"\0key " * 700
+    for content in (b"old", secret):
+        cluster.result("send_file", job, base64.b64encode(content).decode(), "/tmp/sv-keys")
+    for node in NODES:
+        stat = cluster.lab.run(node, ["stat", "--format=%a %U %s", "/tmp/sv-keys"])
+        assert stat.out == f"600 superv {len(secret)}\n"
+        assert cluster.lab.run(node, ["cat", "/tmp/sv-keys"]).out.encode() == secret
+
+
+def test_send_file_names_the_dead_node_and_reaches_the_others(cluster: Cluster) -> None:
+    job = cluster.started()
+    cluster.lab.poweroff("n2")
+    content = base64.b64encode(b"key").decode()
+    kind, text = cluster.ask("send_file", job, content, "/tmp/sv-keys")["error"]
+    assert (kind, "not on n2" in text) == ("TransientError", True), text
+    for node in ("n1", "n3"):
+        assert cluster.lab.run(node, ["cat", "/tmp/sv-keys"]).out == "key"
+
+
+def test_send_file_to_a_job_that_is_gone(cluster: Cluster) -> None:
+    content = base64.b64encode(b"key").decode()
+    kind, text = cluster.ask("send_file", "99999", content, "/tmp/sv-keys")["error"]
+    assert (kind, "Invalid job id" in text) == ("TransientError", True), text
+
+
+def test_start_agent_on_one_node(cluster: Cluster) -> None:
+    job = cluster.started()
+    loop = cluster.processes("n2", "/bin/sh -c # Keeps one agent alive")
+    loop += cluster.processes("n2", "sh -c # Keeps one agent alive")
+    agent = cluster.processes("n2", f"/bin/sh {cluster.agent[0]}")
+    for process in (*loop, *agent):
+        os.kill(process.pid, signal.SIGKILL)
+    cluster.result("start_agent", job, "n2", cluster.agent)
+    cluster.wait(lambda: cluster.starts("n2") == 2)
+    # Its srun is killed after its time to start the step; the agent stays.
+    cluster.wait(lambda: not cluster.processes("login", "srun "))
+    cluster.beats(*NODES)
+
+
+def test_start_agent_beside_a_living_one_changes_nothing(cluster: Cluster) -> None:
+    job = cluster.started()
+    cluster.result("start_agent", job, "n2", cluster.agent)
+    cluster.wait(lambda: not cluster.processes("login", "srun "))
+    cluster.beats(*NODES)
+    assert cluster.starts("n2") == 1
+
+
+def test_start_agent_where_there_is_no_such_node(cluster: Cluster) -> None:
+    job = cluster.started()
+    kind, text = cluster.ask("start_agent", job, "n9", cluster.agent)["error"]
+    assert kind == "TransientError"
+    assert f"no agent can be started on n9: job {job} is RUNNING on n[1-3]" in text
