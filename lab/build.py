@@ -1,4 +1,4 @@
-"""A lab's folder: lock it, fill it, empty it again whatever state it was left in."""
+"""A lab's folder: check, lock it, fill it, empty it again whatever state it was left in."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import expose, node, slurm_conf
-from lab.layout import BASE, CONTROLLER, LOWEST_UID, USER, Layout, addresses
+from lab.layout import BASE, CONTROLLER, LOWEST_UID, MAX_NODES, USER, Layout, addresses
+from supervisor import proc
 from supervisor.core.errors import UserError
+
+
+PROGRAMS = (
+    *("slurmctld", "slurmd", "sinfo", "munged", "ip"),
+    *("nsenter", "unshare", "setsid", "mount", "hostname"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,3 +173,29 @@ def _write_etc(layout: Layout, spec: Spec) -> None:
     (layout.etc / "passwd").write_text(Path("/etc/passwd").read_text() + user)
     group = f"{USER}:x:{spec.uid}:\n"
     (layout.etc / "group").write_text(Path("/etc/group").read_text() + group)
+
+
+def check_root() -> None:
+    if os.geteuid() != 0:
+        raise UserError(
+            "superv lab needs root: it makes network namespaces; run it as root, or with sudo"
+        )
+
+
+def check(nodes: int, gpus: int) -> None:
+    """Whether a lab of this size can be made here at all; UserError says why not."""
+    check_root()
+    if not 1 <= nodes <= MAX_NODES:
+        raise UserError(f"--nodes {nodes}: a lab has 1 to {MAX_NODES} nodes")
+    if not 1 <= gpus <= 64:
+        raise UserError(f"--gpus {gpus}: a node has 1 to 64")
+    missing = [name for name in PROGRAMS if shutil.which(name, path=node.PATH) is None]
+    if missing or not Path("/etc/slurm").is_dir():
+        raise UserError(
+            f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
+            "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
+        )
+    spaces = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "true"]
+    made = proc.run_sync(spaces, deadline_s=10)
+    if made.rc != 0:
+        raise UserError(f"superv lab cannot make namespaces on this machine: {made.why()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from lab.layout import (
     CONTROLLER,
     CTLD_PORT,
     LOGIN,
-    MAX_NODES,
     SLURMD_PORT,
     USER,
     Layout,
@@ -27,15 +25,12 @@ from lab.layout import (
 from supervisor import proc
 from supervisor.core.errors import UserError
 
-PROGRAMS = (
-    *("slurmctld", "slurmd", "sinfo", "munged", "ip"),
-    *("nsenter", "unshare", "setsid", "mount", "hostname"),
-)
+BOOTS_AT_ONCE = 32  # each holds a few file descriptors of this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """One node. `slurm` is sinfo's long state, None where Slurm has none or was not asked."""
+    """One node. `slurm` is sinfo's long state, unknown if Slurm did not say; None off the pool."""
 
     name: str
     address: str
@@ -96,7 +91,7 @@ class Lab:
             UserError: not root, a program is missing, the lab is up in another shape, or a node
                 or Slurm did not come up in time; nothing is left behind then.
         """
-        _check(nodes, gpus)
+        build.check(nodes, gpus)
         paths = exposed_by_default() if exposed is None else exposed
         spec = build.Spec(
             nodes=nodes,
@@ -123,7 +118,7 @@ class Lab:
 
     def down(self) -> bool:
         """End the lab and remove everything of it; False if there was none."""
-        _check_root()
+        build.check_root()
         if not self.layout.dir.exists() and not node.boot_pids(self.layout):
             return False
         with build.locked(self.layout):
@@ -149,7 +144,13 @@ class Lab:
             self._controller_listens, deadline_s=deadline_s, what="slurmctld does not listen"
         )
         compute = node_names(spec.nodes)
-        await asyncio.gather(*(node.boot(self.layout, name) for name in (LOGIN, *compute)))
+        some = asyncio.Semaphore(BOOTS_AT_ONCE)
+
+        async def boot(name: str) -> None:
+            async with some:
+                await node.boot(self.layout, name)
+
+        await asyncio.gather(*(boot(name) for name in (LOGIN, *compute)))
         await self._idle(compute, deadline_s=end - time.monotonic())
 
     def _controller_listens(self) -> bool:
@@ -184,7 +185,7 @@ class Lab:
         lay = self.layout
         logs = [lay.node(CONTROLLER) / "console"]
         for name in (LOGIN, *node_names(spec.nodes)):
-            if not self._is_on(name):
+            if not self._is_on(name) or (lay.node(name) / "ended").exists():
                 logs.append(lay.node(name) / "console")
         said = []
         for log in logs[:3]:
@@ -208,7 +209,7 @@ class Lab:
         Raises:
             UserError: there is no such lab, or it was never finished.
         """
-        _check_root()
+        build.check_root()
         spec = build.load(self.layout)
         if spec is None or not spec.complete or not self._is_on(CONTROLLER):
             raise UserError(
@@ -244,6 +245,7 @@ class Lab:
         controller = self.controller()
         states = asyncio.run(self._states()) if controller == "running" else {}
         cables = faults.cables(self.layout)
+        compute = node_names(spec.nodes)
         rows = []
         for name, address in addresses(spec.nodes).items():
             on = self._is_on(name)
@@ -255,7 +257,7 @@ class Lab:
                     address=address,
                     power="on" if on else "off",
                     cable="up" if name == CONTROLLER else cable,
-                    slurm=states.get(name),
+                    slurm=states.get(name, "unknown") if name in compute else None,
                     boot_id=boot.read_text().strip() if on and boot.exists() else None,
                 )
             )
@@ -299,6 +301,7 @@ class Lab:
         """
         if user not in (USER, "root"):
             raise UserError(f"lab {self.name} has no user {user!r}; valid: {USER}, root")
+        self._named(name, ctl=True)
         uid = self.spec().uid if user == USER else 0
         home = str(self.home) if user == USER else "/"
         return node.enter(self.layout, name, argv, uid=uid, cwd=cwd or home, env=env or {})
@@ -315,7 +318,7 @@ class Lab:
         deadline_s: float = 60,
     ) -> proc.Completed:
         """Run a command on a node to its end or its deadline."""
-        entered = self.enter(self._named(name, ctl=True), argv, user=user, cwd=cwd, env=env)
+        entered = self.enter(name, argv, user=user, cwd=cwd, env=env)
         return proc.run_sync(entered, stdin=stdin, deadline_s=deadline_s)
 
     # --- faults ---
@@ -365,28 +368,3 @@ class Lab:
         """Let slurmctld go on."""
         self.spec()
         return faults.signal_controller(self.layout, pause=False)
-
-
-def _check_root() -> None:
-    if os.geteuid() != 0:
-        raise UserError(
-            "superv lab needs root: it makes network namespaces; run it as root, or with sudo"
-        )
-
-
-def _check(nodes: int, gpus: int) -> None:
-    _check_root()
-    if not 1 <= nodes <= MAX_NODES:
-        raise UserError(f"--nodes {nodes}: a lab has 1 to {MAX_NODES} nodes")
-    if not 1 <= gpus <= 64:
-        raise UserError(f"--gpus {gpus}: a node has 1 to 64")
-    missing = [name for name in PROGRAMS if shutil.which(name, path=node.PATH) is None]
-    if missing or not Path("/etc/slurm").is_dir():
-        raise UserError(
-            f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
-            "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
-        )
-    spaces = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "true"]
-    made = proc.run_sync(spaces, deadline_s=10)
-    if made.rc != 0:
-        raise UserError(f"superv lab cannot make namespaces on this machine: {made.why()}")

@@ -21,7 +21,7 @@ LOGIN = "login"
 # Private to the lab's network namespaces, so that labs side by side may all use the same range.
 FIRST_ADDRESS = IPv4Address("10.77.0.1")
 PREFIX = 16
-MAX_NODES = 1000
+MAX_NODES = 256
 CTLD_PORT = 6817
 SLURMD_PORT = 6818
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lab.cluster import Lab
+from lab.cluster import Lab, names
 from lab.layout import BASE
 from lab.node import boot_pids
 
@@ -33,10 +33,25 @@ def _own_cgroup() -> Path:
     raise RuntimeError("lab tests need a cgroup2 mount, to know what they left behind")
 
 
+def _sweep(cgroup: Path) -> None:
+    """Remove what test sessions that were killed have left."""
+
+    def dead(pid: str) -> bool:
+        return pid.isdigit() and not Path("/proc", pid).exists()
+
+    for name in names():
+        if name.startswith("test-") and dead(name.split("-")[1]):
+            Lab(name).down()
+    for folder in cgroup.glob(f"{PREFIX}*"):
+        if dead(folder.name.removeprefix(PREFIX)):
+            folder.rmdir()
+
+
 @contextlib.contextmanager
 def fenced() -> Iterator[Path]:
     """Move this process into a cgroup of its own; yields it."""
     before = _own_cgroup()
+    _sweep(before)
     fence = before / f"{PREFIX}{os.getpid()}"
     fence.mkdir()
     (fence / "cgroup.procs").write_text(str(os.getpid()))
@@ -144,6 +159,8 @@ def heal(lab: Lab) -> None:
             lab.poweron(node.name)
         elif node.cable == "cut":
             lab.mend(node.name)
+            # slurmctld asks a node that it took for down again after 50 s; slurmd reports at once.
+            lab.run(node.name, ["pkill", "-HUP", "-x", "slurmd"], user="root")
     done = lab.run("ctl", ["scancel", "--user=superv"], user="root", deadline_s=30)
     assert done.rc == 0, done.why()
     lab.wait_idle(deadline_s=90)

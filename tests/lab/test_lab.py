@@ -186,8 +186,46 @@ def test_slurm_marks_a_dark_node_down_and_takes_it_back(lab: Lab) -> None:
         return next(n for n in lab.status().nodes if n.name == "n3").slurm
 
     until(lambda: "down" in (state() or ""), 60)
-    lab.mend("n3")
-    lab.wait_idle("n3")
+    assert {n.slurm for n in lab.status().nodes if n.name in ("n1", "n2")} == {"idle"}
+
+
+AGENTS = """#!/bin/bash
+srun --no-kill --kill-on-bad-exit=0 --wait=0 -N3 -n3 --ntasks-per-node=1 --mem=0 \\
+    sh -c 'while sleep 0.1; do date +%s.%N >beat.$(hostname); done'
+"""
+
+
+@pytest.mark.parametrize("dies", ["n2", "n1"])  # n1 is the batch host
+def test_a_step_without_kill_outlives_a_node(make_lab: MakeLab, dies: str) -> None:
+    there = make_lab(3, settings={"SlurmdTimeout": "3", "MessageTimeout": "2"})
+    ok(there, "login", "tee", "agents.sh", stdin=AGENTS.encode())
+    sbatch = ("sbatch", "--parsable", "-N3", "--no-kill", "--no-requeue", "--mem=0", "agents.sh")
+    job = ok(there, "login", *sbatch).strip()
+    beats = {node: there.home / f"beat.{node}" for node in there.compute}
+    until(lambda: all(beat.exists() for beat in beats.values()))
+    there.poweroff(dies)
+    left = sorted(set(there.compute) - {dies})
+
+    def nodes() -> str:
+        return ok(there, "login", "squeue", "--noheader", "-j", job, "-o", "%T %D").strip()
+
+    until(lambda: nodes() == "RUNNING 2")
+    for node in left:
+        seen = beats[node].read_text()
+        until(lambda beat=beats[node], seen=seen: beat.read_text() != seen, 5)
+
+
+def test_sbcast_delivers_a_secret_to_a_running_job(lab: Lab) -> None:
+    job = ok(lab, "login", "sbatch", "--parsable", "-N3", "--wrap", "sleep 600").strip()
+    until(lambda: ok(lab, "login", "squeue", "-h", "-j", job, "-o", "%T") == "RUNNING\n")
+    key = lab.home / "key"
+    ok(lab, "login", "sh", "-c", "umask 077; echo secret >key")
+    ok(lab, "login", "sbcast", f"--jobid={job}", "--force", "--preserve", str(key), "/tmp/key")
+    for node in lab.compute:
+        shown = ok(lab, node, "stat", "-c", "%a %U %s", "/tmp/key")
+        assert shown == "600 superv 7\n"
+        ok(lab, node, "rm", "/tmp/key")
+    key.unlink()
 
 
 def test_a_cut_node_keeps_its_processes(
@@ -203,7 +241,9 @@ def test_a_cut_node_keeps_its_processes(
 
 def test_a_paused_controller_hangs_its_clients(lab: Lab) -> None:
     lab.pause_controller()
-    assert lab.status().controller == "paused"
+    seen = lab.status()
+    assert seen.controller == "paused"
+    assert {node.slurm for node in seen.nodes if node.name in lab.compute} == {"unknown"}
     assert lab.run("login", ["squeue"], deadline_s=2).timed_out
     lab.resume_controller()
     assert "JOBID" in ok(lab, "login", "squeue")
