@@ -20,7 +20,6 @@ from lab.layout import BASE, CONTROLLER, LOWEST_UID, MAX_NODES, USER, Layout, ad
 from supervisor import proc
 from supervisor.core.errors import UserError
 
-
 PROGRAMS = (
     *("slurmctld", "slurmd", "sinfo", "munged", "ip"),
     *("nsenter", "unshare", "setsid", "mount", "hostname"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from lab.cluster import Lab, names
 from lab.layout import BASE
 from lab.node import boot_pids
+from supervisor.core.errors import UserError
 
 PREFIX = "superv-test-"
 NAME = f"test-{os.getpid()}"  # labs of this test session are called so
@@ -41,10 +42,12 @@ def _sweep(cgroup: Path) -> None:
 
     for name in names():
         if name.startswith("test-") and dead(name.split("-")[1]):
-            Lab(name).down()
+            with contextlib.suppress(UserError):  # another session sweeps it
+                Lab(name).down()
     for folder in cgroup.glob(f"{PREFIX}*"):
         if dead(folder.name.removeprefix(PREFIX)):
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # still busy: the next session's turn
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -408,6 +408,15 @@ def test_this_python_and_this_checkout_work_on_a_node_by_default(lab: Lab) -> No
     assert REPO in exposed_by_default()
 
 
+def test_the_boot_script_is_sound(make_lab: MakeLab, private: Path) -> None:
+    odd = private / "it's; $(touch x) *"
+    odd.mkdir()
+    (odd / "file").write_text("1\n")
+    there = make_lab(1, exposed=[odd])
+    assert ok(there, "n1", "cat", str(odd / "file")) == "1\n"
+    subprocess.run(["shellcheck", "--severity=warning", str(there.layout.boot_script)], check=True)
+
+
 def test_a_path_that_is_not_there(make_lab: MakeLab) -> None:
     with pytest.raises(UserError, match="cannot expose /nowhere"):
         make_lab(1, exposed=[Path("/nowhere")])
