@@ -7,7 +7,7 @@ import importlib
 from supervisor.core.errors import UserError
 from supervisor.core.ports import Launcher
 
-LAUNCHERS = {"sbatch": "launchers.sbatch:Sbatch"}
+LAUNCHERS = {"local": "launchers.local:Local", "sbatch": "launchers.sbatch:Sbatch"}
 
 
 def load(name: str) -> Launcher:

@@ -44,15 +44,15 @@ _WALL, _MONOTONIC = time.time(), time.monotonic()
 # --- from the user's files to what the parts need ----------------------------------------------
 
 
-def agent_paths(site: Site, run_id: str) -> tuple[str, str]:
-    """Node-local: the key file that sbcast delivers, and the agent's directory."""
+def agent_paths(job: Job, site: Site, run_id: str) -> tuple[str, str]:
+    """Node-local: the key file that the launcher delivers, and the agent's directory."""
     base = f"{site.node_dir}/superv-{os.getuid()}-{run_id}"
-    return f"{base}.key", base
+    return f"{base}.key", f"{base}.{{node}}" if job.launcher == "local" else base
 
 
-def agent_argv(site: Site, run_id: str) -> tuple[str, ...]:
+def agent_argv(job: Job, site: Site, run_id: str) -> tuple[str, ...]:
     """The command of every node: this very interpreter, isolated from the user's settings."""
-    return (sys.executable, "-I", "-m", "supervisor.agent", *agent_paths(site, run_id))
+    return (sys.executable, "-I", "-m", "supervisor.agent", *agent_paths(job, site, run_id))
 
 
 def wire_job(job: Job, site: Site, run_id: str) -> wire.Job:
@@ -95,9 +95,9 @@ def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:
 def setup_of(job: Job, site: Site, run_id: str) -> Setup:
     return Setup(
         slurm=dict(job.slurm),
-        agent_argv=agent_argv(site, run_id),
+        agent_argv=agent_argv(job, site, run_id),
         log_path=f"{site.node_dir}/superv-{job.name}-%j.log",
-        keys_path=agent_paths(site, run_id)[0],
+        keys_path=agent_paths(job, site, run_id)[0],
         required=job.checkpoints.required if job.checkpoints else (),
     )
 
@@ -290,8 +290,10 @@ def ensure_engine(run: runs.RunDir) -> bool:
     return True
 
 
-def engine_address(site: Site) -> str:
+def engine_address(job: Job, site: Site) -> str:
     """Where agents reach this machine. Raises UserError where that can't be told."""
+    if job.launcher == "local":
+        return "127.0.0.1"
     wanted = site.engine_address or socket.gethostname()
     if site.engine_address and Path(f"/sys/class/net/{site.engine_address}").exists():
         import fcntl
@@ -342,7 +344,7 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
         keys.server_public.encode(), keys.server_secret.encode(), keys.client_public.encode()
     )
     channel.note = _note
-    endpoint = _bind(channel, site, journal.run)
+    endpoint = _bind(channel, job, site, journal.run)
     engine = Engine(
         journal=journal,
         channel=channel,
@@ -382,12 +384,12 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
     _note(f"engine ends: run is {engine.run.phase.value}")
 
 
-def _bind(channel: Channel, site: Site, run: Run) -> str:
+def _bind(channel: Channel, job: Job, site: Site, run: Run) -> str:
     """Listen where the engine before this one did, if that is free."""
     before = run.endpoint.rpartition(":")[2]
     ports = (site.engine_ports.first, site.engine_ports.last)
     try:
-        return channel.bind(engine_address(site), ports, int(before) if before else None)
+        return channel.bind(engine_address(job, site), ports, int(before) if before else None)
     except OSError as error:
         raise UserError(f"site.yaml: engine_ports: {error}") from None
 

@@ -84,7 +84,12 @@ def _devices(env: Mapping[str, str], root: Path, facts: dict[str, str]) -> list[
 
 
 def address_towards(endpoint: str) -> str:
-    """The address of this node on the way to the engine."""
+    """The address of this node on the way to the engine.
+
+    Where agents share a machine, each has an address that only their launcher knows, and gives.
+    """
+    if given := os.environ.get("SUPERV_NODE_ADDRESS"):
+        return given
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, int(port)))

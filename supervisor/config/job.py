@@ -75,7 +75,12 @@ class Job:
         ),
     )
     launcher: str = field(
-        default="sbatch", metadata=about("How agents get onto nodes.", choices=("sbatch",))
+        default="sbatch",
+        metadata=about(
+            "How agents get onto nodes. With `local` the nodes are processes of this machine, for "
+            "trials: no Slurm, no root.",
+            choices=("sbatch", "local"),
+        ),
     )
     slurm: Mapping[str, str] = field(
         default_factory=dict,
@@ -124,6 +129,9 @@ def parse_job(text: str, path: Path) -> Job:
     job = Job(**read_fields(Job, table, at), path=path.absolute(), source=text)
     if job.trainer.hook == "torchtitan":
         job = _torchtitan_defaults(job, table)
+    if job.launcher == "local" and "slurm" in table.entries:
+        inner = at.inside("slurm", table.entries["slurm"])
+        raise inner.error("has no effect with launcher: local; remove one of the two")
     _check_handoff(job, table, at)
     return job
 

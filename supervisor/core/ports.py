@@ -26,7 +26,9 @@ class LaunchSpec:
     nodes: int  # active nodes and spares together
     slurm: Mapping[str, str] = field(default_factory=dict)  # sbatch options: long name → value
     exclude: tuple[str, ...] = ()  # node names
-    agent_argv: tuple[str, ...] = ()  # the command that every node runs
+    # The command that every node runs. A launcher whose nodes share a machine puts the node's name
+    # where `{node}` stands; no other has it in its commands.
+    agent_argv: tuple[str, ...] = ()
     log_path: str = "/dev/null"  # the batch script's own output; the agents write to local disk
 
 
