@@ -130,6 +130,8 @@ class Engine:
             self._effects.perform(action)
         if after.ended and not before.ended:
             self._effects.polled.set()  # from now on Slurm is asked often: the job is about to end
+        if after.ended and not before.ended:
+            self._effects.polled.set()  # from now on Slurm is asked often: the job is about to end
         if after.ended and not after.live_jobs and not after.pending:
             self._over.set()
 
