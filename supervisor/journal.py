@@ -20,7 +20,7 @@ from supervisor.core.errors import UserError
 from supervisor.core.events import Event
 from supervisor.core.machine import step
 from supervisor.core.types import Run
-from supervisor.wire import action_from, event_from, plain
+from supervisor.wire import WireError, action_from, event_from, plain
 
 
 class JournalError(UserError):
@@ -54,12 +54,13 @@ def _line(record: Record) -> bytes:
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record in a line, or None where the line is damaged."""
+    """The record in a line, or None where the line is damaged.
+
+    Raises WireError where the line is whole and means nothing to this superv.
+    """
     prefix = len(b'{"crc":"00000000",')
     body = b"{" + line[prefix:]
-    if line[: prefix - 10] != b'{"crc":"' or line[prefix - 10 : prefix - 2] != b"%08x" % zlib.crc32(
-        body
-    ):
+    if line[:prefix] != b'{"crc":"%08x",' % zlib.crc32(body):
         return None
     data: dict[str, Any] = msgspec.json.decode(body)
     return Record(
@@ -73,12 +74,18 @@ def _parse(line: bytes) -> Record | None:
 def read(path: Path) -> Iterator[Record]:
     """The records of a journal; a torn last line is left out.
 
-    Raises JournalError naming the line where anything before the end is damaged.
+    Raises JournalError naming the line where anything before the end is damaged, or was written by
+    a superv that knows more than this one.
     """
     number = 0
     with path.open("rb") as lines:
         for line in lines:
-            record = _parse(line[:-1]) if line.endswith(b"\n") else None
+            try:
+                record = _parse(line[:-1]) if line.endswith(b"\n") else None
+            except WireError as error:
+                raise JournalError(
+                    f"{path}:{number + 1}: {error}; another version of superv wrote it: use that one"
+                ) from None
             if record is None:
                 if line.endswith(b"\n") and lines.read(1):
                     raise JournalError(f"{path}:{number + 1}: damaged line; its checksum is wrong")
@@ -116,13 +123,25 @@ class Journal:
         self._n = 0
         self.epoch = 0
         self.run: Run | None = None
-        for record in read(path):
+        try:
+            self._load()
+        except BaseException:
+            os.close(self._fd)  # with it goes the lock
+            raise
+
+    def _load(self) -> None:
+        for record in read(self.path):
             self._n, self.epoch = record.n, max(self.epoch, record.epoch)
             self.run, _ = step(self.run, record.event)
         size = os.fstat(self._fd).st_size
         self.torn = size - self._good_bytes()  # bytes of a half-written last line, cut off now
         if self.torn:
             os.ftruncate(self._fd, size - self.torn)
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)  # a new journal's name has to outlive a crash too
+        finally:
+            os.close(directory)
 
     def _good_bytes(self) -> int:
         """Length of the file up to and including its last good line."""

@@ -7,6 +7,9 @@ client keys is the engine's (CURVE alone admits anyone who has the server's publ
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import math
 import os
 import stat
 from typing import Any, TypeVar
@@ -43,8 +46,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     name: str
-    fresh: tuple[str, ...]  # argv of a rank that starts from the beginning, with {placeholders}
-    resumed: tuple[str, ...]  # argv of a rank that resumes
+    python: str  # the trainer's interpreter; empty where the arguments are a whole command
+    fresh: tuple[str, ...]  # arguments of a rank that starts anew, with {placeholders}
+    resumed: tuple[str, ...]  # arguments of a rank that resumes
+    preload: tuple[str, ...]  # modules of the warm starter; none: ranks start cold
+    hook: str  # the adapter inside the ranks, or empty
     workdir: str
     env: dict[str, str]
     ranks_per_node: int
@@ -83,6 +89,7 @@ class Beat(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_f
     ranks: int
     step: int | None
     loss: float | None
+    phase: str = ""  # of the local rank that is furthest behind, where a hook tells it
 
 
 class Report(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,10 +215,24 @@ def _convert(data: dict[str, Any], kinds: dict[str, type[T]]) -> T:
     kind = kinds.get(str(data.get("kind")))
     if kind is None:
         raise WireError(f"unknown kind {data.get('kind')!r}")
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(data.keys() - known - {"kind"}):
+        raise WireError(f"{kind.__name__}: unknown field {unknown[0]!r}")
+    if not _finite(data):
+        raise WireError(f"{kind.__name__}: holds a number that is not finite")
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         raise WireError(f"{kind.__name__}: {error}") from None
+
+
+def _finite(item: Any) -> bool:
+    """JSON, and so the journal, has no word for infinity and NaN."""
+    if isinstance(item, float):
+        return math.isfinite(item)
+    if isinstance(item, dict):
+        return all(_finite(value) for value in item.values())
+    return not isinstance(item, list | tuple) or all(_finite(value) for value in item)
 
 
 # --- the key file -----------------------------------------------------------------------------
@@ -222,13 +243,17 @@ def read_keys(path: str) -> Keys:
 
     Raises FileNotFoundError where there is none yet, UserError where it is not to be trusted.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    untrusted = UserError(f"{path}: the key file must be a regular file of mode 0600, owned by you")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.ENXIO):  # a link, another's, a socket
+            raise untrusted from None
+        raise
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
-            raise UserError(
-                f"{path}: the key file must be a regular file of mode 0600, owned by you"
-            )
+            raise untrusted
         data = os.read(fd, 65536)
     finally:
         os.close(fd)
