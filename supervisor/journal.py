@@ -84,7 +84,7 @@ def read(path: Path) -> Iterator[Record]:
                 record = _parse(line[:-1]) if line.endswith(b"\n") else None
             except WireError as error:
                 raise JournalError(
-                    f"{path}:{number + 1}: {error}; another version of superv wrote it: use that one"
+                    f"{path}:{number + 1}: {error}; written by another superv; use that one"
                 ) from None
             if record is None:
                 if line.endswith(b"\n") and lines.read(1):
