@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import secrets
 import socket
@@ -57,20 +58,23 @@ def agent_argv(job: Job, site: Site, run_id: str) -> tuple[str, ...]:
 
 def wire_job(job: Job, site: Site, run_id: str) -> wire.Job:
     """How agents start ranks."""
-    argv = job.trainer.argv()
-    fresh = resumed = argv
-    if job.checkpoints is not None and job.trainer.hook == "torchtitan":
-        from supervisor.hooks import torchtitan
-
-        fresh, resumed = argv + torchtitan.FRESH, argv + torchtitan.RESUMED
+    trainer = job.trainer
+    entry = trainer.entry()
+    fresh = resumed = entry
+    if job.checkpoints is not None and trainer.hook != "none":
+        hook = importlib.import_module(f"supervisor.hooks.{trainer.hook}")
+        fresh, resumed = entry + hook.FRESH, entry + hook.RESUMED
     return wire.Job(
         run_id=run_id,
         name=job.name,
+        python="" if trainer.command else trainer.python,
         fresh=fresh,
         resumed=resumed,
-        workdir=str(job.trainer.workdir),
-        env=dict(job.trainer.env),
-        ranks_per_node=job.trainer.ranks_per_node,
+        preload=trainer.preload,
+        hook="" if trainer.hook == "none" else trainer.hook,
+        workdir=str(trainer.workdir),
+        env=dict(trainer.env),
+        ranks_per_node=trainer.ranks_per_node,
         step_pattern=job.progress.step,
         resumed_pattern=job.progress.resumed or "",
         rank_ports=(site.rank_ports.first, site.rank_ports.last),

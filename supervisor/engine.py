@@ -39,6 +39,7 @@ REPORTABLE = (
     ev.RankExited,
     ev.RanksStopped,
     ev.Resumed,
+    ev.Marks,
     ev.Collected,
 )
 
@@ -77,6 +78,7 @@ class Engine:
         self._fetches: dict[str, asyncio.Future[wire.Chunk]] = {}
         self._journaled_step = 0.0
         self._unjournaled: ev.Progress | None = None  # the newest step that was heard of
+        self._rank_phases: dict[str, str] = {}  # by node, as beats told last
         self._over = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -244,10 +246,11 @@ class Engine:
         await self._channel.answer(identity, wire.Ack(epoch=self._epoch))
         for event in self._watch.heard(peer.node, now, self.run):
             self.take(event)
-        if beat.attempt is None or beat.step is None:
-            return
         attempt = self.run.attempt
         if attempt is None or beat.attempt != attempt.number:
+            return
+        self._rank_phases[peer.node] = beat.phase
+        if beat.step is None:
             return
         if self._watch.stepped(beat.attempt, beat.step, now):
             self._unjournaled = ev.Progress(
@@ -303,7 +306,13 @@ class Engine:
         self.take(ev.StopAsked(at=self._now(), who=who, now=now))
 
     def status(self) -> dict[str, Any]:
-        return {**status(self.run, self._now()), "isolated": self._watch.isolated}
+        slots = self.run.slots
+        phases = sorted({self._rank_phases.get(node, "") for node in slots} - {""})
+        return {
+            **status(self.run, self._now()),
+            "isolated": self._watch.isolated,
+            "rank_phases": phases,
+        }
 
     async def fetch(
         self, *, rank: int, attempt: int | None, offset: int, limit: int, wait_s: float

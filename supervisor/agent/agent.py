@@ -18,8 +18,18 @@ from supervisor import __version__, wire
 from supervisor.agent import node as this_node
 from supervisor.agent import tree
 from supervisor.agent.link import Link
-from supervisor.agent.ranks import TAIL_SHOWN, Ended, Ranks, adopt, log_file
+from supervisor.agent.ranks import (
+    TAIL_SHOWN,
+    Ended,
+    Ranks,
+    adopt,
+    attempt_dir,
+    log_file,
+    state_file,
+)
+from supervisor.agent.states import States
 from supervisor.agent.tail import Tail, read_chunk
+from supervisor.agent.warm import Starter
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.types import Evidence, RankExit
@@ -50,6 +60,10 @@ class Agent:
         self._job: wire.Job | None = None
         self._ranks: Ranks | None = None
         self._tail: Tail | None = None
+        self._starter: Starter | None = None
+        self._states: States | None = None
+        self._marks_told = False
+        self._why_cold = ""  # why the attempt's ranks were not forked; empty where they were
         self._step: int | None = None
         self._loss: float | None = None
         self._resumed_told = False
@@ -197,10 +211,25 @@ class Agent:
         first = self._job is None
         self._job = message.job
         self._welcome = True
+        if first and message.job.preload:
+            mark = f"{self._keys.run_id}/{self._node}/"
+            self._starter = Starter(message.job, self._dir, mark, self.note)
+            self._starter.start()
         if first and self._ranks is not None:  # adopted
+            self._ranks.spare = self._starter_pid
+            numbers = self._ranks.ranks
+            self._watch_states(self._ranks, message.job, min(numbers))
             self._follow(self._ranks, message.job)
             self._ranks.watch()
         self._link.repeat(everything=True)
+
+    def _spared(self) -> frozenset[int]:
+        """Processes with the run's mark that are not ranks."""
+        pid = self._starter_pid()
+        return frozenset() if pid is None else frozenset({pid})
+
+    def _starter_pid(self) -> int | None:
+        return self._starter.pid if self._starter is not None else None
 
     async def _pulse(self) -> None:
         """Beat, repeat, and notice that there is no engine."""
@@ -226,6 +255,7 @@ class Agent:
                 ranks=self._ranks.alive if self._ranks else 0,
                 step=self._step,
                 loss=self._loss,
+                phase=self._phase(),
             )
         )
 
@@ -280,7 +310,9 @@ class Agent:
             left = await self._ranks.stop(0)
         else:
             mark = f"{self._keys.run_id}/{self._node}/"
-            left = await tree.end(lambda: tree.find(mark), 0)
+            left = await tree.end(lambda: tree.find(mark, spare=self._spared()), 0)
+        if self._starter is not None:
+            await self._starter.freshen()
         if left:
             pids = ", ".join(str(pid) for pid in sorted(left))
             problems.append(f"processes {pids} of an older attempt can't be killed")
@@ -307,12 +339,15 @@ class Agent:
             return
         if now < order.attempt:
             ranks = Ranks(self._dir, self._node, self._keys.run_id, order.attempt, self._ended)
+            ranks.spare = self._starter_pid
             self._step = self._loss = None
-            self._resumed_told = False
+            self._resumed_told = self._marks_told = False
             self._progressed = time.monotonic()
             self._ranks = ranks
+            why_cold = ""
             try:
-                ranks.start(self._job, order, self._node)
+                self._watch_states(ranks, self._job, order.slot * self._job.ranks_per_node)
+                why_cold = await ranks.start(self._job, order, self._node, self._starter)
             except OSError as error:
                 why = f"{error.filename or self._job.fresh[0]}: {error.strerror}"
                 self._link.report(
@@ -325,9 +360,17 @@ class Agent:
                     )
                 )
                 return
+            self._why_cold = why_cold
             self._follow(ranks, self._job)
         self._link.report(
-            ev.RanksStarted(at=time.time(), key=order.key, node=self._node, attempt=order.attempt)
+            ev.RanksStarted(
+                at=time.time(),
+                key=order.key,
+                node=self._node,
+                attempt=order.attempt,
+                warm=not self._why_cold,
+                why_cold=self._why_cold,
+            )
         )
 
     async def _stop(self, order: do.Stop) -> None:
@@ -335,7 +378,7 @@ class Agent:
             left = await self._ranks.stop(order.grace_s)
         else:
             mark = f"{self._keys.run_id}/{self._node}/"
-            left = await tree.end(lambda: tree.find(mark), order.grace_s)
+            left = await tree.end(lambda: tree.find(mark, spare=self._spared()), order.grace_s)
         self._link.report(
             ev.RanksStopped(
                 at=time.time(),
@@ -350,6 +393,7 @@ class Agent:
         """What can be read at once: how the ranks stand."""
         seen: list[Evidence] = []
         if self._ranks is not None and self._ranks.attempt == order.attempt:
+            seen = self._standing(self._ranks)
             for rank in self._ranks.ranks.values():
                 if rank.alive and (state := tree.state(rank.pid)) in ("D", "T", "t"):
                     meaning = {"D": "in uninterruptible sleep"}.get(state, "stopped by a signal")
@@ -410,14 +454,66 @@ class Agent:
             if found := stepped.search(line):
                 self._stepped(int(found["step"]), found.groupdict().get("loss"))
             elif resumed is not None and not self._resumed_told and (found := resumed.search(line)):
-                self._resumed_told = True
                 groups = found.groupdict()
                 step = int(groups["step"]) if groups.get("step") else int(groups["next"]) - 1
-                self._link.report(
-                    ev.Resumed(at=time.time(), attempt=ranks.attempt, node=self._node, step=step)
-                )
+                self._tell_resumed(ranks.attempt, step)
 
         return read
+
+    def _watch_states(self, ranks: Ranks, job: wire.Job, first: int) -> None:
+        """Follow what the hooks of the local ranks tell, from number `first` on."""
+        if not job.hook:
+            return
+        loop = asyncio.get_running_loop()
+        if self._states is None:
+            self._states = States(self._dir / "bell", self._state_told)
+            loop.add_reader(self._states.fd, self._states.ready)
+        self._states.forget()
+        attempt_dir(self._dir, ranks.attempt).mkdir(mode=0o700, exist_ok=True)
+        for rank in range(first, first + job.ranks_per_node):
+            self._states.follow(rank, state_file(self._dir, ranks.attempt, rank))
+
+    def _state_told(self, rank: int) -> None:
+        """A hook told a new step or phase of its rank."""
+        assert self._states is not None
+        state, ranks = self._states.state(rank), self._ranks
+        if state is None or ranks is None or self._job is None:
+            return
+        if state.resumed >= 0 and not self._resumed_told:
+            self._tell_resumed(ranks.attempt, state.resumed)
+        if state.step > 0:
+            self._stepped(state.step, None)
+        if state.first_step and not self._marks_told and rank == min(ranks.ranks, default=-1):
+            self._marks_told = True
+            times = {**state.first, "first step": state.first_step}
+            told = tuple((name, at) for name, at in times.items() if at)
+            self._link.report(
+                ev.Marks(at=time.time(), attempt=ranks.attempt, node=self._node, marks=told)
+            )
+
+    def _phase(self) -> str:
+        """Of the local rank that is furthest behind, as its hook told."""
+        if self._states is None or self._ranks is None:
+            return ""
+        states = [s for rank in self._ranks.ranks if (s := self._states.state(rank)) is not None]
+        return min(states, key=lambda s: (s.step, s.changed)).phase if states else ""
+
+    def _standing(self, ranks: Ranks) -> list[Evidence]:
+        """Where each local rank stands, as its hook told."""
+        told = []
+        for rank in ranks.ranks.values():
+            state = self._states.state(rank.rank) if self._states is not None else None
+            if rank.alive and state is not None:
+                text = (
+                    f"rank {rank.rank} on {self._node} is in phase {state.phase} since "
+                    f"{max(0.0, time.time() - state.changed):.1f} s, {state.step} its last step"
+                )
+                told.append(Evidence(node=self._node, at=state.changed, source="hook", text=text))
+        return told
+
+    def _tell_resumed(self, attempt: int, step: int) -> None:
+        self._resumed_told = True
+        self._link.report(ev.Resumed(at=time.time(), attempt=attempt, node=self._node, step=step))
 
     def _stepped(self, step: int, loss: str | None) -> None:
         value: float | None = None

@@ -10,9 +10,11 @@ import subprocess  # noqa: TID251 - for the type of a child only; supervisor.pro
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from supervisor import proc
 from supervisor.agent import tree
+from supervisor.agent.warm import Cold, Starter, write_files
 from supervisor.core.actions import Start
 from supervisor.wire import Job
 
@@ -36,8 +38,18 @@ class Rank:
     rank: int
     pid: int
     started: int  # start time in clock ticks: with the pid it names the process
-    child: subprocess.Popen[bytes] | None  # None: adopted from an agent that died
+    child: subprocess.Popen[bytes] | None = None  # where this agent itself started it
+    starter: Starter | None = None  # where it was forked by this agent's starter
     alive: bool = True
+
+    async def ended(self) -> int | None:
+        """How it ended, as subprocess tells it; None where nobody of this agent's saw it."""
+        if self.child is not None:
+            return self.child.poll()
+        if self.starter is not None:
+            status = await self.starter.exit_status(self.pid)
+            return None if status is None else os.waitstatus_to_exitcode(status)
+        return None
 
 
 def rank_env(job: Job, order: Start, local: int, node_dir: Path, node: str) -> dict[str, str]:
@@ -107,6 +119,14 @@ def log_file(node_dir: Path, attempt: int, rank: int) -> Path:
     return attempt_dir(node_dir, attempt) / f"rank{rank}.log"
 
 
+def state_file(node_dir: Path, attempt: int, rank: int) -> Path:
+    return attempt_dir(node_dir, attempt) / f"rank{rank}.state"
+
+
+def stacks_file(node_dir: Path, attempt: int, rank: int) -> Path:
+    return attempt_dir(node_dir, attempt) / f"rank{rank}.stacks"
+
+
 def error_file(node_dir: Path, attempt: int, rank: int) -> Path:
     return attempt_dir(node_dir, attempt) / f"rank{rank}.error.json"
 
@@ -126,31 +146,73 @@ class Ranks:
         self.attempt = attempt
         self.ranks: dict[int, Rank] = {}
         self.stopping = False
+        self.spare: Callable[[], int | None] | None = None  # the pid of the living starter
         self._watches: set[asyncio.Task[None]] = set()
 
     @property
     def alive(self) -> int:
         return sum(1 for rank in self.ranks.values() if rank.alive)
 
-    def start(self, job: Job, order: Start, node: str) -> None:
-        """Start every local rank. Raises OSError naming what could not be started."""
+    async def start(self, job: Job, order: Start, node: str, starter: Starter | None) -> str:
+        """Start every local rank; returns why they were not forked, empty where they were.
+
+        Raises OSError naming what could not be started.
+        """
         attempt_dir(self._dir, self.attempt).mkdir(mode=0o700, exist_ok=True)
-        values = placeholders(order)
-        argv = [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)]
-        for local in range(job.ranks_per_node):
-            rank = order.slot * job.ranks_per_node + local
-            env = rank_env(job, order, local, self._dir, node)
-            path = log_file(self._dir, self.attempt, rank)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            log = os.open(path, flags, 0o600)
+        told = [self._told(job, order, local, node) for local in range(job.ranks_per_node)]
+        why = "nothing to preload is configured (trainer.preload)"
+        if starter is not None:
             try:
-                child = proc.spawn(argv, env=env, cwd=job.workdir, stdout=log)
-            finally:
-                os.close(log)
-            started = tree.start_time(child.pid) or 0
-            self.ranks[rank] = Rank(rank=rank, pid=child.pid, started=started, child=child)
+                pids = await starter.fork(told)
+            except Cold as cold:
+                why = str(cold)
+            else:
+                why = ""
+                for rank, pid in pids.items():
+                    started = tree.start_time(pid) or 0
+                    self.ranks[rank] = Rank(rank=rank, pid=pid, started=started, starter=starter)
+        if why:
+            for words in told:
+                self._cold(job, words)
         self._remember()
         self.watch()
+        return why
+
+    def _told(self, job: Job, order: Start, local: int, node: str) -> dict[str, Any]:
+        """Everything that a rank needs to know, as supervisor.agent.starter reads it."""
+        values = placeholders(order)
+        rank = order.slot * job.ranks_per_node + local
+        hook = self._dir / "starter" / f"superv_hook_{job.hook}.py"
+        return {
+            "rank": rank,
+            "argv": [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)],
+            "env": rank_env(job, order, local, self._dir, node),
+            "cwd": job.workdir,
+            "log": str(log_file(self._dir, self.attempt, rank)),
+            "hook": str(hook) if job.hook else "",
+            "state": str(state_file(self._dir, self.attempt, rank)) if job.hook else "",
+            "bell": str(self._dir / "bell") if job.hook else "",
+            "stacks": str(stacks_file(self._dir, self.attempt, rank)),
+            "promised": order.resume_step or 0 if order.save_dir is not None else None,
+        }
+
+    def _cold(self, job: Job, told: dict[str, Any]) -> None:
+        """Start one rank in an interpreter of its own."""
+        rank = told["rank"]
+        argv = ([job.python] if job.python else []) + told["argv"]
+        if job.hook:
+            script, _ = write_files(self._dir, job)
+            path = Path(told["log"]).with_suffix(".order.json")
+            path.write_text(json.dumps({k: v for k, v in told.items() if k != "env"}))
+            argv = [job.python, str(script), "rank", str(path)]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        log = os.open(told["log"], flags, 0o600)
+        try:
+            child = proc.spawn(argv, env=told["env"], cwd=job.workdir, stdout=log)
+        finally:
+            os.close(log)
+        started = tree.start_time(child.pid) or 0
+        self.ranks[rank] = Rank(rank=rank, pid=child.pid, started=started, child=child)
 
     def _remember(self) -> None:
         """Write down which processes are the ranks, for an agent that comes after this one."""
@@ -173,7 +235,7 @@ class Ranks:
         if rank.child is not None or tree.start_time(rank.pid) == rank.started:
             await proc.exited(rank.pid)
         rank.alive = False
-        rc = rank.child.poll() if rank.child is not None else None
+        rc = await rank.ended()
         self._on_end(
             Ended(
                 rank=rank.rank,
@@ -183,8 +245,10 @@ class Ranks:
         )
 
     def find(self) -> set[int]:
-        """All processes of this run on this node, of whatever attempt."""
-        return tree.find(self._mark, frozenset(r.pid for r in self.ranks.values() if r.alive))
+        """All processes of this run's ranks on this node, of whatever attempt."""
+        alive = frozenset(rank.pid for rank in self.ranks.values() if rank.alive)
+        pid = self.spare() if self.spare is not None else None
+        return tree.find(self._mark, alive, frozenset() if pid is None else frozenset({pid}))
 
     async def stop(self, grace_s: float) -> set[int]:
         """End every process of the run on this node; returns the pids that can't be killed."""

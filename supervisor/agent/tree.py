@@ -34,10 +34,13 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def find(mark: str, roots: frozenset[int] = frozenset()) -> set[int]:
+def find(
+    mark: str, roots: frozenset[int] = frozenset(), spare: frozenset[int] = frozenset()
+) -> set[int]:
     """Living processes whose mark begins so, and all that descend from them or from `roots`.
 
-    A process that replaced its environment is found through its parent or its session.
+    A process that replaced its environment is found through its parent or its session. Those in
+    `spare` are left out, but not what descends from them with a mark of its own.
     """
     needle = f"{MARK}={mark}".encode()
     table: dict[int, tuple[int, int, str]] = {}  # pid → parent, session, state
@@ -53,14 +56,14 @@ def find(mark: str, roots: frozenset[int] = frozenset()) -> set[int]:
         with contextlib.suppress(OSError):
             if any(part.startswith(needle) for part in _environ(pid)):
                 marked.add(pid)
-    found = marked | (roots & table.keys())
+    found = (marked | (roots & table.keys())) - spare
     sessions = found.copy()  # a rank leads a session of its own
     grew = True
     while grew:
         more = {
             pid
             for pid, (parent, session, _) in table.items()
-            if pid not in found and (parent in found or session in sessions)
+            if pid not in found and pid not in spare and (parent in found or session in sessions)
         }
         grew = bool(more)
         found |= more

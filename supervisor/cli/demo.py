@@ -34,6 +34,7 @@ trainer:
   args: [--job.config_file, {config}, --training.steps, "2000"]
   python: {python}
   hook: torchtitan
+  preload: [titan_cpu]
   env: {{GLOO_SOCKET_IFNAME: eth0}}
 checkpoints: {{dir: checkpoint}}
 policy: {{stop_grace_s: 2}}

@@ -62,11 +62,16 @@ def _dry_run(job_file: Path) -> None:
     click.echo(shlex.join(would.plan.argv))
     click.echo("\n# agent command, on every node")
     click.echo(shlex.join(would.spec.agent_argv))
+    python = [would.job.python] if would.job.python else []
     click.echo(f"\n# rank command, {would.job.ranks_per_node} on each node, in {would.job.workdir}")
-    click.echo(shlex.join(would.job.fresh))
+    click.echo(shlex.join([*python, *would.job.fresh]))
     if would.job.resumed != would.job.fresh:
         click.echo("# and when it resumes")
-        click.echo(shlex.join(would.job.resumed))
+        click.echo(shlex.join([*python, *would.job.resumed]))
+    if would.job.preload:
+        click.echo(
+            f"# ranks are forked from a process that has imported {', '.join(would.job.preload)}"
+        )
     click.echo("\n# added to the environment of every rank, beside torchrun's variables")
     for name, value in sorted(would.env.items()):
         click.echo(f"{name}={shlex.quote(value)}")

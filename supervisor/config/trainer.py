@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from supervisor.config.document import At, Node, Scalar, Table, printable, quoted, shown
@@ -21,6 +21,8 @@ PLACEHOLDERS = {
     "resume_step": "the step of that checkpoint; 0 when the attempt begins there",
 }
 RESUME_PLACEHOLDERS = ("resume_path", "resume_step")
+
+TORCHTITAN_PRELOAD = ("torch", "torchtitan.train")
 
 # torchrun's contract with a rank (torch 2.13, distributed/elastic/agent/server/local_elastic_agent)
 _OWN_VARIABLES = {
@@ -162,17 +164,30 @@ class Trainer:
         default="none",
         metadata=about(
             "The trainer's adapter: superv adds its checkpoint arguments at the end of the command "
-            "line and knows its log lines.",
+            "line, knows its log lines, and follows step and phase from inside the ranks.",
             choices=("none", "torchtitan"),
+        ),
+    )
+    preload: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Modules that one process per node imports ahead; ranks are forked from it when that "
+            "is safe, so a restart does not wait for imports. An empty list: every rank imports "
+            "for itself.",
+            default="torch, torchtitan.train with hook: torchtitan; else none",
         ),
     )
 
     def argv(self) -> tuple[str, ...]:
         """A rank's command line, placeholders as they were written."""
+        return self.entry() if self.command else (self.python, *self.entry())
+
+    def entry(self) -> tuple[str, ...]:
+        """What follows `python` on a rank's command line, or the whole command; as written."""
         if self.module is not None:
-            return (self.python, "-m", self.module, *self.args)
+            return ("-m", self.module, *self.args)
         if self.script is not None:
-            return (self.python, str(self.script), *self.args)
+            return (str(self.script), *self.args)
         return (*self.command, *self.args)
 
 
@@ -188,6 +203,14 @@ def read_trainer(node: Node, at: At) -> Trainer:
         inner = at.inside("python", node.entries["python"])
         raise inner.error("has no effect on a command; put the interpreter into the command")
     trainer = Trainer(**{"workdir": Path(at.file).absolute().parent, **values})
+    if trainer.command and trainer.preload:
+        inner = at.inside("preload", node.entries["preload"])
+        raise inner.error("works with module and script only: a command is started as it is")
+    if trainer.command and trainer.hook != "none":
+        inner = at.inside("hook", node.entries["hook"])
+        raise inner.error("works with module and script only: a command is started as it is")
+    if trainer.hook == "torchtitan" and "preload" not in values:
+        trainer = replace(trainer, preload=TORCHTITAN_PRELOAD)
     for key in ("args", "command", "env"):
         if key in values:
             texts = values[key].values() if key == "env" else values[key]

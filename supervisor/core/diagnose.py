@@ -35,18 +35,25 @@ def diagnose(run: Run, incident: Incident) -> Verdict:
 
 
 def _node_lost(run: Run, incident: Incident) -> Verdict:
-    lost = tuple(
-        node.name
+    gone = [
+        node
         for node in run.pool.values()
-        if node.state is NodeState.LOST
-        and abs(incident.confirmed_at - node.since) <= SHARED_CAUSE_WINDOW_S
-    )
-    if len(lost) >= SHARED_CAUSE_NODES:
+        if node.state is NodeState.SUSPECT
+        or (
+            node.state is NodeState.LOST
+            and abs(incident.confirmed_at - node.since) <= SHARED_CAUSE_WINDOW_S
+        )
+    ]
+    if len(gone) >= SHARED_CAUSE_NODES:
         return Verdict(
             cause="node-lost",
-            why=f"{len(lost)} nodes went within a minute: a shared cause (switch, power, storage); "
+            why=f"{len(gone)} nodes went within a minute: a shared cause (switch, power, storage); "
             "they are replaced, and none is blamed",
         )
+    told = {e.node for e in incident.evidence}
+    lost = tuple(n.name for n in gone if n.state is NodeState.LOST and n.name in told)
+    if not lost:
+        return Verdict(cause="node-lost", why="the node that was silent is heard again")
     return Verdict(
         cause="node-lost",
         culprits=lost,
@@ -70,7 +77,7 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
     again = (
         last is not None
         and last.cause == "rank-exit"
-        and any(e.node == first.node for e in last.evidence[:1])
+        and first.node == first_told(incident) == first_told(last)
         and not _progressed_since(run, last)
     )
     if again:
@@ -84,22 +91,36 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
     return Verdict(cause="rank-exit", why=f"{first.text()}; once is not enough to name the node")
 
 
+def _failed_to_start(incident: Incident) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(e.node for e in incident.evidence if e.source == "start"))
+
+
+def first_told(incident: Incident) -> str:
+    """The node whose agent told first. Where its clock says otherwise, the order is open."""
+    return incident.evidence[0].node
+
+
 def _progressed_since(run: Run, incident: Incident) -> bool:
-    newest = run.lineage[-1].verified_at if run.lineage else 0.0
-    return newest > (incident.first_step_at or incident.confirmed_at)
+    return any(c.attempt > incident.attempt for c in run.lineage)
 
 
 def _start_failed(run: Run, incident: Incident) -> Verdict:
-    failed = tuple(dict.fromkeys(e.node for e in incident.evidence if e.source == "start"))
+    failed = _failed_to_start(incident)
     slots = run.attempt.slots if run.attempt else ()
-    if len(failed) < len(slots):
+    started = run.attempt.started if run.attempt else ()
+    if set(failed) >= set(slots):
+        return Verdict(cause="start-failed", why="the trainer can't be started on any node")
+    if len(failed) < SHARED_CAUSE_NODES and set(started) - set(failed):
         return Verdict(
             cause="start-failed",
             culprits=failed,
             confidence="witnessed",
             why="the trainer can't be started there, and can be on other nodes",
         )
-    return Verdict(cause="start-failed", why="the trainer can't be started on any node")
+    return Verdict(
+        cause="start-failed",
+        why=f"the trainer can't be started on {len(failed)} of {len(slots)} nodes",
+    )
 
 
 def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
@@ -112,7 +133,9 @@ def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
             text=f"no verified checkpoint is left, though one of step {run.best_step} was there; "
             "superv does not start again from step 0 by itself",
         )
-    if verdict.cause == "start-failed" and not verdict.culprits:
+    if verdict.cause == "start-failed" and set(_failed_to_start(run.incidents[-1])) >= set(
+        run.attempt.slots if run.attempt else ()
+    ):
         return Remedy(kind="hold", text="the trainer can't be started on any node")
     if tries > limit:
         return Remedy(

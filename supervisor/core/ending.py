@@ -30,7 +30,8 @@ def leave(t: Turn, node: str) -> None:
 def end(t: Turn, phase: Phase, reason: str) -> None:
     """The run has ended: give its nodes back."""
     assert phase in ENDS
-    t.drop(lambda a: not isinstance(a, do.Cancel))
+    # A request for nodes that has no answer yet may be a job already: its answer is waited for.
+    t.drop(lambda a: not isinstance(a, do.Cancel | do.Submit))
     t.set(goal=None)
     if not t.run.live_jobs:
         t.phase(phase, reason)

@@ -150,9 +150,13 @@ class Prepared(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanksStarted(Event):
+    """The node's ranks run; forked from a preloaded process, or cold and why."""
+
     key: str
     node: str
     attempt: int
+    warm: bool = False
+    why_cold: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +190,15 @@ class Resumed(Event):
     attempt: int
     node: str
     step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks(Event):
+    """When slot 0's first rank entered its phases, by its node's clock."""
+
+    attempt: int
+    node: str
+    marks: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +270,7 @@ EVENTS: dict[str, type[Event]] = {
         RankExited,
         RanksStopped,
         Resumed,
+        Marks,
         Progress,
         Scanned,
         Collected,

@@ -31,7 +31,7 @@ from supervisor.core.recovery import (
     scanned,
     stop_ranks,
 )
-from supervisor.core.running import progress, rank_exited, resumed, stalled, start_failed
+from supervisor.core.running import marks, progress, rank_exited, resumed, stalled, start_failed
 from supervisor.core.silence import node_heard, node_silent, probed, step_overdue
 from supervisor.core.turn import Turn
 from supervisor.core.types import Evidence, NodeState, Phase, Run
@@ -87,6 +87,8 @@ def stop_asked(t: Turn, event: ev.StopAsked) -> None:
 
 
 def due(t: Turn, event: ev.Due) -> None:
+    if t.run.deadline is None or t.run.deadline.what != event.what:
+        return
     t.set(deadline=None)
     waited = f"{t.at - t.run.since:.0f} s"
     if event.what == "gather":
@@ -100,22 +102,27 @@ def due(t: Turn, event: ev.Due) -> None:
         place(t)
     elif event.what == "prepare":
         assert t.run.attempt is not None
-        for name in set(t.run.attempt.slots) - set(t.run.attempt.prepared):
-            reason = f"did not confirm within {waited} that it is free of older ranks"
-            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason)
+        reason = f"did not confirm within {waited} that it is free of older ranks"
+        unconfirmed(t, set(t.run.attempt.slots) - set(t.run.attempt.prepared), reason)
         place(t)
     elif event.what == "start":
         text = f"no step within {waited} of the start"
         open_incident(t, "no-first-step", Evidence(node="", at=t.at, source="progress", text=text))
     elif event.what == "stop":
         assert t.run.attempt is not None
-        for name in set(answering(t.run, t.run.attempt)) - set(t.run.attempt.gone):
-            reason = f"did not confirm within {waited} that its ranks are gone"
-            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason)
+        reason = f"did not confirm within {waited} that its ranks are gone"
+        unconfirmed(t, set(answering(t.run, t.run.attempt)) - set(t.run.attempt.gone), reason)
         all_clear(t)
     elif event.what == "release":
         for job in t.run.live_jobs:
             cancel(t, job, "the run ended and its agents did not end the job by themselves")
+
+
+def unconfirmed(t: Turn, names: set[str], reason: str) -> None:
+    """Ranks don't run there now. A silent node stays suspect: it may be heard again."""
+    for name in names:
+        if t.run.pool[name].state is NodeState.READY:
+            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason)
 
 
 def noted(t: Turn, event: ev.Event) -> None:
@@ -143,6 +150,7 @@ _ON: dict[type[ev.Event], Callable[[Turn, Any], None]] = {
     ev.RankExited: rank_exited,
     ev.RanksStopped: ranks_stopped,
     ev.Resumed: resumed,
+    ev.Marks: marks,
     ev.Progress: progress,
     ev.Scanned: scanned,
     ev.Collected: collected,

@@ -6,13 +6,21 @@ from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.ending import cancel, change_allocation, end, leave
 from supervisor.core.placement import gathered, place
-from supervisor.core.recovery import has_slot, node_is_clear, open_incident, triage
+from supervisor.core.recovery import (
+    all_clear,
+    clear,
+    has_slot,
+    node_is_clear,
+    open_incident,
+)
 from supervisor.core.silence import witnessed_lost
 from supervisor.core.turn import Turn
 from supervisor.core.types import Allocation, Evidence, Node, NodeState, Phase
 
 
 def submitted(t: Turn, event: ev.Submitted) -> None:
+    if event.job_id in t.run.allocations:
+        return
     alloc = Allocation(job_id=event.job_id, job_name=event.job_name, state="asked")
     t.set(allocations={**t.run.allocations, event.job_id: alloc})
     if t.run.ended:
@@ -28,10 +36,10 @@ def allocation_seen(t: Turn, event: ev.AllocationSeen) -> None:
     before = t.run.allocations.get(event.job_id)
     if before is None or before.state == "ended":
         return
-    change_allocation(t, event.job_id, raw=event.raw, reason=event.reason)
+    change_allocation(t, event.job_id, raw=event.raw, reason=event.reason, down=event.down)
     if event.state == "running":
         change_allocation(t, event.job_id, state="granted", nodes=event.nodes)
-        if before.state == "asked":
+        if before.state == "asked" and not t.run.ended:
             t.do(do.SendKeys(key=f"keys/{event.job_id}/e{t.run.epoch}", job_id=event.job_id))
             if t.run.phase is Phase.PENDING:
                 reason = f"{len(event.nodes)} nodes granted; their agents are coming"
@@ -69,12 +77,15 @@ def lost_all(t: Turn, event: ev.AllocationSeen) -> None:
     if t.run.phase in (Phase.STOPPING, Phase.TRIAGE):
         t.incident(evidence=(*t.run.incidents[-1].evidence, seen))
         if t.run.phase is Phase.STOPPING:
-            triage(t)
+            all_clear(t)
     else:
         open_incident(t, "allocation-ended", seen)
 
 
 def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
+    job = t.run.allocations.get(event.job_id)
+    if job is None or job.state == "ended":
+        return  # a node that outlived its job is not this run's any more
     node = Node(
         name=event.node,
         job_id=event.job_id,
@@ -86,14 +97,15 @@ def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
         reason="; ".join(event.problems),
     )
     t.set(pool={**t.run.pool, event.node: node})
+    t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
     if t.run.ended:
         leave(t, event.node)
         return
     attempt = t.run.attempt
-    if (
-        t.run.phase in (Phase.STARTING, Phase.RUNNING)
-        and attempt is not None
-        and event.node in attempt.started
+    in_slot = attempt is not None and event.node in attempt.slots
+    if attempt is not None and (
+        (t.run.phase is Phase.STARTING and event.node in attempt.started)
+        or (t.run.phase is Phase.RUNNING and in_slot)
     ):
         seen_ends = sum(1 for e in attempt.exits if e.node == event.node)
         expected = t.run.spec.ranks_per_node - seen_ends
@@ -103,7 +115,11 @@ def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
                 node=event.node, at=t.at, source="agent", text=f"{text}{attempt.number}"
             )
             open_incident(t, "ranks-lost", seen)
-    elif t.run.phase is Phase.GATHERING:
+    elif t.run.phase is Phase.CHECKING and in_slot and event.problems:
+        place(t)
+    elif event.ranks or (t.run.phase is Phase.STOPPING and in_slot):
+        clear(t, event.node)
+    if t.run.phase is Phase.GATHERING:
         gathered(t)
 
 
@@ -118,7 +134,7 @@ def agent_left(t: Turn, event: ev.AgentLeft) -> None:
     t.do(do.Poll(key=f"poll/{node.job_id}/{t.at:.3f}", job_id=node.job_id))
     if t.run.phase is Phase.STOPPING:
         node_is_clear(t, event.node)
-    elif t.run.phase is Phase.CHECKING:
+    elif t.run.phase is Phase.CHECKING and event.node in t.run.slots:
         place(t)
     elif has_slot(t.run, event.node):
         text = f"the agent on {event.node} left: {event.reason}"

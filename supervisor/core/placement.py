@@ -129,9 +129,13 @@ def ranks_started(t: Turn, event: ev.RanksStarted) -> None:
     if attempt is None or event.attempt != attempt.number or event.node in attempt.started:
         return
     t.attempt(started=(*attempt.started, event.node))
+    if not event.warm:
+        t.attempt(cold=(*attempt.cold, f"{event.node}: {event.why_cold}"))
     everywhere = len(attempt.started) + 1 == len(attempt.slots)
-    if everywhere and t.run.incidents and t.run.incidents[-1].relaunched_at is None:
-        t.incident(relaunched_at=t.at)
+    last = t.run.incidents[-1] if t.run.incidents else None
+    if everywhere and last and last.relaunched_at is None and last.attempt < attempt.number:
+        assert t.run.attempt is not None
+        t.incident(relaunched_at=t.at, warm=not t.run.attempt.cold)
 
 
 def missing(run: Run) -> str:

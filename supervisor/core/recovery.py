@@ -98,6 +98,17 @@ def node_is_clear(t: Turn, node: str) -> None:
         all_clear(t)
 
 
+def clear(t: Turn, node: str) -> None:
+    """A node is back that was given up: what it still runs belongs to nobody."""
+    attempt = t.run.attempt
+    if attempt is None:
+        return
+    if node in attempt.slots and t.run.phase in (Phase.CHECKING, Phase.STARTING, Phase.RUNNING):
+        return  # it is being prepared, or its ranks are wanted
+    key = f"a{attempt.number}/stop/{node}"
+    t.do(do.Stop(key=key, node=node, attempt=attempt.number, grace_s=0.0))
+
+
 def all_clear(t: Turn) -> None:
     if t.run.incidents and t.run.incidents[-1].stopped_at is None:
         t.incident(stopped_at=t.at)
@@ -127,23 +138,31 @@ def triage(t: Turn) -> None:
 
 
 def scanned(t: Turn, event: ev.Scanned) -> None:
-    """The lineage is what was found good now, and what was good and not looked at again."""
+    """The lineage is what was good and still is, and what the attempt has added.
+
+    A checkpoint of an older attempt that turns up later does not count. One that is looked at again
+    stays as old as it is: only a new one is progress.
+    """
     bad = {r.path for r in event.rejected}
-    found = {c.path: c for c in event.found}
-    kept = [c for c in t.run.lineage if c.path not in bad and c.path not in found]
+    kept = [c for c in t.run.lineage if c.path not in bad]
+    known = {c.path for c in t.run.lineage}
+    number = t.run.attempt.number if t.run.attempt else 0
+    new = [c for c in event.found if c.path not in known and c.attempt == number]
     t.set(
-        lineage=tuple(sorted((*kept, *found.values()), key=lambda c: c.step)),
+        lineage=tuple(sorted((*kept, *new), key=lambda c: c.step)),
         rejected=tuple({r.path: r for r in (*t.run.rejected, *event.rejected)}.values()),
     )
-    if t.run.phase is Phase.TRIAGE:
+    newest = max((c.step for c in new), default=0)
+    if newest > t.run.best_step:
+        t.set(best_step=newest, fruitless={})
+    asked = any(isinstance(a, do.Scan) for a in t.run.pending.values())
+    if t.run.phase is Phase.TRIAGE and not asked:  # else this is a look from before the end
         judge(t)
 
 
 def judge(t: Turn) -> None:
     """Decide what comes after the attempt."""
     newest: Checkpoint | None = t.run.lineage[-1] if t.run.lineage else None
-    if newest is not None and newest.step > t.run.best_step:
-        t.set(best_step=newest.step, fruitless={})
     if t.run.goal is not None:
         if t.run.incidents and t.run.incidents[-1].verdict is None:
             last = t.run.incidents[-1]

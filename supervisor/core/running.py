@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from supervisor.core import events as ev
 from supervisor.core.recovery import open_incident, triage
 from supervisor.core.turn import Turn
@@ -29,6 +31,15 @@ def resumed(t: Turn, event: ev.Resumed) -> None:
         wrong_step(t, f"{event.node} resumed at step {event.step}, promised was step {promised}")
 
 
+def marks(t: Turn, event: ev.Marks) -> None:
+    attempt = t.run.attempt
+    if attempt is None or event.attempt != attempt.number or event.node != attempt.slots[0]:
+        return
+    t.attempt(marks=event.marks)
+    if t.run.incidents and not t.run.incidents[-1].marks and t.run.incidents[-1].relaunched_at:
+        t.incident(marks=event.marks)
+
+
 def wrong_step(t: Turn, text: str) -> None:
     seen = Evidence(node="", at=t.at, source="rank log", text=text)
     t.set(goal=Phase.HELD)
@@ -50,7 +61,7 @@ def progress(t: Turn, event: ev.Progress) -> None:
         wrong_step(t, f"the first step was {event.step}, promised was one after {promised}")
         return
     t.attempt(step=event.step, step_at=t.at)
-    if event.loss is not None:
+    if event.loss is not None and math.isfinite(event.loss):  # JSON has no word for the others
         t.attempt(loss=event.loss)
     if not t.run.spec.checkpoint_dir and event.step > t.run.best_step:
         t.set(best_step=event.step, fruitless={})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
+from supervisor.core.ending import leave
 from supervisor.core.placement import gathered, place
-from supervisor.core.recovery import has_slot, node_is_clear, open_incident
+from supervisor.core.recovery import clear, has_slot, node_is_clear, open_incident
 from supervisor.core.turn import Turn
 from supervisor.core.types import Evidence, NodeState, Phase, Run
 
@@ -25,6 +26,10 @@ def node_silent(t: Turn, event: ev.NodeSilent) -> None:
         unreachable=(),
         reachable=(),
     )
+    job = t.run.allocations.get(node.job_id)
+    if job is not None and event.node in job.down:
+        witnessed_lost(t, event.node, "slurm", f"Slurm reports {event.node} as down")
+        return
     t.do(do.Poll(key=f"poll/{node.job_id}/{t.at:.3f}", job_id=node.job_id))
     for peer in peers(t.run, event.node):
         t.do(
@@ -37,6 +42,7 @@ def node_silent(t: Turn, event: ev.NodeSilent) -> None:
                 port=node.port,
             )
         )
+    weigh(t)
 
 
 def peers(run: Run, name: str) -> list[str]:
@@ -46,12 +52,19 @@ def peers(run: Run, name: str) -> list[str]:
 
 
 def node_heard(t: Turn, event: ev.NodeHeard) -> None:
+    """It is there after all. Where it was given up, its ranks are nobody's any more."""
     node = t.run.pool.get(event.node)
-    if node is not None and node.state is NodeState.SUSPECT:
-        t.node(event.node, state=NodeState.READY, since=t.at, reason="")
-        t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
-        if t.run.phase is Phase.GATHERING:
-            gathered(t)
+    if node is None or node.state not in (NodeState.SUSPECT, NodeState.LOST):
+        return
+    t.node(event.node, state=NodeState.READY, since=t.at, reason="")
+    t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
+    if t.run.ended:
+        leave(t, event.node)
+        return
+    if node.state is NodeState.LOST or not (t.run.attempt and event.node in t.run.attempt.slots):
+        clear(t, event.node)
+    if t.run.phase is Phase.GATHERING:
+        gathered(t)
 
 
 def probed(t: Turn, event: ev.Probed) -> None:
@@ -62,7 +75,7 @@ def probed(t: Turn, event: ev.Probed) -> None:
         t.node(event.target, unreachable=(*node.unreachable, event.node))
     else:
         t.node(event.target, reachable=(*node.reachable, event.node))
-        if event.outcome == "refused":  # the host answers, its agent does not
+        if event.outcome == "refused" and not node.reachable:  # the host answers, not its agent
             t.do(
                 do.StartAgent(
                     key=f"agent/{event.target}/{node.since:.3f}",
@@ -70,21 +83,27 @@ def probed(t: Turn, event: ev.Probed) -> None:
                     node=event.target,
                 )
             )
-    node = t.run.pool[event.target]
-    asked = any(isinstance(a, do.Probe) and a.target == node.name for a in t.run.pending.values())
-    if not asked and node.unreachable and not node.reachable:
-        told = ", ".join(node.unreachable)
-        witnessed_lost(t, node.name, "peers", f"{told} can't reach {node.name} either")
+    weigh(t)
+
+
+def weigh(t: Turn) -> None:
+    """Judge every suspect whose probes are all answered, but for those of peers that are silent."""
+    ready = {n.name for n in t.run.pool.values() if n.state is NodeState.READY}
+    open_probes = (a for a in t.run.pending.values() if isinstance(a, do.Probe))
+    asked = {a.target for a in open_probes if a.node in ready}
+    for node in t.run.pool.values():
+        if node.name not in asked and node.unreachable and not node.reachable:
+            told = ", ".join(node.unreachable)
+            witnessed_lost(t, node.name, "peers", f"{told} can't reach {node.name} either")
 
 
 def step_overdue(t: Turn, event: ev.StepOverdue) -> None:
-    for node in t.run.pool.values():
-        if node.state is NodeState.SUSPECT and has_slot(t.run, node.name):
-            text = (
-                f"no step since step {event.last_step}, {t.at - event.last_at:.1f} s ago; "
-                f"the job's own rhythm allows {event.limit_s:.1f} s"
-            )
-            confirm_lost(t, node.name, "overdue step", text)
+    text = (
+        f"no step since step {event.last_step}, {t.at - event.last_at:.1f} s ago; "
+        f"the job's own rhythm allows {event.limit_s:.1f} s"
+    )
+    silent = [n.name for n in t.run.pool.values() if n.state is NodeState.SUSPECT]
+    confirm_lost(t, [name for name in silent if has_slot(t.run, name)], "overdue step", text)
 
 
 def witnessed_lost(t: Turn, name: str, source: str, text: str) -> None:
@@ -102,27 +121,33 @@ def witnessed_lost(t: Turn, name: str, source: str, text: str) -> None:
         and attempt.step_at > node.since
     )
     if not steps_went_on:
-        confirm_lost(t, name, source, text)
+        confirm_lost(t, [name], source, text)
 
 
-def confirm_lost(t: Turn, name: str, source: str, text: str) -> None:
-    """A second witness said that a silent node is lost."""
-    node = t.run.pool[name]
-    suspected = node.since
-    silence = Evidence(node=name, at=suspected, source="silence", text=f"{name}: {node.reason}")
-    witness = Evidence(node=name, at=t.at, source=source, text=text)
-    t.node(name, state=NodeState.LOST, since=t.at, reason=text)
-    t.drop(lambda a: isinstance(a, do.Order) and (a.node == name or probes(a, name)))
+def confirm_lost(t: Turn, names: list[str], source: str, text: str) -> None:
+    """A second witness said that these silent nodes are lost."""
+    evidence: list[Evidence] = []
+    suspected = t.at
+    for name in names:
+        node = t.run.pool[name]
+        suspected = min(suspected, node.since)
+        said = f"{name}: {node.reason}"
+        evidence.append(Evidence(node=name, at=node.since, source="silence", text=said))
+        evidence.append(Evidence(node=name, at=t.at, source=source, text=text))
+        t.node(name, state=NodeState.LOST, since=t.at, reason=text)
+    t.drop(lambda a: isinstance(a, do.Order) and (a.node in names or probes(a, names)))
     if t.run.ended:
         return
-    if has_slot(t.run, name):
-        open_incident(t, "node-lost", silence, witness, suspected_at=suspected)
+    if any(has_slot(t.run, name) for name in names):
+        open_incident(t, "node-lost", *evidence, suspected_at=suspected)
     elif t.run.phase is Phase.STOPPING:
-        t.incident(evidence=(*t.run.incidents[-1].evidence, silence, witness))
-        node_is_clear(t, name)
-    elif t.run.phase is Phase.CHECKING:
+        if t.run.goal is None:
+            t.incident(evidence=(*t.run.incidents[-1].evidence, *evidence))
+        for name in names:
+            node_is_clear(t, name)
+    elif t.run.phase is Phase.CHECKING and any(name in t.run.slots for name in names):
         place(t)
 
 
-def probes(action: Action, name: str) -> bool:
-    return isinstance(action, do.Probe) and action.target == name
+def probes(action: Action, names: list[str]) -> bool:
+    return isinstance(action, do.Probe) and action.target in names

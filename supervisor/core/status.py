@@ -26,6 +26,7 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "loss": attempt.loss if attempt else None,
         "step_at": attempt.step_at if attempt else None,
         "attempt": attempt.number if attempt else None,
+        "attempt_cold": list(attempt.cold) if attempt else [],
         "attempt_resumed_from": attempt.resume.step if attempt and attempt.resume else None,
         "slots": [
             {
@@ -87,6 +88,8 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "stopped": incident.stopped_at,
         "relaunched": incident.relaunched_at,
         "first_step": incident.first_step_at,
+        "warm": incident.warm,
+        "marks": dict(incident.marks),
         "step": incident.step,
         "resumed_from": incident.resumed_from,
         "steps_lost": incident.steps_lost,

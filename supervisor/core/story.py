@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.core import events as ev
-from supervisor.core.types import Phase, Run
+from supervisor.core.types import NodeState, Phase, Run
 
 
 def tell(before: Run, event: ev.Event, after: Run) -> list[str]:
@@ -44,8 +44,12 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
             return [f"{event.node} suspected: silent for {event.at - event.last_heard:.1f} s"]
         case ev.NodeHeard():
             return [f"{event.node} is heard again"]
-        case ev.Probed():
+        case ev.Probed() if (
+            event.target in before.pool and before.pool[event.target].state is NodeState.SUSPECT
+        ):
             return [f"{event.node} probed {event.target}: {event.outcome}"]
+        case ev.RanksStarted() if not event.warm and event.why_cold:
+            return [f"{event.node} started its ranks cold: {event.why_cold}"]
         case ev.Progress():
             return _progress(before, event, after)
         case ev.Scanned():

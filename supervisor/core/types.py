@@ -89,6 +89,7 @@ class Allocation:
     state: str  # asked, granted, ended
     raw: str = ""  # Slurm's own word
     nodes: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()  # those that Slurm reports DOWN or not responding
     reason: str = ""
     cancelled: bool = False  # superv asked for its end
 
@@ -173,6 +174,8 @@ class Incident:
     first_step_at: float | None = None
     step: int | None = None  # the last step seen before it
     resumed_from: int | None = None  # the step of the checkpoint that was loaded
+    warm: bool | None = None  # whether all ranks of the relaunch were forked, once known
+    marks: tuple[tuple[str, float], ...] = ()  # phases of the relaunch's first rank
 
     @property
     def steps_lost(self) -> int | None:
@@ -193,6 +196,8 @@ class Attempt:
     master_port: int | None = None
     started: tuple[str, ...] = ()  # nodes whose ranks run
     started_at: float | None = None  # the start was ordered
+    cold: tuple[str, ...] = ()  # nodes whose ranks were not forked from a preloaded process: why
+    marks: tuple[tuple[str, float], ...] = ()  # when slot 0's first rank entered its phases
     resumed_step: int | None = None  # the step that the trainer says it resumed from
     first_step_at: float | None = None
     step: int | None = None

@@ -34,7 +34,7 @@ class Watch:
         """An agent sent something."""
         self._heard[node] = at
         known = run.pool.get(node)
-        if known is not None and known.state is NodeState.SUSPECT:
+        if known is not None and known.state in (NodeState.SUSPECT, NodeState.LOST):
             return [NodeHeard(at=at, node=node)]
         return []
 
@@ -71,9 +71,9 @@ class Watch:
         if self._checked is not None and now - self._checked > MAX_TICK_S:
             # The engine was stopped or starved; nobody else was silent meanwhile.
             away = now - self._checked
-            self._heard = {name: at + away for name, at in self._heard.items()}
+            self._heard = {name: min(now, at + away) for name, at in self._heard.items()}
             if self._step is not None:
-                self._step = (self._step[0], self._step[1] + away)
+                self._step = (self._step[0], min(now, self._step[1] + away))
         self._checked = now
         return [*self._silences(now, run), *self._lateness(now, run)]
 
@@ -82,7 +82,10 @@ class Watch:
         for node in watched:
             self._heard.setdefault(node.name, now)
         silent = [n for n in watched if now - self._heard[n.name] > self._policy.silent_s]
-        self.isolated = bool(silent) and 2 * len(silent) >= len(watched)
+        down = {name for alloc in run.allocations.values() for name in alloc.down}
+        unexplained = [n for n in silent if n.name not in down]
+        explained = len(silent) - len(unexplained)
+        self.isolated = bool(unexplained) and 2 * len(unexplained) >= len(watched) - explained
         if self.isolated:
             return []
         return [

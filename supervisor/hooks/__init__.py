@@ -1,1 +1,3 @@
-"""Adapters to trainers, one file each: what superv adds to the command line of a rank."""
+"""Adapters to trainers, one file each: the flags superv adds, and the hook inside the ranks."""
+
+NAMES = ("torchtitan",)

@@ -1,0 +1,244 @@
+"""The agent's side of the warm starter: a preloaded process that ranks are forked from."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess  # noqa: TID251 - for the type of a child only; supervisor.proc starts it
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from supervisor import hooks, proc
+from supervisor.agent import tree
+from supervisor.wire import Job
+
+LOAD_S = 600.0  # the imports of a cold file system end within this
+CHECK_S = 2.0  # looking at the imported files' times; storage that takes longer is not waited for
+FORK_S = 10.0
+STATUS_S = 0.5  # the starter tells a rank's end after the kernel did
+
+# Read while the agent starts: later the storage that it was installed on may hang.
+STARTER = (Path(__file__).parent / "starter.py").read_bytes()
+HOOKS = {name: (Path(hooks.__file__).parent / f"{name}.py").read_bytes() for name in hooks.NAMES}
+# Libraries whose threads would poison a fork, and torch's way to count GPUs without CUDA.
+# (OpenBLAS by numpy; jemalloc by Arrow; PYTORCH_NVML_BASED_CUDA_CHECK: torch/cuda/__init__.py)
+LOADING_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+class Cold(Exception):
+    """Ranks can't be forked; the text says why. They are started without a preloaded parent."""
+
+
+def write_files(node_dir: Path, job: Job) -> tuple[Path, Path | None]:
+    """Put the starter and the hook where the ranks' Python finds them; returns their paths."""
+    place = node_dir / "starter"
+    place.mkdir(mode=0o700, exist_ok=True)
+    script = place / "superv_starter.py"
+    script.write_bytes(STARTER)
+    if not job.hook:
+        return script, None
+    hook = place / f"superv_hook_{job.hook}.py"
+    hook.write_bytes(HOOKS[job.hook])
+    return script, hook
+
+
+class Starter:
+    """A preloaded process. It may fail or die at any time: then ranks start cold, and say so."""
+
+    def __init__(self, job: Job, node_dir: Path, mark: str, note: Callable[[str], None]) -> None:
+        self._job = job
+        self._dir = node_dir
+        self._mark = mark
+        self._note = note
+        self._child: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+        self._rest = b""
+        self._loaded: asyncio.Future[None] | None = None
+        self._why = ""  # why it can't fork, once that is known
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._status: dict[int, asyncio.Future[int]] = {}  # by pid of a rank
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child is not None else None
+
+    def start(self) -> None:
+        """Begin to preload; returns at once."""
+        script, hook = write_files(self._dir, self._job)
+        order = self._dir / "starter" / "serve.json"
+        order.write_text(
+            json.dumps(
+                {
+                    "argv": self._job.fresh,
+                    "cwd": self._job.workdir,
+                    "preload": self._job.preload,
+                    "hook": str(hook) if hook else "",
+                }
+            )
+        )
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        env = LOADING_ENV | dict(os.environ) | self._job.env | {tree.MARK: self._mark + "starter"}
+        if self._job.ranks_per_node > 1:
+            env.setdefault("OMP_NUM_THREADS", "1")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        log = os.open(self._dir / "starter" / "log", flags, 0o600)
+        self._why, self._rest = "", b""
+        self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            self._child = proc.spawn(
+                [self._job.python, str(script), "serve", str(theirs.fileno()), str(order)],
+                env=env,
+                cwd=self._job.workdir,
+                stdout=log,
+                pass_fds=(theirs.fileno(),),
+            )
+        except OSError as error:
+            ours.close()
+            self._failed(f"{self._job.python}: {error.strerror}")
+            return
+        finally:
+            theirs.close()
+            os.close(log)
+        self._link = ours
+        asyncio.get_running_loop().add_reader(ours, self._readable, ours)
+
+    def _failed(self, why: str) -> None:
+        """No rank can be forked from it any more."""
+        self._why = self._why or why
+        self._note(f"no warm starts: {self._why}")
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(None)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(Cold(self._why))
+        self._answers.clear()
+
+    def _readable(self, link: socket.socket) -> None:
+        try:
+            data = link.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(link)
+            link.close()
+            if link is self._link:
+                self._link = None
+                self._failed("the starter ended")
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._heard(json.loads(line))
+
+    def _heard(self, words: dict[str, Any]) -> None:
+        if "status" in words:
+            self._status_of(words["pid"]).set_result(words["status"])
+        elif "ready" in words:
+            self._note(f"preloaded {words['files']} files in {words['took_s']:.1f} s")
+            if self._loaded is not None and not self._loaded.done():
+                self._loaded.set_result(None)
+        elif "failed" in words:
+            self._failed(f"preloading failed: {words['failed']}")
+        elif "checked" in words:
+            self._answer("check", words)
+        elif "rank" in words:
+            self._answer(f"rank{words['rank']}", words)
+
+    def _answer(self, key: str, words: dict[str, Any]) -> None:
+        answer = self._answers.pop(key, None)
+        if answer is not None and not answer.done():
+            answer.set_result(words)
+
+    def _status_of(self, pid: int) -> asyncio.Future[int]:
+        if pid not in self._status:
+            self._status[pid] = asyncio.get_running_loop().create_future()
+        return self._status[pid]
+
+    async def exit_status(self, pid: int) -> int | None:
+        """The wait status of a forked rank that has ended; None where nobody told it."""
+        try:
+            async with asyncio.timeout(STATUS_S):
+                return await asyncio.shield(self._status_of(pid))
+        except TimeoutError:
+            return None
+        finally:
+            self._status.pop(pid, None)
+
+    async def _ask(self, key: str, words: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        if self._link is None or self._why:
+            raise Cold(self._why or "there is no starter")
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[key] = answer
+        await asyncio.get_running_loop().sock_sendall(
+            self._link, json.dumps(words).encode() + b"\n"
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise Cold(f"the starter did not answer within {seconds:.0f} s") from None
+        finally:
+            self._answers.pop(key, None)
+
+    async def freshen(self) -> None:
+        """Preload anew where it is dead, or where a file that was imported has changed on disk."""
+        if self._loaded is not None and not self._loaded.done():
+            return
+        why = self._why
+        if not why:
+            with contextlib.suppress(Cold):  # then the fork will say so
+                changed = (await self._ask("check", {"check": True}, CHECK_S))["changed"]
+                why = f"{changed} changed on disk" if changed else ""
+        if why:
+            self._note(f"preloading anew: {why}")
+            self.stop()
+            self.start()
+
+    async def fork(self, orders: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+        """Fork the ranks; returns their pids by rank. Raises Cold, and then none is left."""
+        assert self._loaded is not None
+        try:
+            async with asyncio.timeout(LOAD_S):
+                await asyncio.shield(self._loaded)
+        except TimeoutError:
+            raise Cold(f"preloading took more than {LOAD_S:.0f} s") from None
+        pids: dict[int, int] = {}
+        try:
+            told = await asyncio.gather(
+                *(self._ask(f"rank{order['rank']}", order, FORK_S) for order in orders),
+                return_exceptions=True,
+            )
+            for words in told:
+                if isinstance(words, BaseException):
+                    raise words
+                if "unsafe" in words:
+                    raise Cold(words["unsafe"])
+                pids[words["rank"]] = words["pid"]
+        except Cold:
+            for words in told:
+                if isinstance(words, dict) and "pid" in words:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(words["pid"], signal.SIGKILL)
+            raise
+        return pids
+
+    def stop(self) -> None:
+        """End the starter; ranks that it forked go on."""
+        link, self._link = self._link, None
+        if link is not None:
+            asyncio.get_running_loop().remove_reader(link)
+            link.close()
+        if self._child is not None and self._child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child.pid, signal.SIGKILL)
