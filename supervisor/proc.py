@@ -3,6 +3,11 @@
 Every call has a deadline. A child that does not end is killed and then abandoned: nothing here
 ever waits for a process in uninterruptible sleep (a hung NFS mount, a stuck driver). Children that
 were abandoned are reaped when they end, without waiting.
+
+Python starts a child by vfork: the whole interpreter stands still until the child has entered its
+working directory and found its program, for ever where either is on storage that hangs. So what is
+executed is /usr/bin/env, on local disk; it enters the directory and becomes the program, and what
+hangs is the child. A program or directory that is not there shows as env's exit code 127 or 125.
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_OUTPUT = 8 * 1024 * 1024  # bytes kept of a child's output
-_abandoned: list[subprocess.Popen[bytes]] = []
+MAX_OUTPUT = 8 * 1024 * 1024  # bytes kept of a child's output, from its end
+FLOOD = 64 * 1024 * 1024  # a child that has written more than this is killed
+FLOOD_LOOK_S = 0.1
+_abandoned: list[tuple[tuple[str, ...], subprocess.Popen[bytes]]] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,73 +51,63 @@ class Completed:
         return f"{name} ended with {self.rc}: {lines[-1] if lines else 'no output'}"
 
 
+def _through_env(argv: Sequence[str], cwd: str) -> list[str]:
+    if "=" in argv[0]:  # env would take it for a variable
+        return ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', cwd, *argv]
+    return ["/usr/bin/env", "-C", cwd, "--", *argv]
+
+
 def _start(
     argv: Sequence[str],
     *,
     stdin: bytes | None,
     env: Mapping[str, str] | None,
     cwd: str,
-) -> tuple[subprocess.Popen[bytes], int, int]:
-    """Start a child in a session of its own; its output goes to memory files, never to a pipe."""
-    out, err = os.memfd_create("out"), os.memfd_create("err")
-    feed = os.memfd_create("in")
-    try:
+    out: int,
+    err: int,
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own."""
+    reap()
+    with open(os.memfd_create("in"), "w+b") as feed:
         if stdin is not None:
-            os.write(feed, stdin)
-            os.lseek(feed, 0, os.SEEK_SET)
-        child = subprocess.Popen(  # the one place where processes are started
-            list(argv),
+            feed.write(stdin)
+            feed.seek(0)  # flushes
+        return subprocess.Popen(  # the one place where short-lived processes are started
+            _through_env(argv, cwd),
             stdin=feed if stdin is not None else subprocess.DEVNULL,
             stdout=out,
             stderr=err,
             env=None if env is None else dict(env),
-            cwd=cwd,
             start_new_session=True,
         )
-    except BaseException:
-        os.close(out)
-        os.close(err)
-        raise
-    finally:
-        os.close(feed)
-    return child, out, err
 
 
 def _read(fd: int) -> str:
+    """The end of what was written, as whole lines where it is not all of it."""
     size = os.fstat(fd).st_size
     data = os.pread(fd, MAX_OUTPUT, max(0, size - MAX_OUTPUT))
-    os.close(fd)
+    if size > MAX_OUTPUT:
+        data = data.partition(b"\n")[2]
     return data.decode(errors="replace")
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
+def _kill(argv: Sequence[str], child: subprocess.Popen[bytes]) -> None:
     """Kill the child's session and leave it to be reaped later."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
-    _abandoned.append(child)
-    reap()
+    _abandoned.append((tuple(argv), child))
 
 
 def reap() -> int:
     """Collect abandoned children that have ended; returns how many are still there."""
-    _abandoned[:] = [child for child in _abandoned if child.poll() is None]
+    _abandoned[:] = [(argv, child) for argv, child in _abandoned if child.poll() is None]
     return len(_abandoned)
 
 
 def stuck(argv: Sequence[str]) -> bool:
     """Whether an abandoned child of this command is still there."""
     reap()
-    return any(child.args == list(argv) for child in _abandoned)
-
-
-def _missing(argv: Sequence[str], error: OSError, began: float) -> Completed:
-    return Completed(
-        argv=tuple(argv),
-        rc=127 if isinstance(error, FileNotFoundError) else 126,
-        out="",
-        err=f"{argv[0]}: {error.strerror}",
-        took_s=time.monotonic() - began,
-    )
+    return any(command == tuple(argv) for command, _ in _abandoned)
 
 
 async def run(
@@ -121,23 +118,55 @@ async def run(
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
 ) -> Completed:
-    """Run a command to its end or its deadline; a missing program answers with rc 127."""
+    """Run a command to its end or its deadline.
+
+    A program that is not there answers with rc 127, a directory that can't be entered with 125.
+    Output goes to memory files, never to a pipe that somebody else may keep open; a child that
+    floods them is killed.
+    """
     began = time.monotonic()
+    out, err = os.memfd_create("out"), os.memfd_create("err")
+    flooded = ""
     try:
-        child, out, err = _start(argv, stdin=stdin, env=env, cwd=cwd)
-    except OSError as error:
-        return _missing(argv, error, began)
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
-                await exited(child.pid)
-        rc = child.poll()
+        try:
+            child = _start(argv, stdin=stdin, env=env, cwd=cwd, out=out, err=err)
+        except OSError as error:  # the arguments are too long, or there are too many processes
+            return Completed(
+                argv=tuple(argv), rc=126, out="", err=f"{argv[0]}: {error.strerror}", took_s=0.0
+            )
+        try:
+            if await _ended_or_flooded(child.pid, (out, err), began + deadline_s):
+                flooded = f"\nended by superv: it wrote more than {FLOOD >> 20} MiB\n"
+            rc = child.poll()
+        finally:
+            if child.poll() is None:
+                _kill(argv, child)
+        return Completed(
+            argv=tuple(argv),
+            rc=-signal.SIGKILL if flooded else rc,
+            out=_read(out),
+            err=_read(err) + flooded,
+            took_s=time.monotonic() - began,
+        )
     finally:
-        if child.poll() is None:
-            _kill(child)
-    return Completed(
-        argv=tuple(argv), rc=rc, out=_read(out), err=_read(err), took_s=time.monotonic() - began
-    )
+        os.close(out)
+        os.close(err)
+
+
+async def _ended_or_flooded(pid: int, outputs: Sequence[int], deadline: float) -> bool:
+    """Wait for the child's end or the deadline; True at once where it writes without end."""
+    end = asyncio.ensure_future(exited(pid))
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            done, _ = await asyncio.wait({end}, timeout=min(left, FLOOD_LOOK_S))
+            if done:
+                end.result()
+                return False
+            if sum(os.fstat(fd).st_size for fd in outputs) > FLOOD:
+                return True
+        return False
+    finally:
+        end.cancel()
 
 
 def run_sync(
@@ -182,14 +211,17 @@ def spawn(
     stdin: int = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a long-lived child in a session of its own, both outputs on one descriptor."""
+    """Start a long-lived child in a session of its own, both outputs on one descriptor.
+
+    Raises OSError where no process can be made. A program or directory that is not there shows as
+    the child's end, with 127 or 125 and a line of its output.
+    """
     return subprocess.Popen(
-        list(argv),
+        _through_env(argv, cwd),
         stdin=stdin,
         stdout=stdout,
         stderr=stdout,
         env=dict(env),
-        cwd=cwd,
         pass_fds=tuple(pass_fds),
         start_new_session=True,
     )
