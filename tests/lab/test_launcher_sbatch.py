@@ -316,12 +316,22 @@ def test_a_killed_srun_is_made_up_for(cluster: Cluster) -> None:
     cluster.beats(*NODES)
 
 
+def test_a_killed_srun_and_a_dead_node_together(cluster: Cluster) -> None:
+    cluster.started()
+    cluster.lab.poweroff("n3")
+    for process in cluster.processes("n1", "srun "):
+        os.kill(process.pid, signal.SIGTERM)
+    cluster.wait(lambda: cluster.starts("n1") == 2 and cluster.starts("n2") == 2)
+    cluster.beats("n1", "n2")
+
+
 def test_agents_need_no_srun(cluster: Cluster) -> None:
     job = cluster.started()
     for process in cluster.processes("n1", "srun "):
         os.kill(process.pid, signal.SIGKILL)
-    cluster.wait(lambda: "looking after the agents node by node" in cluster.log())
+    cluster.wait(lambda: "n3: the step ended with 75" in cluster.log())
     cluster.beats(*NODES)
+    assert [cluster.starts(node) for node in NODES] == [1, 1, 1]
     (cluster.dir / "leave").touch()
     cluster.wait(lambda: cluster.poll(job)["raw"] == "COMPLETED")
 
@@ -364,9 +374,9 @@ def test_send_file_to_a_job_that_is_gone(cluster: Cluster) -> None:
 
 def test_start_agent_on_one_node(cluster: Cluster) -> None:
     job = cluster.started()
-    loop = cluster.processes("n2", "/bin/sh -c # Keeps one agent alive")
-    loop += cluster.processes("n2", "sh -c # Keeps one agent alive")
+    loop = cluster.processes("n2", "/usr/bin/sh -c # Keeps one agent alive")
     agent = cluster.processes("n2", f"/bin/sh {cluster.agent[0]}")
+    assert (len(loop), len(agent)) == (1, 1)
     for process in (*loop, *agent):
         os.kill(process.pid, signal.SIGKILL)
     cluster.result("start_agent", job, "n2", cluster.agent)

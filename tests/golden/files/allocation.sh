@@ -73,27 +73,21 @@ if ((code == 0)); then
 fi
 say "the agent step's srun ended with $code; looking after the agents node by node"
 
-# Prints "node …" for each node of the allocation, then "step …" for each that has an agent step.
-# slurmctld's word at this moment: SLURM_JOB_NODELIST goes stale when a dead node is taken out.
+# Prints the nodes of the allocation by slurmctld's word at this moment: SLURM_JOB_NODELIST goes
+# stale when a dead node is taken out. Steps are not asked for: one that ended while a node of it
+# was dead is listed as running for ever. Whether an agent lives on a node, only the node knows.
 look() {
-  local nodes steps name list
+  local nodes
   nodes=$(timeout --kill-after=1 30 squeue --noheader --jobs="$job" --format=%N) || return
-  steps=$(timeout --kill-after=1 30 squeue --noheader --steps --jobs="$job" --format='%j %N') ||
-    return
   [[ -n $nodes ]] || return
-  scontrol show hostnames "$nodes" | sed 's/^/node /'
-  while read -r name list; do
-    if [[ $name == superv-agent ]]; then
-      scontrol show hostnames "$list" | sed 's/^/step /'
-    fi
-  done <<<"$steps"
+  scontrol show hostnames "$nodes"
 }
 
 declare -A running left due pause began
 
 # Takes note of the steps of one node that have ended.
 collect() {
-  local node code
+  local node code longest
   for node in "${!running[@]}"; do
     if kill -0 "${running[$node]}" 2>/dev/null; then continue; fi
     wait "${running[$node]}"
@@ -105,10 +99,14 @@ collect() {
       continue
     fi
     if ((SECONDS - began[$node] >= 120)); then pause[$node]=1; fi
-    if ((code == 75)); then pause[$node]=60; fi # an agent lives there, outside of any step
+    longest=60
+    if ((code == 75)); then # an agent lives there, and needs no step of ours: look again later
+      longest=600
+      pause[$node]=$((pause[$node] < 15 ? 15 : pause[$node]))
+    fi
     due[$node]=$((SECONDS + pause[$node]))
     say "$node: the step ended with $code; trying again in ${pause[$node]} s"
-    pause[$node]=$((pause[$node] * 2 > 60 ? 60 : pause[$node] * 2))
+    pause[$node]=$((pause[$node] * 2 > longest ? longest : pause[$node] * 2))
   done
 }
 
@@ -125,18 +123,14 @@ start() {
 tick=1
 while [[ -z $leaving ]]; do
   collect
-  if seen=$(look); then
+  if nodes=$(look); then
     missing=0
-    declare -A covered=()
-    while read -r what node; do
-      if [[ $what == step ]]; then covered[$node]=1; fi
-    done <<<"$seen"
-    while read -r what node; do
-      if [[ $what != node || -n ${left[$node]:-} ]]; then continue; fi
+    while read -r node; do
+      if [[ -n ${left[$node]:-} ]]; then continue; fi
       missing=1
-      if [[ -n ${covered[$node]:-} || -n ${running[$node]:-} ]]; then continue; fi
+      if [[ -n ${running[$node]:-} ]]; then continue; fi
       if ((${due[$node]:-0} <= SECONDS)); then start "$node"; fi
-    done <<<"$seen"
+    done <<<"$nodes"
     if ((missing == 0)); then
       say 'all agents left as they were told'
       exit 0
