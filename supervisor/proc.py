@@ -98,6 +98,12 @@ def _kill(argv: Sequence[str], child: subprocess.Popen[bytes]) -> None:
     _abandoned.append((tuple(argv), child))
 
 
+def give_up(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child that `spawn` started, its process group with it, and never wait for it."""
+    _kill(("",), child)
+    reap()
+
+
 def reap() -> int:
     """Collect abandoned children that have ended; returns how many are still there."""
     _abandoned[:] = [(argv, child) for argv, child in _abandoned if child.poll() is None]

@@ -239,6 +239,6 @@ class Starter:
         if link is not None:
             asyncio.get_running_loop().remove_reader(link)
             link.close()
-        if self._child is not None and self._child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._child.pid, signal.SIGKILL)
+        child, self._child = self._child, None
+        if child is not None:
+            proc.give_up(child)

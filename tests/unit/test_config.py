@@ -259,7 +259,7 @@ MISTAKES = {
     "policy, progress, slurm, spares, trainer; did you mean nodes?",
     '"a\\nb": 2\n': "job.yaml:1: 'a\\nb': unknown key; valid: checkpoints, launcher, name, nodes, "
     "policy, progress, slurm, spares, trainer",
-    "launcher: torchx\n": 'job.yaml:1: launcher: expected sbatch, got "torchx"',
+    "launcher: torchx\n": 'job.yaml:1: launcher: expected one of sbatch, local, got "torchx"',
     # slurm
     MINIMAL + "slurm: [a]\n": "job.yaml:4: slurm: expected a mapping of sbatch options to values, "
     "got a list",
@@ -285,8 +285,12 @@ MISTAKES = {
     HEAD + "trainer: {module: a, script: b.py}\n": "job.yaml:3: trainer: expected exactly one of "
     "module, script, command; got module and script",
     HEAD + "trainer:\n  module: t\n  ranks_per_nod: 8\n": "job.yaml:5: trainer.ranks_per_nod: "
-    "unknown key; valid: args, command, env, hook, module, python, ranks_per_node, script, "
-    "workdir; did you mean ranks_per_node?",
+    "unknown key; valid: args, command, env, hook, module, preload, python, ranks_per_node, "
+    "script, workdir; did you mean ranks_per_node?",
+    HEAD + "trainer: {command: [a], preload: [torch]}\n": "job.yaml:3: trainer.preload: works with "
+    "module and script only: a command is started as it is",
+    HEAD + "trainer: {command: [a], hook: torchtitan}\n": "job.yaml:3: trainer.hook: works with "
+    "module and script only: a command is started as it is",
     HEAD + "trainer: {module: train.py/x}\n": "job.yaml:3: trainer.module: expected the dotted "
     'name of a Python module, got "train.py/x"',
     HEAD + "trainer: {command: []}\n": "job.yaml:3: trainer.command: expected a list of text with "

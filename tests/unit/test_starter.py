@@ -1,0 +1,360 @@
+"""The warm starter, as a real process of this Python: what its ranks are, and when it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.agent import tree
+from supervisor.agent.ranks import Ended, Ranks
+from supervisor.agent.warm import Starter
+from supervisor.core.actions import Start
+from supervisor.wire import Job
+
+RUN = "feedfacecafe"
+
+
+def job_of(folder: Path, *entry: str, preload: tuple[str, ...] = (), **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "run_id": RUN,
+        "name": "warm",
+        "python": sys.executable,
+        "fresh": entry,
+        "resumed": entry,
+        "preload": preload,
+        "hook": "",
+        "workdir": str(folder),
+        "env": {},
+        "ranks_per_node": 2,
+        "step_pattern": "step: (?P<step>[0-9]+)",
+        "resumed_pattern": "",
+        "rank_ports": (30000, 31000),
+        "log_cap": 1_000_000,
+        "orphan_s": 60.0,
+    }
+    return Job(**(values | changes))
+
+
+def order(attempt: int = 1, **changes: Any) -> Start:
+    values: dict[str, Any] = {
+        "key": f"a{attempt}/start/n1",
+        "node": "n1",
+        "attempt": attempt,
+        "slot": 0,
+        "nnodes": 1,
+        "master_addr": "127.0.0.1",
+        "master_port": 30001,
+        "save_dir": None,
+        "resume_path": None,
+        "resume_step": None,
+    }
+    return Start(**(values | changes))
+
+
+class Node:
+    """What the agent keeps of one node: its starter, its ranks, their ends."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.job, self.dir = job, folder / "node"
+        self.dir.mkdir()
+        self.notes: list[str] = []
+        self.ends: list[Ended] = []
+        self.starter = Starter(job, self.dir, f"{RUN}/n1/", self.notes.append)
+        self.ranks: Ranks | None = None
+
+    async def start(self, attempt: int = 1, **changes: Any) -> str:
+        self.ranks = Ranks(self.dir, "n1", RUN, attempt, self.ends.append)
+        self.ranks.spare = lambda: self.starter.pid
+        return await self.ranks.start(self.job, order(attempt, **changes), "n1", self.starter)
+
+    async def ended(self, count: int = 2) -> None:
+        async with asyncio.timeout(20):
+            while len(self.ends) < count:
+                await asyncio.sleep(0.01)
+
+    def log(self, rank: int = 0, attempt: int = 1) -> str:
+        return (self.dir / f"a{attempt:04d}" / f"rank{rank}.log").read_text()
+
+    def told(self, rank: int = 0, attempt: int = 1) -> Any:
+        return json.loads(self.log(rank, attempt).splitlines()[-1])
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Callable[[Job], Node]]:
+    made: list[Node] = []
+
+    def make(job: Job) -> Node:
+        made.append(Node(job, tmp_path))
+        return made[-1]
+
+    yield make
+    for pid in tree.find(f"{RUN}/n1/"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def play(one: Node, scenario: Callable[[Node], Awaitable[None]]) -> None:
+    """Run a scenario in a loop, and end the starter in the same loop."""
+
+    async def whole() -> None:
+        one.starter.start()
+        try:
+            await scenario(one)
+        finally:
+            one.starter.stop()
+            if one.ranks is not None:
+                await one.ranks.stop(0)
+
+    asyncio.run(whole())
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    path = folder / name
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
+    tmp_path: Path, node: Callable[[Job], Node]
+) -> None:
+    script = write(
+        tmp_path,
+        "train.py",
+        """
+        import json, logging, os, random, signal, sys
+        import heavy
+        print(json.dumps({
+            "argv": sys.argv, "rank": os.environ["RANK"], "mine": os.environ["MINE"],
+            "main": __name__, "file": __file__, "path0": sys.path[0], "cwd": os.getcwd(),
+            "handlers": len(logging.root.handlers), "random": random.random(),
+            "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+            "usr1": signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL,
+            "imported_by": heavy.PID, "parent": os.getppid(),
+            "session": os.getsid(0) == os.getpid(),
+            "stdin": sys.stdin.read(),
+        }))
+        """,
+    )
+    write(
+        tmp_path,
+        "heavy.py",
+        """
+        import logging, os, signal
+        logging.basicConfig()
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        PID = os.getpid()
+        """,
+    )
+    job = job_of(tmp_path, script, "--save", "{node_rank}", preload=("heavy",), env={"MINE": "yes"})
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        await n.ended()
+        assert [(e.code, e.signal) for e in n.ends] == [(0, None), (0, None)]
+        first, second = n.told(0), n.told(1)
+        assert first["argv"] == [script, "--save", "0"]
+        assert (first["rank"], second["rank"], first["mine"]) == ("0", "1", "yes")
+        assert (first["main"], first["file"]) == ("__main__", script)
+        assert (first["path0"], first["cwd"]) == (str(tmp_path), str(tmp_path))
+        assert first["handlers"] == 0 and first["term"] and first["usr1"] and first["session"]
+        assert first["random"] != second["random"]
+        assert first["imported_by"] == first["parent"] == n.starter.pid
+        assert first["stdin"] == ""
+
+    play(node(job), scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "number", "words"),
+    [
+        ("raise SystemExit(7)", 7, None, ""),
+        ("raise ValueError('no good')", 1, None, "ValueError: no good"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", None, 9, ""),
+        ("import atexit; atexit.register(print, 'bye')", 0, None, "bye"),
+    ],
+)
+def test_the_end_of_a_forked_rank_is_known(
+    tmp_path: Path, node: Callable[[Job], Node], body: str, code: int, number: int, words: str
+) -> None:
+    job = job_of(tmp_path, write(tmp_path, "train.py", body), preload=("json",), ranks_per_node=1)
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        await n.ended(1)
+        assert (n.ends[0].code, n.ends[0].signal) == (code, number)
+        assert words in n.log()
+
+    play(node(job), scenario)
+
+
+def test_a_module_runs_as_python_m_would(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    (tmp_path / "pack").mkdir()
+    write(tmp_path, "pack/__init__.py", "")
+    write(
+        tmp_path,
+        "pack/train.py",
+        "import sys, json; print(json.dumps([__name__, sys.argv[1:], sys.argv[0] == __file__]))",
+    )
+    job = job_of(tmp_path, "-m", "pack.train", "x", preload=("json",), ranks_per_node=1)
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        await n.ended(1)
+        assert n.told() == ["__main__", ["x"], True]
+
+    play(node(job), scenario)
+
+
+def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    write(
+        tmp_path,
+        "threads.py",
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n",
+    )
+    script = write(tmp_path, "train.py", "print('ran')")
+    job = job_of(tmp_path, script, preload=("threads",))
+
+    async def scenario(n: Node) -> None:
+        why = await n.start()
+        assert "2 threads" in why
+        await n.ended()
+        assert [e.code for e in n.ends] == [0, 0]  # cold, and they ran all the same
+        assert n.log(1).strip() == "ran"
+
+    play(node(job), scenario)
+
+
+def test_a_process_that_has_opened_a_gpu_is_not_forked(
+    tmp_path: Path, node: Callable[[Job], Node]
+) -> None:
+    from supervisor.agent import starter
+
+    # The device file is what it looks for; a file of that name in /dev stands in for one.
+    device = Path("/dev/nvidia0")
+    if device.exists() or os.getuid() != 0:
+        pytest.skip("needs root and a machine without GPUs to make /dev/nvidia0 for a moment")
+    device.write_bytes(b"")
+    try:
+        with device.open():
+            assert starter.unsafe().endswith("open: CUDA is initialised")
+    finally:
+        device.unlink()
+
+
+def test_a_module_that_cannot_be_imported_means_cold_ranks_and_says_why(
+    tmp_path: Path, node: Callable[[Job], Node]
+) -> None:
+    job = job_of(tmp_path, write(tmp_path, "train.py", "print(1)"), preload=("no_such_module",))
+
+    async def scenario(n: Node) -> None:
+        assert "No module named 'no_such_module'" in await n.start()
+        await n.ended()
+        assert [e.code for e in n.ends] == [0, 0]
+
+    play(node(job), scenario)
+
+
+def test_a_dead_starter_takes_no_ranks_with_it(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    script = write(tmp_path, "train.py", "import time\nprint('up', flush=True)\ntime.sleep(600)")
+    job = job_of(tmp_path, script, preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        assert n.ranks is not None and n.starter.pid is not None
+        pids = [rank.pid for rank in n.ranks.ranks.values()]
+        os.kill(n.starter.pid, signal.SIGKILL)
+        while "no warm starts: the starter ended" not in n.notes:
+            await asyncio.sleep(0.01)
+        assert all(tree.state(pid) in ("R", "S") for pid in pids) and not n.ends
+        os.kill(pids[0], signal.SIGKILL)
+        await n.ended(1)
+        assert n.ends[0] == Ended(rank=0, code=None, signal=None)
+        await n.ranks.stop(0)
+        await n.starter.freshen()  # a new one for the next attempt
+        assert await n.start(2) == ""
+
+    play(node(job), scenario)
+
+
+def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    script = write(
+        tmp_path,
+        "train.py",
+        """
+        import os, time
+        if os.fork() == 0:  # a daemon of the rank: no exec, so its environ is its parent's
+            os.setsid()
+            if os.fork() == 0:
+                os.setsid(); time.sleep(600)
+            os._exit(0)
+        print("up", flush=True); time.sleep(600)
+        """,
+    )
+    job = job_of(tmp_path, script, preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        while "up" not in n.log(0) or "up" not in n.log(1):
+            await asyncio.sleep(0.01)
+        assert n.ranks is not None
+        assert len(n.ranks.find()) >= 4
+        assert await n.ranks.stop(0.2) == set()
+        assert n.ranks.find() == set()
+        assert n.starter.pid is not None and tree.state(n.starter.pid) in ("S", "R")
+        pid = n.starter.pid
+        assert await n.start(2) == "" and n.starter.pid == pid
+
+    play(node(job), scenario)
+
+
+def test_changed_imports_are_preloaded_anew(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    write(tmp_path, "model.py", "SIZE = 1\n")
+    script = write(tmp_path, "train.py", "import model; print(model.SIZE)")
+    job = job_of(tmp_path, script, preload=("model",), ranks_per_node=1)
+
+    async def scenario(n: Node) -> None:
+        assert await n.start(1) == ""
+        await n.ended(1)
+        await n.starter.freshen()
+        same = n.starter.pid
+        assert await n.start(2) == ""
+        await n.ended(2)
+        write(tmp_path, "model.py", "SIZE = 22\n")
+        await n.starter.freshen()
+        assert any("model.py changed on disk" in note for note in n.notes)
+        assert await n.start(3) == ""
+        await n.ended(3)
+        assert [n.log(0, a).strip() for a in (1, 2, 3)] == ["1", "1", "22"]
+        assert n.starter.pid != same
+
+    play(node(job), scenario)
+
+
+def test_fifty_forks_leave_nothing(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+    job = job_of(tmp_path, write(tmp_path, "train.py", "pass"), preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        for attempt in range(1, 26):
+            assert await n.start(attempt) == ""
+            await n.ended(2 * attempt)
+        assert [e.code for e in n.ends] == [0] * 50
+        children = Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children").read_text().split()
+        deadline = time.monotonic() + 5
+        while children and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+            children = (
+                Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children").read_text().split()
+            )
+        assert children == []
+
+    play(node(job), scenario)
