@@ -72,7 +72,12 @@ class States:
             first_step=times[len(PHASES)],
         )
 
+    def close(self) -> None:
+        self.forget()
+        self._bell.close()
+
     def forget(self) -> None:
+        """Another attempt begins: its ranks have files of their own."""
         for memory in self._maps.values():
             memory.close()
         self._maps.clear()
