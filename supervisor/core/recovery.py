@@ -140,14 +140,14 @@ def triage(t: Turn) -> None:
 def scanned(t: Turn, event: ev.Scanned) -> None:
     """The lineage is what was good and still is, and what the attempt has added.
 
-    A checkpoint of an older attempt that turns up later does not count. One that is looked at again
-    stays as old as it is: only a new one is progress.
+    A checkpoint of an older attempt that turns up later does not count, nor does one that was
+    rejected. One that is looked at again stays as old as it is: only a new one is progress.
     """
-    bad = {r.path for r in event.rejected}
+    bad = {r.path for r in (*t.run.rejected, *event.rejected)}
     kept = [c for c in t.run.lineage if c.path not in bad]
     known = {c.path for c in t.run.lineage}
     number = t.run.attempt.number if t.run.attempt else 0
-    new = [c for c in event.found if c.path not in known and c.attempt == number]
+    new = [c for c in event.found if c.path not in known | bad and c.attempt == number]
     t.set(
         lineage=tuple(sorted((*kept, *new), key=lambda c: c.step)),
         rejected=tuple({r.path: r for r in (*t.run.rejected, *event.rejected)}.values()),
