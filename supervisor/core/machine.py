@@ -49,7 +49,8 @@ def step(run: Run | None, event: ev.Event) -> tuple[Run, tuple[Action, ...]]:
     if key is not None and not isinstance(event, ev.Waiting):
         turn.set(pending={k: a for k, a in turn.run.pending.items() if k != key})
     _ON[type(event)](turn, event)
-    return turn.run, tuple(turn.actions)
+    # What was ordered and dropped within the same step is not wanted any more.
+    return turn.run, tuple(a for a in turn.actions if a.key in turn.run.pending)
 
 
 def launched(t: Turn, event: ev.Launched) -> None:

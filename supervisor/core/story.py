@@ -74,7 +74,7 @@ def _scanned(before: Run, event: ev.Scanned, after: Run) -> list[str]:
         for r in event.rejected
         if r.path not in bad
     ]
-    new = [c for c in event.found if c.path not in known]
+    new = [c for c in after.lineage if c.path not in known]  # not all that was found counts
     if new:
         newest = max(new, key=lambda c: c.step)
         lines.append(f"checkpoint of step {newest.step} verified: {newest.path}")
