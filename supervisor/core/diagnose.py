@@ -9,6 +9,18 @@ from dataclasses import dataclass
 
 from supervisor.core.types import Incident, NodeState, RankExit, Run, Verdict
 
+# Every cause that an incident can have; each has a page docs/runbooks/CAUSE.md.
+CAUSES = (
+    "node-lost",
+    "rank-exit",
+    "hang",
+    "no-first-step",
+    "start-failed",
+    "ranks-lost",
+    "agent-left",
+    "allocation-ended",
+    "wrong-step",
+)
 SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
 SHARED_CAUSE_WINDOW_S = 60.0
 

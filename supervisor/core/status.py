@@ -81,6 +81,7 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "culprits": list(verdict.culprits) if verdict else [],
         "confidence": verdict.confidence if verdict else None,
         "why": verdict.why if verdict else None,
+        "runbook": f"docs/runbooks/{verdict.cause if verdict else incident.cause}.md",
         "remedy": incident.remedy,
         "fault": incident.fault_at,
         "suspected": incident.suspected_at,
