@@ -1,0 +1,134 @@
+"""The document that scripts read: its keys stay, and it says what is so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scenario import Play
+
+from supervisor.core import actions as do
+from supervisor.core.status import SCHEMA, status
+from supervisor.core.types import Phase
+
+KEYS = {
+    "schema": int,
+    "name": str,
+    "run_id": str,
+    "phase": str,
+    "since": float,
+    "now": float,
+    "reason": str,
+    "epoch": int,
+    "step": int,
+    "loss": float,
+    "step_at": float,
+    "attempt": int,
+    "attempt_cold": list,
+    "attempt_resumed_from": int,
+    "slots": ["slot", "node", "state", "reason"],
+    "spares": list,
+    "unusable": ["node", "state", "reason", "since"],
+    "excluded": ["node", "reason", "since"],
+    "allocations": ["job_id", "job_name", "state", "raw", "nodes", "reason"],
+    "last_checkpoint": ["step", "path", "verified", "verified_at"],
+    "rejected_checkpoints": ["step", "path", "why"],
+    "incidents": [
+        "attempt",
+        "cause",
+        "culprits",
+        "confidence",
+        "why",
+        "remedy",
+        "fault",
+        "suspected",
+        "confirmed",
+        "stopped",
+        "relaunched",
+        "first_step",
+        "warm",
+        "marks",
+        "step",
+        "resumed_from",
+        "steps_lost",
+        "evidence",
+    ],
+    "pending": list,
+}
+
+
+@pytest.fixture
+def full() -> Play:
+    """A run with a value for every key."""
+    p = Play(nodes=2, spares=2).to(Phase.RUNNING)
+    p.save(10)
+    p.rotten.add(p.save(20))
+    p.progress(24)
+    p.lose("n2")
+    p.again()
+    p.silent("n4")
+    return p
+
+
+def test_the_keys_and_kinds_of_the_document(full):
+    """A key that is added comes here too; one that goes or changes needs another SCHEMA."""
+    document = json.loads(json.dumps(status(full.run, full.now)))
+    assert SCHEMA == 1
+    assert list(document) == list(KEYS)
+    for key, kind in KEYS.items():
+        value = document[key]
+        if isinstance(kind, list):
+            rows = value if isinstance(value, list) else [value]
+            assert rows, f"{key} is empty"
+            assert all(list(row) == kind for row in rows), key
+        else:
+            assert isinstance(value, kind), key
+    assert list(document["incidents"][0]["evidence"][0]) == ["node", "at", "source", "text"]
+
+
+def test_it_says_what_happened(full):
+    document = status(full.run, full.now)
+    assert [s["node"] for s in document["slots"]] == ["n1", "n3"]
+    assert (document["phase"], document["step"], document["attempt"]) == ("running", 11, 2)
+    assert document["attempt_resumed_from"] == 10
+    assert [x["node"] for x in document["excluded"]] == ["n2"]
+    assert {u["node"]: u["state"] for u in document["unusable"]} == {
+        "n2": "lost",
+        "n4": "suspect",
+    }
+    assert document["spares"] == []
+    assert document["last_checkpoint"]["step"] == 10
+    assert [r["step"] for r in document["rejected_checkpoints"]] == [20]
+    told = document["incidents"][0]
+    assert (told["cause"], told["culprits"], told["steps_lost"]) == ("node-lost", ["n2"], 14)
+    order = ["suspected", "confirmed", "stopped", "relaunched", "first_step"]
+    assert [told[key] for key in order] == sorted(told[key] for key in order)
+
+
+def test_before_anything_happened_absent_values_are_null():
+    document = status(Play().run, 1000.0)
+    for key in ("step", "loss", "step_at", "attempt", "attempt_resumed_from", "last_checkpoint"):
+        assert document[key] is None, key
+    assert (document["slots"], document["incidents"]) == ([], [])
+    assert document["pending"] == ["submit/1"]
+
+
+def test_a_slot_that_waits_for_a_node_is_null():
+    p = Play(nodes=2, spares=0).to(Phase.RUNNING)
+    p.lose("n2")
+    p.stopped()
+    assert status(p.run, p.now)["slots"][1] == {
+        "slot": 1,
+        "node": None,
+        "state": None,
+        "reason": "",
+    }
+
+
+def test_it_can_be_printed_in_every_phase():
+    for phase in list(Phase)[:8]:
+        p = Play(backoff_s=(5.0,)).to(phase)
+        assert json.loads(json.dumps(status(p.run, p.now)))["phase"] == phase.value
+    p.due()
+    p.answer(do.Prepare)
+    assert status(p.run, p.now)["phase"] == "starting"
