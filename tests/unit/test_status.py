@@ -39,6 +39,7 @@ KEYS = {
         "culprits",
         "confidence",
         "why",
+        "runbook",
         "remedy",
         "fault",
         "suspected",
