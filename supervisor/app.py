@@ -18,7 +18,7 @@ import msgspec
 from launchers import load as load_launcher
 from supervisor import control, proc, runs, wire
 from supervisor.channel import Channel
-from supervisor.checkpoints import Scan, ask_child, scan_in_child
+from supervisor.checkpoints import Scan
 from supervisor.config import Job, Site, load_job, load_site, parse_job
 from supervisor.core import actions as do
 from supervisor.core import events as ev
@@ -29,6 +29,7 @@ from supervisor.core.types import Checkpoint, Run, RunSpec
 from supervisor.effects import Effects, Setup
 from supervisor.engine import Engine
 from supervisor.journal import Busy, Journal
+from supervisor.storage import ask_once
 
 START_S = 20.0  # an engine listens on its socket well within this
 LOOK_S = 60.0
@@ -199,7 +200,7 @@ def _beginnings(job: Job, origin: str | None) -> tuple[int, Checkpoint | None]:
     required = job.checkpoints.required
     directory = str(job.checkpoints.dir)
     try:
-        there = asyncio.run(scan_in_child(directory, deadline_s=LOOK_S, required=required))
+        there = asyncio.run(ask_once("scan", directory, deadline_s=LOOK_S, required=required))
         if origin is None and there.found:
             newest = there.found[0]
             raise UserError(
@@ -210,7 +211,7 @@ def _beginnings(job: Job, origin: str | None) -> tuple[int, Checkpoint | None]:
         if origin in (None, "scratch"):
             return first, None
         path = str(Path(origin or "").absolute())
-        found = asyncio.run(ask_child("verify", path, deadline_s=LOOK_S, required=required))
+        found = asyncio.run(ask_once("verify", path, deadline_s=LOOK_S, required=required))
     except TransientError as error:
         raise UserError(f"{error}; try again when it does") from None
     return first, _seed(found)

@@ -4,32 +4,30 @@ A DCP checkpoint is a directory with a pickled `.metadata`, written last, and th
 it names (torch/distributed/checkpoint/metadata.py and filesystem.py, torch 2.13). The pickle is
 read by an unpickler that knows nothing but inert stand-ins: it imports and calls nothing.
 
-Storage may hang, so callers with something to lose ask a child: `python -m supervisor.checkpoints
-scan DIR` or `verify PATH` prints one JSON document, a `Scan`; `scan_in_child` and `ask_child` run
-it under a deadline. For the child's sake this module imports little.
+Storage may hang, so callers with something to lose ask through `supervisor.storage`, which runs
+this module as a process of its own. For that process's sake it imports little.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import io
 import json
 import os
 import pickle
 import re
+import resource
+import signal
+import socket
 import stat
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.errors import TransientError
-
-SCHEMA = 1  # of the JSON document that the child prints
+SCHEMA = 1  # of a Scan as JSON
 REQUIRED = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")  # TorchTitan's
 
 # A synthetic job of 480 ranks with 960,000 pieces had 142 MB of metadata. This is a bound on what
@@ -359,105 +357,53 @@ def latest_verified(found: Iterable[Report]) -> Report | None:
     return max((one for one in found if one.verified), key=lambda one: one.step, default=None)
 
 
-# --- in a child
+# --- the child
 
 
-@dataclass(frozen=True, slots=True)
-class _Stuck:
-    argv: tuple[str, ...]
-    since: float  # Unix time in s
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """What the child says: `answer`, a Scan, or `error`, why it could not look."""
+    path, required = question["path"], tuple(question.get("required", REQUIRED))
+    try:
+        if question["command"] == "verify":
+            found = Scan(directory=path, exists=True, found=(verify(path, required),))
+        else:
+            found = scan(path, required, above=question.get("above", -1))
+    except OSError as error:
+        return {"error": f"{error.filename or path}: {error.strerror}"}
+    return {"answer": asdict(found)}
 
 
-_stuck: dict[str, _Stuck] = {}  # by path: children that were given up and may hang there still
+def serve(fd: int) -> None:
+    """Fork a child for every question on a SOCK_SEQPACKET socket, until its other end closes.
 
-
-def _still_stuck(path: str) -> _Stuck | None:
-    from supervisor import proc
-
-    stuck = _stuck.get(path)
-    if stuck and proc.stuck(stuck.argv):
-        return stuck
-    _stuck.pop(path, None)
-    return None
-
-
-async def ask_child(
-    command: str,
-    path: str,
-    *,
-    deadline_s: float,
-    required: Sequence[str] = REQUIRED,
-    above: int = -1,
-    python: str = sys.executable,
-) -> Scan:
-    """Let an expendable process `scan` or `verify` (the command) an absolute path.
-
-    A verified path is the one entry of `found`. Raises TransientError where the storage did not
-    answer by the deadline or can't be listed, and while an earlier child still hangs on the same
-    path: no second one is started beside it.
+    With each question (JSON) comes the descriptor for the answer: the child's pid on a line of its
+    own, at once, then the answer as JSON. This process itself touches no storage.
     """
-    # Imported here: with asyncio and msgspec the child would take twice as long to start.
-    import msgspec
-
-    from supervisor import proc
-
-    if stuck := _still_stuck(path):
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stuck.since))
-        raise TransientError(f"storage at {path} has not answered since {since}")
-    keys = ",".join(required)
-    options = ("--required", keys, "--above", str(above))
-    argv = (python, "-m", "supervisor.checkpoints", command, *options, "--", path)
-    began = time.time()
-    # The child imports this very package, wherever the caller's interpreter found it.
-    done = await proc.run(argv, deadline_s=deadline_s, cwd=str(Path(__file__).parents[1]))
-    if done.timed_out:
-        _stuck[path] = _Stuck(argv, began)
-        raise TransientError(f"storage at {path} did not answer within {deadline_s:g} s")
-    if done.rc:
-        raise TransientError(f"storage at {path}: {done.why()}")
-    return msgspec.json.decode(done.out, type=Scan)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
+    with socket.socket(fileno=fd) as link:
+        while True:
+            data, fds, _, _ = socket.recv_fds(link, 1 << 16, 1)
+            if not data:
+                return
+            if os.fork():
+                os.close(fds[0])
+                continue
+            link.close()
+            with os.fdopen(fds[0], "wb") as out:
+                out.write(b"%d\n" % os.getpid())
+                out.flush()
+                _limit_memory()
+                gc.disable()  # a million pieces make no cycles; looking takes half of the time
+                out.write(json.dumps(answer(json.loads(data))).encode())
+            os._exit(0)
 
 
-async def scan_in_child(
-    directory: str,
-    *,
-    deadline_s: float,
-    required: Sequence[str] = REQUIRED,
-    above: int = -1,
-    python: str = sys.executable,
-) -> Scan:
-    """`scan` of an absolute path in an expendable process; raises as `ask_child` does."""
-    return await ask_child(
-        "scan", directory, deadline_s=deadline_s, required=required, above=above, python=python
-    )
-
-
-def main() -> int:
-    """The child: prints one JSON document; exit 0 whatever it found, 1 where it could not look."""
-    import resource
-
-    parser = argparse.ArgumentParser(prog="python -m supervisor.checkpoints")
-    parser.add_argument("command", choices=["scan", "verify"])
-    parser.add_argument("path")
-    parser.add_argument("--required", default=",".join(REQUIRED), help="keys, comma-separated")
-    parser.add_argument("--above", type=int, default=-1, help="only steps above this one")
-    args = parser.parse_args()
-    gc.disable()  # a million pieces make no cycles; looking for them takes half of the time
+def _limit_memory() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > CHILD_MEMORY:
         resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, hard))
-    required = tuple(key for key in args.required.split(",") if key)
-    if args.command == "verify":
-        result = Scan(directory=args.path, exists=True, found=(verify(args.path, required),))
-    else:
-        try:
-            result = scan(args.path, required, above=args.above)
-        except OSError as error:
-            sys.stderr.write(f"{error.filename or args.path}: {error.strerror}\n")
-            return 1
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    assert sys.argv[1] == "serve", "supervisor.storage starts this"
+    serve(int(sys.argv[2]))

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.channel import Channel
-from supervisor.checkpoints import Report, State, ask_child, scan_in_child
+from supervisor.checkpoints import Report, State
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import JobState, Launcher, LaunchSpec
 from supervisor.core.types import Checkpoint, Rejected, Run
+from supervisor.storage import Storage
 
 STORAGE_S = 60.0  # a child that looks at checkpoints gets this long
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # pauses between tries; the last one repeats
@@ -56,6 +57,7 @@ class Effects:
         self._key_file = key_file
         self._run = run
         self._take = take
+        self._storage = Storage()
         self._now = now
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[str] = set()
@@ -97,6 +99,7 @@ class Effects:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._storage.close()
 
     async def _until(self, key: str, attempt: Callable[[], Awaitable[ev.Event]]) -> None:
         """Try until the world answers or the run does not want it any more."""
@@ -218,7 +221,7 @@ class Effects:
         Raises TransientError where storage does not answer.
         """
         required = self._setup.required
-        scan = await scan_in_child(action.directory, deadline_s=STORAGE_S, required=required)
+        scan = await self._storage.scan(action.directory, deadline_s=STORAGE_S, required=required)
         found: list[Checkpoint] = []
         rejected: list[Rejected] = []
         self._sort(scan.found, action.attempt, found, rejected)
@@ -228,7 +231,7 @@ class Effects:
                 continue
             if found:
                 break
-            asked = await ask_child("verify", path, deadline_s=STORAGE_S, required=required)
+            asked = await self._storage.verify(path, deadline_s=STORAGE_S, required=required)
             self._sort(asked.found, attempt, found, rejected, step=step)
         return ev.Scanned(
             at=self._now(), key=action.key, found=tuple(found), rejected=tuple(rejected)

@@ -62,13 +62,14 @@ def _ask(command: str, path: str, required: str | None) -> Scan:
     import asyncio
     from pathlib import Path
 
-    from supervisor.checkpoints import REQUIRED, ask_child
+    from supervisor.checkpoints import REQUIRED
     from supervisor.core.errors import TransientError
+    from supervisor.storage import ask_once
 
     keys = REQUIRED if required is None else tuple(filter(None, required.split(",")))
     try:
         return asyncio.run(
-            ask_child(command, str(Path(path).absolute()), required=keys, deadline_s=DEADLINE_S)
+            ask_once(command, str(Path(path).absolute()), required=keys, deadline_s=DEADLINE_S)
         )
     except TransientError as error:
         click.echo(f"superv: {error}", err=True)

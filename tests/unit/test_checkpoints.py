@@ -8,7 +8,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path, PosixPath
@@ -19,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor import checkpoints
-from supervisor.checkpoints import REQUIRED, State, latest_verified, scan, scan_in_child, verify
+from supervisor.checkpoints import REQUIRED, State, latest_verified, scan, verify
 from supervisor.cli.checkpoints import checkpoints as command
-from supervisor.core.errors import TransientError
+from supervisor.storage import Storage
 
 DATA = Path(__file__).parents[1] / "data" / "dcp"
 FULL, MODEL_ONLY = DATA / "step-5", DATA / "step-6"
@@ -262,19 +261,19 @@ def test_scan_tells_empty_from_absent(tmp_path: Path):
 # --- the child
 
 
-def child(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "supervisor.checkpoints", *argv],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).parents[2],
-    )
+def told(command: str, path: Path, **more: object) -> dict:
+    """The answer of a real child, as JSON."""
+
+    async def ask() -> dict:
+        async with Storage() as storage:
+            question = {"command": command, "path": str(path), **more}
+            return await storage.ask(question, deadline_s=60)
+
+    return asyncio.run(ask())
 
 
-def test_the_child_prints_one_document(tmp_path: Path):
-    done = child("scan", str(lineage(tmp_path)))
-    document = json.loads(done.stdout)
+def test_the_child_answers_with_one_document(tmp_path: Path):
+    document = told("scan", lineage(tmp_path))
     assert document["schema"] == 1 and document["exists"] and document["directory"] == str(tmp_path)
     assert document["found"][2] == {
         "path": str(tmp_path / "a0001/step-10"),
@@ -284,26 +283,14 @@ def test_the_child_prints_one_document(tmp_path: Path):
         "bytes": sum(path.stat().st_size for path in FULL.iterdir()),
         "mtime": (tmp_path / "a0001/step-10/.metadata").stat().st_mtime,
     }
-    assert (
-        json.loads(child("verify", str(MODEL_ONLY), "--required", "model").stdout)["found"][0][
-            "state"
-        ]
-        == "verified"
-    )
+    assert told("verify", MODEL_ONLY, required=["model"])["found"][0]["state"] == "verified"
 
 
 def test_a_pickle_cannot_take_all_memory(copy: Path):
     # LONG_BINPUT: "remember this as number 4,294,967,295", an array of 64 GiB to the unpickler.
     (copy / ".metadata").write_bytes(b"\x80\x02Nr\xff\xff\xff\xff.")
-    done = child("verify", str(copy))
-    assert json.loads(done.stdout)["found"][0]["reason"] == ".metadata can't be read: MemoryError:"
-
-
-def test_what_can_not_be_listed_is_said(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    done = child("scan", str(tmp_path / "file"))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{tmp_path}/file: Not a directory\n"
+    reason = told("verify", copy)["found"][0]["reason"]
+    assert reason == ".metadata can't be read: MemoryError:"
 
 
 def test_the_child_never_imports_torch_nor_what_is_slow():
@@ -311,49 +298,6 @@ def test_the_child_never_imports_torch_nor_what_is_slow():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert {"torch", "numpy", "asyncio", "msgspec", "click", "rich"}.isdisjoint(loaded.split())
     assert "supervisor.checkpoints" in loaded.split()
-
-
-def test_scan_in_child_answers_the_same(tmp_path: Path):
-    here = scan(str(lineage(tmp_path)))
-    assert asyncio.run(scan_in_child(str(tmp_path), deadline_s=60)) == here
-
-
-def test_what_the_child_could_not_list_is_transient(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(TransientError, match=r"storage at .*file: .*Not a directory"):
-        asyncio.run(scan_in_child(str(tmp_path / "file"), deadline_s=60))
-
-
-def test_a_hung_child_is_given_up_and_not_doubled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As in uninterruptible sleep, SIGKILL does not end the child: the kernel's part is faked."""
-    started = tmp_path / "started"
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho $$ >> {started}\nexec sleep 600\n")
-    python.chmod(0o755)
-
-    def ask(deadline_s: float) -> None:
-        asyncio.run(scan_in_child("/mnt/nfs", deadline_s=deadline_s, python=str(python)))
-
-    def pids() -> list[int]:
-        return [int(line) for line in started.read_text().split()]
-
-    really_kill = os.killpg
-    try:
-        with monkeypatch.context() as kernel:
-            kernel.setattr(os, "killpg", lambda pid, sig: None)
-            with pytest.raises(TransientError, match=r"^storage at /mnt/nfs did not answer within"):
-                ask(2)
-            for _ in range(2):
-                with pytest.raises(TransientError, match=r"^storage at /mnt/nfs has not answered"):
-                    ask(2)
-            assert len(pids()) == 1
-    finally:
-        for pid in pids():
-            really_kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pids()[0], os.WEXITED | os.WNOWAIT)
-    with pytest.raises(TransientError, match="did not answer"):
-        ask(2)
-    assert len(pids()) == 2
 
 
 # --- superv checkpoints
