@@ -229,6 +229,19 @@ def test_a_late_checkpoint_of_an_older_attempt_does_not_count():
     assert p.run.lineage == ()
 
 
+def test_a_late_look_in_a_pause_does_not_bring_back_what_was_rejected():
+    p = Play(backoff_s=(5.0,)).to(Phase.RUNNING)
+    p.save(10)
+    p.rotten.add(p.save(20))
+    p.exit(0)
+    p.answer(do.Stop, do.Collect)
+    p.answer(do.Scan)
+    assert p.phase is Phase.BACKOFF
+    p.take(ev.Scanned, key="look", found=tuple(p.disk))
+    p.due()
+    assert p.run.attempt.resume.step == 10
+
+
 def test_restarts_without_a_new_checkpoint_end_and_with_one_they_go_on():
     p = Play(nodes=2, spares=0, backoff_s=(1.0,)).to(Phase.RUNNING)
     for turn in range(6):  # another rank each time: nobody is named
@@ -371,9 +384,10 @@ def test_an_answer_to_the_submit_that_comes_twice_changes_nothing():
     assert p.run == before
 
 
-def test_a_deadline_that_is_not_the_runs_does_nothing():
-    p = Play().to(Phase.RUNNING)
-    for what in ("gather", "spares", "retry", "prepare", "start", "stop", "release"):
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.RUNNING])
+def test_a_deadline_that_is_not_the_runs_does_nothing(phase):
+    p = Play().to(phase)
+    for what in ("gather", "spares", "retry", "prepare", "stop", "release"):
         before = p.run
         assert p.take(ev.Due, what=what) == [] and p.run == before
 
@@ -464,6 +478,14 @@ def test_an_agent_that_leaves_is_an_incident_where_it_has_a_slot_and_none_where_
     assert (p.phase, p.incident.cause) == (Phase.STOPPING, "agent-left")
     p.stopped()
     assert p.phase is Phase.GATHERING and "no node for slot 1" in p.run.reason
+
+
+def test_the_last_agent_that_leaves_a_run_as_it_ends_makes_it_ask_nothing_more():
+    p = Play(nodes=1, spares=0, home=None).to(Phase.STARTING)
+    p.take(ev.Resumed, attempt=1, node="n1", step=7)
+    agent = p.run.pool["n1"].agent
+    assert p.take(ev.AgentLeft, node="n1", agent=agent, reason="terminated") == []
+    assert p.phase is Phase.HELD
 
 
 def test_an_older_life_of_an_agent_is_not_heard():

@@ -76,6 +76,16 @@ def test_a_node_is_not_named_where_its_clock_disagrees_with_who_told_first():
         p.first_step()
 
 
+def test_the_order_has_to_be_clear_in_the_second_attempt_too():
+    p = Play(nodes=3, spares=1).to(Phase.RUNNING)
+    exit_first(p, 1)
+    p.again()
+    p.exit(0)
+    p.exit(1, clock=-60.0)
+    p.stopped()
+    assert p.run.excluded == {}
+
+
 def test_ends_that_superv_caused_open_no_second_incident_and_name_nobody():
     p = Play().to(Phase.RUNNING)
     p.exit(0)
@@ -255,6 +265,17 @@ def test_a_lost_node_that_is_heard_while_the_others_stop_has_to_stop_too():
     p.answer(do.Stop)
     p.answer(do.Scan)
     assert dict(p.run.excluded) == {} and p.incident.verdict.culprits == ()
+
+
+def test_a_node_that_is_lost_while_the_others_stop_is_not_waited_for():
+    p = Play(nodes=3, spares=1).to(Phase.RUNNING)
+    p.exit(0)
+    p.silent("n2")
+    p.answer(do.Stop, do.Collect, but="n2")
+    assert p.phase is Phase.STOPPING
+    p.probed("n2", "unreachable")
+    assert p.phase is Phase.TRIAGE
+    assert p.incident.cause == "rank-exit" and p.incident.evidence[-1].node == "n2"
 
 
 def test_a_new_agent_on_a_lost_node_stops_the_ranks_that_it_found():

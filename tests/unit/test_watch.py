@@ -160,6 +160,23 @@ def test_an_engine_that_stood_still_blames_nobody_for_it():
     assert "NodeSilent" in names(clock.go(4)), "and it hears as well as before"
 
 
+def test_an_engine_that_stood_still_waits_for_those_it_has_not_read_yet():
+    clock = running()
+    clock.go(10, steps_every=1.0)
+    clock.now += 100
+    for name in ("n1", "n2", "n3"):
+        clock.watch.heard(name, clock.now, clock.play.run)
+    assert clock.watch.check(clock.now, clock.play.run) == []
+
+
+def test_what_was_told_is_not_told_again_while_it_is_acted_upon():
+    clock = running(hang_floor_s=10)
+    clock.go(20, steps_every=1.0)
+    run = clock.play.run
+    assert names(clock.go(10.25)) == ["Stalled"]
+    assert clock.watch.check(clock.now + TICK, run) == []
+
+
 def test_a_beat_just_before_the_engine_goes_on_is_not_dated_into_the_future():
     clock = running()
     clock.go(10, steps_every=1.0)
