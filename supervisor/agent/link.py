@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import zmq
@@ -28,25 +28,35 @@ from supervisor.wire import (
 
 REPEAT_S = 2.0  # an unacknowledged report is sent again after this
 MAX_REPORTS = 4096  # kept while there is no engine; beyond it the oldest are dropped and counted
+DIAL_S = 5.0  # how long `dialled` looks for a connection
+DIAL_LOOK_S = 0.02
 
 
 class Link:
-    """A connection to the engine that outlives it."""
+    """A connection to the engine that outlives it.
 
-    def __init__(self, keys: Keys, agent: str) -> None:
+    Reports travel one at a time, the next one when the last is acknowledged: so they arrive in
+    their order and once, also where a connection breaks or another engine takes over in between.
+    """
+
+    def __init__(self, keys: Keys, agent: str, note: Callable[[str], None]) -> None:
         self.agent = agent
+        self._note = note
         self._context = zmq.asyncio.Context()
         self._socket = self._connect(keys)
         self._seq = 0
-        self._unacked: OrderedDict[int, tuple[Report, float]] = OrderedDict()
+        self._reports: deque[Report] = deque()
+        self._sent_at: float | None = None  # when the first of them was sent; None: it was not
         self.dropped = 0
+        self.welcome = False  # this engine knows the agent; reports to another one are wasted
         self.last_word: float | None = None  # monotonic time at which the engine was last heard
-        self.garbage = ""
 
     def _connect(self, keys: Keys) -> zmq.asyncio.Socket:
         socket = self._context.socket(zmq.DEALER)
         socket.identity = self.agent.encode()
         socket.linger = 500
+        # Only what can be sent now: beats that pile up would bury an engine that comes back.
+        socket.immediate = True
         socket.sndhwm = socket.rcvhwm = 1000
         socket.maxmsgsize = MAX_MESSAGE
         socket.reconnect_ivl = 100
@@ -64,9 +74,16 @@ class Link:
         """The engine has moved."""
         self._socket.close(linger=0)
         self._socket = self._connect(keys)
+        self.welcome = False
+
+    async def dialled(self) -> None:
+        """Return when there is a connection, or after a while without one."""
+        deadline = time.monotonic() + DIAL_S
+        while not int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT and time.monotonic() < deadline:
+            await asyncio.sleep(DIAL_LOOK_S)
 
     def send(self, message: ToEngine) -> None:
-        """Send what may get lost; dropped where the engine takes nothing."""
+        """Send what may get lost; dropped where there is no connection or it takes nothing."""
         with contextlib.suppress(zmq.Again):
             # send() of an asyncio socket answers with a future that is done at once for NOBLOCK
             future: Any = self._socket.send(pack(message), flags=zmq.NOBLOCK)
@@ -76,45 +93,61 @@ class Link:
     def report(self, event: Event) -> None:
         """Send what must not get lost."""
         self._seq += 1
-        report = Report(agent=self.agent, seq=self._seq, event=plain(event))
-        self._unacked[self._seq] = (report, time.monotonic())
-        if len(self._unacked) > MAX_REPORTS:
-            self._unacked.popitem(last=False)
+        self._reports.append(Report(agent=self.agent, seq=self._seq, event=plain(event)))
+        if len(self._reports) > MAX_REPORTS:
+            self._reports.popleft()
+            self._sent_at = None
             self.dropped += 1
-        self.send(report)
+        if self._sent_at is None:
+            self.repeat()
+
+    def repeat(self) -> None:
+        """Send the oldest report, unless it was sent a moment ago."""
+        if not self._reports or not self.welcome:
+            return
+        now = time.monotonic()
+        if self._sent_at is None or now - self._sent_at > REPEAT_S:
+            self._sent_at = now
+            self.send(self._reports[0])
+
+    def welcomed(self) -> None:
+        """The engine knows this agent: whatever it was told before may be lost."""
+        self.welcome, self._sent_at = True, None
+        if self.dropped:
+            self._note(f"{self.dropped} reports were dropped while there was no engine")
+            self.dropped = 0
+        self.repeat()
 
     def acknowledged(self, ack: Ack) -> None:
-        if ack.seq is not None:
-            self._unacked.pop(ack.seq, None)
+        if self._reports and ack.seq == self._reports[0].seq:
+            self._reports.popleft()
+            self._sent_at = None
+            self.repeat()
 
     @property
     def unacknowledged(self) -> int:
-        return len(self._unacked)
+        return len(self._reports)
 
-    def repeat(self, *, everything: bool = False) -> None:
-        """Send again what was not acknowledged in time, in order."""
-        now = time.monotonic()
-        for seq, (report, sent) in list(self._unacked.items()):
-            if everything or now - sent > REPEAT_S:
-                self._unacked[seq] = (report, now)
-                self.send(report)
+    def heard(self) -> None:
+        """The engine that is obeyed said something."""
+        self.last_word = time.monotonic()
 
     async def messages(self) -> AsyncIterator[ToAgent]:
         """What the engine says; what can't be read is noted and dropped."""
+        task = asyncio.current_task()
         while True:
             socket = self._socket
             try:
                 frame = await socket.recv()
             except (zmq.ZMQError, asyncio.CancelledError):
-                if socket is self._socket:
+                if socket is self._socket or (task is not None and task.cancelling()):
                     raise
                 continue  # redialled meanwhile
             try:
                 message = unpack_for_agent(frame)
             except WireError as error:
-                self.garbage = str(error)
+                self._note(f"message of the engine dropped: {error}")
                 continue
-            self.last_word = time.monotonic()
             yield message
 
     def close(self) -> None:

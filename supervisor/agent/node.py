@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import resource
 import socket
@@ -26,8 +28,12 @@ def problems(
     granted = _number(env.get("SLURM_CPUS_ON_NODE"))
     if granted is not None and cpus < granted:
         found.append(f"may use {cpus} CPUs, Slurm granted {granted}: the agent step is bound")
-    limit = _memory_limit(root)
-    facts["memory_limit_mb"] = "none" if limit is None else str(limit)
+    limit = None
+    try:
+        limit = _memory_limit(root)
+        facts["memory_limit_mb"] = "none" if limit is None else str(limit)
+    except (OSError, ValueError) as error:
+        facts["memory_limit_mb"] = f"unknown: {error}"
     memory = _number(env.get("SLURM_MEM_PER_NODE"))
     if limit is not None and memory is not None and limit < memory * MIN_MEMORY_SHARE:
         found.append(f"memory is limited to {limit} MB, Slurm granted {memory} MB")
@@ -70,17 +76,42 @@ def _memory_limit(root: Path) -> int | None:
 
 
 def _devices(env: Mapping[str, str], root: Path, facts: dict[str, str]) -> list[str]:
-    """GPUs that Slurm granted and that can't be opened."""
+    """NVIDIA GPUs that Slurm granted and that this user can't have; other makers' are not known."""
     granted = _number(env.get("SLURM_GPUS_ON_NODE"))
     seen = sorted((root / "dev").glob("nvidia[0-9]*"))
     usable = [path for path in seen if os.access(path, os.R_OK | os.W_OK)]
     facts["gpus"] = str(len(usable))
-    if not (root / "proc/driver/nvidia").exists():
+    if granted is None or len(usable) >= granted:
         return []
-    found = []
-    if granted is not None and len(usable) < granted:
-        found.append(f"{len(usable)} GPUs can be opened, Slurm granted {granted}")
-    return found
+    if (root / "proc/driver/nvidia").exists():
+        return [f"{len(usable)} GPUs can be used, Slurm granted {granted}"]
+    if on_bus := _nvidia_on_bus(root):
+        return [f"{on_bus} NVIDIA GPUs on the PCI bus, and no driver: is the nvidia module loaded?"]
+    return []
+
+
+def _nvidia_on_bus(root: Path) -> int:
+    """GPUs by PCI vendor 10de and class 03xx (display controller)."""
+    count = 0
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        with contextlib.suppress(OSError):
+            vendor, kind = (device / "vendor").read_text(), (device / "class").read_text()
+            count += vendor.strip() == "0x10de" and kind.startswith("0x03")
+    return count
+
+
+def lock_memory() -> str:
+    """Keep this process's pages in memory: its code may come from storage that hangs later.
+
+    Returns what came of it. Pages are locked when they are first used (MCL_ONFAULT).
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit != resource.RLIM_INFINITY:  # below it, later allocations would fail
+        return f"not locked: memlock is limited to {limit} bytes"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(0x1 | 0x2 | 0x4) != 0:  # MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT
+        return f"not locked: {os.strerror(ctypes.get_errno())}"
+    return "locked"
 
 
 def address_towards(endpoint: str) -> str:

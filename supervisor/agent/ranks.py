@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import subprocess  # noqa: TID251 - for the type of a child only; supervisor.proc starts it
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,21 @@ from supervisor.wire import Job
 
 TAIL_SHOWN = 20  # lines of a rank's log that travel with its end
 ERROR_SHOWN = 500  # characters of the message in a rank's error file
+LOOK_S = 20.0  # storage that does not show the trainer within this is taken to hang
+KEPT = 10  # attempts whose logs stay on the node, the current one included
+
+# Storage may hang, and the ranks' own start would say so only in their end.
+_LOOK = """
+cd -- "$1" || exit 3
+case $2 in */*) [ -f "$2" ] && [ -x "$2" ] && exit; exit 4 ;; esac
+IFS=:
+for folder in $PATH; do [ -f "$folder/$2" ] && [ -x "$folder/$2" ] && exit; done
+exit 4
+"""
+
+
+class CantStart(Exception):
+    """Ranks can't be started, and none is left; the text says why in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +99,7 @@ def rank_env(job: Job, order: Start, local: int, node_dir: Path, node: str) -> d
         "SUPERV_RESUME_STEP": order.resume_step or 0,
         tree.MARK: f"{job.run_id}/{node}/{order.attempt}",
     }
-    default = {"PYTHONUNBUFFERED": "1"}
+    default = {"PYTHONUNBUFFERED": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     if per_node > 1:
         default["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks share the cores
     values = placeholders(order)
@@ -156,8 +172,21 @@ class Ranks:
     async def start(self, job: Job, order: Start, node: str, starter: Starter | None) -> str:
         """Start every local rank; returns why they were not forked, empty where they were.
 
-        Raises OSError naming what could not be started.
+        Of attempts long past the logs are removed. Raises CantStart.
         """
+        try:
+            return await self._start(job, order, node, starter)
+        except (OSError, CantStart, ValueError) as error:  # ValueError: a NUL in an argument
+            await self.stop(0)
+            what = getattr(error, "filename", None) or ""
+            why = f"{what}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise CantStart(why.removeprefix(": ")) from error
+        except asyncio.CancelledError:
+            await self.stop(0)
+            raise
+
+    async def _start(self, job: Job, order: Start, node: str, starter: Starter | None) -> str:
+        _forget_old(self._dir, self.attempt)
         attempt_dir(self._dir, self.attempt).mkdir(mode=0o700, exist_ok=True)
         told = [self._told(job, order, local, node) for local in range(job.ranks_per_node)]
         why = "nothing to preload is configured (trainer.preload)"
@@ -172,6 +201,7 @@ class Ranks:
                     started = tree.start_time(pid) or 0
                     self.ranks[rank] = Rank(rank=rank, pid=pid, started=started, starter=starter)
         if why:
+            await self._look(job, told[0])
             for words in told:
                 self._cold(job, words)
         self._remember()
@@ -195,6 +225,25 @@ class Ranks:
             "stacks": str(stacks_file(self._dir, self.attempt, rank)),
             "promised": order.resume_step or 0 if order.save_dir is not None else None,
         }
+
+    async def _look(self, job: Job, told: dict[str, Any]) -> None:
+        """See in an expendable child that the working directory and the program are there.
+
+        Raises CantStart.
+        """
+        program = job.python or told["argv"][0]
+        argv = ("/bin/sh", "-c", _LOOK, "sh", job.workdir, program)
+        if proc.stuck(argv):
+            raise CantStart(f"{job.workdir}: an earlier look at it still hangs")
+        done = await proc.run(argv, deadline_s=LOOK_S, env=told["env"])
+        if done.timed_out:
+            raise CantStart(f"{job.workdir} or {program} did not answer within {LOOK_S:.0f} s")
+        if done.rc == 3:
+            raise CantStart(f"{job.workdir}: the working directory can't be entered")
+        if done.rc == 4:
+            raise CantStart(f"{program}: there is no such program in {job.workdir} or on PATH")
+        if done.rc != 0:
+            raise CantStart(f"looking for {program}: {done.why()}")
 
     def _cold(self, job: Job, told: dict[str, Any]) -> None:
         """Start one rank in an interpreter of its own."""
@@ -229,7 +278,12 @@ class Ranks:
         for rank in self.ranks.values():
             task = asyncio.ensure_future(self._watch(rank))
             self._watches.add(task)
-            task.add_done_callback(self._watches.discard)
+            task.add_done_callback(self._watched)
+
+    def _watched(self, task: asyncio.Task[None]) -> None:
+        self._watches.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # reaches the loop's exception handler, which ends the agent
 
     async def _watch(self, rank: Rank) -> None:
         if rank.child is not None or tree.start_time(rank.pid) == rank.started:
@@ -247,14 +301,26 @@ class Ranks:
     def find(self) -> set[int]:
         """All processes of this run's ranks on this node, of whatever attempt."""
         alive = frozenset(rank.pid for rank in self.ranks.values() if rank.alive)
+        ended = frozenset(rank.pid for rank in self.ranks.values() if not rank.alive)
         pid = self.spare() if self.spare is not None else None
-        return tree.find(self._mark, alive, frozenset() if pid is None else frozenset({pid}))
+        spare = frozenset[int]() if pid is None else frozenset({pid})
+        return tree.find(self._mark, alive, ended, spare)
 
     async def stop(self, grace_s: float) -> set[int]:
-        """End every process of the run on this node; returns the pids that can't be killed."""
+        """End every process of the run on this node, without telling the ranks' ends.
+
+        Returns the pids that can't be killed.
+        """
         self.stopping = True
+        left = await self.end(grace_s)
+        if not left:
+            (self._dir / "ranks.json").unlink(missing_ok=True)
+        return left
+
+    async def end(self, grace_s: float) -> set[int]:
+        """End every process of the run on this node; returns the pids that can't be killed."""
         left = await tree.end(self.find, grace_s)
-        if self._watches:  # the ends of the ranks are reported before the stop is
+        if self._watches:  # the ends of the ranks are told before the caller goes on
             await asyncio.wait(self._watches, timeout=1.0)
         return left
 
@@ -268,19 +334,24 @@ class Ranks:
         return ""
 
 
+def _forget_old(node_dir: Path, attempt: int) -> None:
+    """Remove the logs of attempts long past: a run lasts for months, a node's disk does not."""
+    names = [path.name for path in node_dir.glob("a[0-9][0-9][0-9][0-9]*")]
+    numbers = sorted(int(name[1:]) for name in names if name[1:].isdigit())
+    for old in [number for number in numbers if number < attempt][: 1 - KEPT]:
+        shutil.rmtree(attempt_dir(node_dir, old), ignore_errors=True)
+
+
 def adopt(node_dir: Path, node: str, run_id: str, on_end: Callable[[Ended], None]) -> Ranks | None:
-    """The ranks that an agent before this one left running, or None where none of them lives."""
-    try:
+    """The ranks that an agent before this one left; dead ones among them, whose end nobody saw.
+
+    None where there were none, or where they were stopped.
+    """
+    found: Ranks | None = None
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         told = json.loads((node_dir / "ranks.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    found = Ranks(node_dir, node, run_id, int(told["attempt"]), on_end)
-    for rank, pid, started in told["ranks"]:
-        found.ranks[rank] = Rank(
-            rank=rank,
-            pid=pid,
-            started=started,
-            child=None,
-            alive=tree.start_time(pid) == started and tree.state(pid) not in ("Z", "X"),
-        )
-    return found if found.alive else None
+        found = Ranks(node_dir, node, run_id, int(told["attempt"]), on_end)
+        for rank, pid, started in told["ranks"]:
+            there = tree.start_time(pid) == started and tree.state(pid) not in ("Z", "X")
+            found.ranks[rank] = Rank(rank=rank, pid=pid, started=started, alive=there)
+    return found if found is not None and found.ranks else None

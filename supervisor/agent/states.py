@@ -49,7 +49,7 @@ class States:
     def ready(self) -> None:
         """The bell's descriptor is readable."""
         told: set[int] = set()
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, ValueError):  # whatever a rank wrote there
             while True:
                 told.add(int(self._bell.recv(16)))
         for rank in told & self._maps.keys():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import ctypes.util
 import errno
 import os
 import re
@@ -16,9 +16,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 IN_MODIFY = 0x2
 FALLOC_KEEP_SIZE_PUNCH_HOLE = 0x1 | 0x2
 HEAD = 1024 * 1024  # bytes at the beginning of a capped log that are kept
+PIECE = 256 * 1024  # bytes read of one log before others have their turn
+BEHIND = 8 * 1024 * 1024  # a reader further behind than this skips to half of it
 TAIL_LINES = 40
-MAX_LINE = 4096  # a longer line is cut
-_ANSI = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+MAX_LINE = 4096  # bytes; a longer line is cut
+_ANSI = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+_ENDS = re.compile(rb"[\r\n]+")  # progress bars end their lines with \r
 
 
 @dataclass(slots=True)
@@ -37,71 +40,82 @@ class Log:
 class Tail:
     """Follows the logs of one attempt's local ranks.
 
-    `on_line(rank, line)` is called for every whole line, without ANSI colours.
+    `on_line(rank, line)` is called for every whole line that is not empty, without ANSI colours.
+    `problem(text)` is told, once each, what keeps a log from being pushed or capped.
     """
 
-    def __init__(self, cap: int, on_line: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, cap: int, on_line: Callable[[int, str], None], problem: Callable[[str], None]
+    ) -> None:
         self._cap = cap
         self._on_line = on_line
-        self._logs: dict[int, Log] = {}  # by inotify watch
+        self._problem = problem
+        self._logs: dict[int, Log] = {}  # by rank
+        self._watches: dict[int, Log] = {}  # by inotify watch
         self.fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1")
-        self.problem = ""  # why a log can't be capped, if so
+        if self.fd < 0:  # this user's instances are used up: `catch_up` once a second still works
+            problem(f"logs are read once a second: no inotify ({_errno()})")
 
     def add(self, rank: int, path: str) -> None:
+        """Raises OSError where the log can't be opened."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        log = self._logs[rank] = Log(rank=rank, path=path, fd=fd)
+        if self.fd < 0:
+            return
         watch = _libc.inotify_add_watch(self.fd, os.fsencode(path), IN_MODIFY)
         if watch < 0:
-            raise OSError(ctypes.get_errno(), f"inotify_add_watch {path}")
-        log = Log(rank=rank, path=path, fd=fd)
-        self._logs[watch] = log
-        self._catch_up(log)
+            self._problem(f"{path} is read once a second: no inotify watch ({_errno()})")
+        else:
+            self._watches[watch] = log
 
-    def ready(self) -> None:
-        """The inotify descriptor is readable."""
+    def ready(self) -> bool:
+        """The inotify descriptor is readable; returns whether there is more to read at once."""
         try:
             data = os.read(self.fd, 65536)
         except BlockingIOError:
-            return
+            return False
         touched: set[int] = set()
         while data:
             watch, _, _, length = struct.unpack_from("iIII", data)
             touched.add(watch)
             data = data[16 + length :]
-        for watch in touched:
-            if watch in self._logs:
-                self._catch_up(self._logs[watch])
+        if -1 in touched:  # IN_Q_OVERFLOW: changes were lost, of whichever log
+            return self.catch_up()
+        return any([self._read(self._watches[w]) for w in touched if w in self._watches])
+
+    def catch_up(self) -> bool:
+        """Read a piece of every log; returns whether there is more."""
+        return any([self._read(log) for log in self._logs.values()])
 
     def drain(self, rank: int) -> list[str]:
         """Read what a rank wrote last; returns its last lines."""
-        for log in self._logs.values():
-            if log.rank == rank:
-                self._catch_up(log)
-                if log.rest:
-                    self._line(log, log.rest)
-                    log.rest = b""
-                return list(log.lines)
-        return []
+        log = self._logs.get(rank)
+        if log is None:
+            return []
+        while self._read(log):
+            pass
+        if log.rest:
+            self._line(log, log.rest)
+            log.rest = b""
+        return list(log.lines)
 
-    def _catch_up(self, log: Log) -> None:
+    def _read(self, log: Log) -> bool:
+        """Read a piece of a log; returns whether there is more."""
         size = os.fstat(log.fd).st_size
-        if size - log.read_to > self._cap:  # fell far behind a flood: the middle is skipped
-            log.read_to, log.rest = size - self._cap // 2, b""
-        while log.read_to < size:
-            data = os.pread(log.fd, 1024 * 1024, log.read_to)
-            if not data:
-                break
-            log.read_to += len(data)
-            *whole, log.rest = (log.rest + data).split(b"\n")
-            for line in whole:
+        if size - log.read_to > BEHIND:  # a flood, or an agent that has just come: skip the middle
+            log.read_to, log.rest = size - BEHIND // 2, b""
+        data = os.pread(log.fd, min(PIECE, size - log.read_to), log.read_to)
+        log.read_to += len(data)
+        *whole, log.rest = _ENDS.split(log.rest + data)
+        log.rest = log.rest[: MAX_LINE + 1]
+        for line in whole:
+            if line:
                 self._line(log, line)
-            if len(log.rest) > MAX_LINE:
-                log.rest = log.rest[:MAX_LINE]
         self._trim(log, size)
+        return bool(data) and log.read_to < size
 
     def _line(self, log: Log, raw: bytes) -> None:
-        text = _ANSI.sub(b"", raw[:MAX_LINE]).decode(errors="replace").rstrip("\r")
+        text = _ANSI.sub(b"", raw[:MAX_LINE]).decode(errors="replace")
         log.lines.append(text)
         self._on_line(log.rank, text)
 
@@ -117,13 +131,18 @@ class Tail:
             ctypes.c_long(until - log.punched_to),
         )
         if done != 0:
-            self.problem = f"{log.path} can't be capped: {errno.errorcode.get(ctypes.get_errno())}"
+            self._problem(f"{log.path} grows without limit: it can't be capped ({_errno()})")
         log.punched_to = until
 
     def close(self) -> None:
         for log in self._logs.values():
             os.close(log.fd)
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _errno() -> str:
+    return errno.errorcode.get(ctypes.get_errno(), "?")
 
 
 def read_chunk(path: str, offset: int, limit: int) -> tuple[int, bytes]:
@@ -136,13 +155,14 @@ def read_chunk(path: str, offset: int, limit: int) -> tuple[int, bytes]:
         size = os.fstat(fd).st_size
         start = max(0, size + offset) if offset < 0 else min(offset, size)
         if start < size:
-            start = os.lseek(fd, start, os.SEEK_DATA)
-            hole = os.lseek(fd, start, os.SEEK_HOLE)
-            limit = min(limit, hole - start)
-        return start, os.pread(fd, limit, start)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
-            return size, b""
-        raise
+            try:
+                start = os.lseek(fd, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return size, b""  # nothing but a hole up to the end
+            limit = min(limit, os.lseek(fd, start, os.SEEK_HOLE) - start)
+        return start, os.pread(fd, max(0, limit), start)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from supervisor.proc import exited
 
+WAITED = 256  # processes that are waited for at a time
 MARK = "SUPERV_MARK"  # run/node/attempt, in the environment of every rank
 
 
@@ -35,29 +36,44 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def find(
-    mark: str, roots: frozenset[int] = frozenset(), spare: frozenset[int] = frozenset()
+    mark: str,
+    roots: frozenset[int] = frozenset(),
+    ended: frozenset[int] = frozenset(),
+    spare: frozenset[int] = frozenset(),
 ) -> set[int]:
     """Living processes whose mark begins so, and all that descend from them or from `roots`.
 
+    `ended` are leaders of sessions that are gone; what they left in their sessions is found, too.
+
     A process that replaced its environment is found through its parent or its session. Those in
     `spare` are left out, but not what descends from them with a mark of its own.
+
+    What is found by parent or session is not asked for its environment: that takes the memory
+    map's lock, which a rank may hold while it sleeps in a hung file system.
     """
-    needle = f"{MARK}={mark}".encode()
     table: dict[int, tuple[int, int, str]] = {}  # pid → parent, session, state
-    marked: set[int] = set()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        pid = int(entry.name)
-        fields = _stat(pid)
-        if fields is None:
-            continue
-        table[pid] = (int(fields[1]), int(fields[3]), fields[0])
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+            table[int(entry.name)] = (int(fields[1]), int(fields[3]), fields[0])
+    gone = ended - table.keys()
+    first = {pid for pid, (_, session, _) in table.items() if pid in roots or session in gone}
+    found = _family(table, first - spare, spare)
+    needle = f"{MARK}={mark}".encode()
+    marked: set[int] = set()
+    for pid in table.keys() - found - spare:
         with contextlib.suppress(OSError):
             if any(part.startswith(needle) for part in _environ(pid)):
                 marked.add(pid)
-    found = (marked | (roots & table.keys())) - spare
-    sessions = found.copy()  # a rank leads a session of its own
+    found = _family(table, found | marked, spare)
+    return {pid for pid in found if table[pid][2] not in "ZX"}
+
+
+def _family(
+    table: dict[int, tuple[int, int, str]], first: set[int], spare: frozenset[int]
+) -> set[int]:
+    """These processes, what descends from them, and who shares a session with one of them."""
+    found = set(first)
+    sessions = set(first)  # a rank leads a session of its own
     grew = True
     while grew:
         more = {
@@ -67,7 +83,7 @@ def find(
         }
         grew = bool(more)
         found |= more
-    return {pid for pid in found if pid in table and table[pid][2] not in "ZX"}
+    return found
 
 
 def _environ(pid: int) -> list[bytes]:
@@ -97,12 +113,19 @@ def _signal(pids: set[int], number: int) -> None:
 
 
 async def _wait(look: Callable[[], set[int]], pids: set[int], seconds: float) -> set[int]:
-    """Wait until the pids are gone (pushed by pidfds), then look again; what is left."""
-    waits = [asyncio.ensure_future(exited(pid)) for pid in pids]
-    try:
-        await asyncio.wait(waits, timeout=seconds)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-    return look()
+    """Wait until `look` finds nothing more (pushed by pidfds), but not longer; what is left."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while pids and (left := deadline - loop.time()) > 0:
+        # Not all at once: a rank may have hundreds of helpers, an agent 1024 descriptors.
+        waits = [asyncio.ensure_future(exited(pid)) for pid in sorted(pids)[:WAITED]]
+        try:
+            await asyncio.wait(waits, timeout=left)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            ends = await asyncio.gather(*waits, return_exceptions=True)
+        if any(isinstance(end, OSError) for end in ends):  # no descriptor left
+            await asyncio.sleep(0.05)
+        pids = look()
+    return pids

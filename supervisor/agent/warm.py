@@ -225,6 +225,10 @@ class Starter:
                 if "unsafe" in words:
                     raise Cold(words["unsafe"])
                 pids[words["rank"]] = words["pid"]
+        except asyncio.CancelledError:
+            self.stop()  # it may fork them yet; without it there is nobody who could
+            self._why = "a start was given up"
+            raise
         except Cold:
             for words in told:
                 if isinstance(words, dict) and "pid" in words:
