@@ -362,6 +362,10 @@ def latest_verified(found: Iterable[Report]) -> Report | None:
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """What the child says: `answer`, a Scan, or `error`, why it could not look."""
+    if question["command"] not in ("scan", "verify"):
+        from supervisor import retention
+
+        return retention.answer(question)
     path, required = question["path"], tuple(question.get("required", REQUIRED))
     try:
         if question["command"] == "verify":

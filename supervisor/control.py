@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.errors import TransientError
+from supervisor.core.errors import TransientError, UserError
 from supervisor.engine import Engine
 
 ANSWER_S = 10.0
@@ -36,6 +36,8 @@ async def serve(engine: Engine, path: Path) -> asyncio.Server:
                     await writer.drain()
             except TransientError as error:
                 writer.write(json.dumps({"error": str(error)}).encode() + b"\n")
+            except UserError as error:
+                writer.write(json.dumps({"refused": str(error)}).encode() + b"\n")
             except (ValueError, KeyError, TypeError) as error:
                 told = {"error": f"the engine does not understand this: {error}"}
                 writer.write(json.dumps(told).encode() + b"\n")
@@ -53,6 +55,11 @@ async def _answers(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[st
             yield engine.status()
         case "stop":
             engine.stop(str(ask["who"]), now=bool(ask["now"]))
+            yield {"ok": True}
+        case "quarantine":
+            engine.quarantine(
+                str(ask["who"]), int(ask["step"]), str(ask["reason"]), and_later=ask["and_later"]
+            )
             yield {"ok": True}
         case "watch":
             async for answer in _watch(engine):
@@ -108,7 +115,8 @@ async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, 
 def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterator[dict[str, Any]]:
     """Send one request to a run's engine; yields its answers.
 
-    Raises NoEngineError where none listens, TransientError where it does not answer.
+    Raises NoEngineError where none listens, TransientError where it does not answer, UserError
+    where it refuses.
     """
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(ANSWER_S)
@@ -134,4 +142,6 @@ def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterato
                 answer: dict[str, Any] = json.loads(line)
                 if "error" in answer:
                     raise TransientError(answer["error"])
+                if "refused" in answer:
+                    raise UserError(answer["refused"])
                 yield answer

@@ -22,6 +22,7 @@ from supervisor.core.types import Checkpoint, Rejected, Run
 from supervisor.storage import Storage
 
 STORAGE_S = 60.0  # a child that looks at checkpoints gets this long
+REMOVE_S = 600.0  # one that deletes terabytes
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # pauses between tries; the last one repeats
 RESEND_S = 2.0  # an order without an answer is sent again after this
 
@@ -61,6 +62,7 @@ class Effects:
         self._now = now
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: set[str] = set()
+        self._putting_away = asyncio.Lock()
         self._sent: dict[str, float] = {}  # when an order was last sent
         self._seen: dict[str, tuple[object, ...]] = {}  # what was last told of a job
         self.polled = asyncio.Event()  # set when somebody wants a poll now
@@ -79,6 +81,8 @@ class Effects:
             do.SendKeys: self._send_keys,
             do.StartAgent: self._start_agent,
             do.Scan: self._scan,
+            do.Discard: self._put_away,
+            do.Quarantine: self._put_away,
         }
         self._under_way.add(action.key)
         task = self._background(work[type(action)](action))
@@ -252,7 +256,32 @@ class Effects:
             if report.verified:
                 at = self._now()
                 found.append(
-                    Checkpoint(step=number, path=report.path, attempt=attempt, verified_at=at)
+                    Checkpoint(
+                        step=number,
+                        path=report.path,
+                        attempt=attempt,
+                        verified_at=at,
+                        bytes=report.bytes,
+                    )
                 )
             else:
-                rejected.append(Rejected(step=number, path=report.path, why=report.reason))
+                rejected.append(
+                    Rejected(
+                        step=number,
+                        path=report.path,
+                        why=report.reason,
+                        incomplete=report.state is State.INCOMPLETE,
+                    )
+                )
+
+    async def _put_away(self, action: do.Discard | do.Quarantine) -> None:
+        """Retention and quarantine: by a child, one at a time: storage has better things to do."""
+        command = "discard" if isinstance(action, do.Discard) else "quarantine"
+
+        async def attempt() -> ev.Event:
+            async with self._putting_away:
+                question = {"command": command, "path": action.path, "home": action.home}
+                problem = str(await self._storage.ask(question, deadline_s=REMOVE_S))
+            return ev.PutAway(at=self._now(), key=action.key, path=action.path, problem=problem)
+
+        await self._until(action.key, attempt)

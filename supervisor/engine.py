@@ -15,8 +15,9 @@ from supervisor import wire
 from supervisor.channel import Channel
 from supervisor.core import actions as do
 from supervisor.core import events as ev
-from supervisor.core.errors import TransientError
+from supervisor.core.errors import TransientError, UserError
 from supervisor.core.machine import step
+from supervisor.core.people import objection
 from supervisor.core.status import status
 from supervisor.core.story import tell
 from supervisor.core.types import Phase, Run
@@ -304,6 +305,15 @@ class Engine:
 
     def stop(self, who: str, *, now: bool) -> None:
         self.take(ev.StopAsked(at=self._now(), who=who, now=now))
+
+    def quarantine(self, who: str, step: int, reason: str, *, and_later: bool | None) -> None:
+        """Raises UserError where the person has to say more, or something else."""
+        if why := objection(self.run, step, and_later=and_later):
+            raise UserError(why)
+        later = bool(and_later)
+        self.take(
+            ev.QuarantineAsked(at=self._now(), who=who, step=step, reason=reason, and_later=later)
+        )
 
     def status(self) -> dict[str, Any]:
         slots = self.run.slots

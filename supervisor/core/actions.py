@@ -105,6 +105,22 @@ class Scan(Action):
     ]  # step, path and attempt of lineage entries to look at again
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard(Action):
+    """Delete a checkpoint that retention gave up."""
+
+    path: str
+    home: str  # checkpoints.dir: nothing outside of its attempts' directories is touched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine(Action):
+    """Move a checkpoint that a person called bad out of every trainer's sight."""
+
+    path: str
+    home: str
+
+
 ACTIONS: dict[str, type[Action]] = {
     kind.__name__: kind
     for kind in (
@@ -120,5 +136,7 @@ ACTIONS: dict[str, type[Action]] = {
         Probe,
         Leave,
         Scan,
+        Discard,
+        Quarantine,
     )
 }

@@ -20,6 +20,7 @@ CAUSES = (
     "agent-left",
     "allocation-ended",
     "wrong-step",
+    "quarantine",
 )
 SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
 SHARED_CAUSE_WINDOW_S = 60.0
@@ -135,16 +136,23 @@ def _start_failed(run: Run, incident: Incident) -> Verdict:
     )
 
 
+def nothing_left(run: Run) -> str:
+    """Why the run can't begin again, where all of its checkpoints have gone."""
+    if run.best_step > 0 and run.spec.checkpoint_dir and not run.lineage:
+        return (
+            f"no verified checkpoint is left, though one of step {run.best_step} was there; "
+            "superv does not start again from step 0 by itself: "
+            "superv launch --from CHECKPOINT or --from scratch begins anew"
+        )
+    return ""
+
+
 def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
     """What to do, given that this is restart number `tries` for the cause without progress."""
     policy = run.spec.policy
     limit = policy.restarts_without_progress
-    if run.best_step > 0 and run.spec.checkpoint_dir and not run.lineage:
-        return Remedy(
-            kind="hold",
-            text=f"no verified checkpoint is left, though one of step {run.best_step} was there; "
-            "superv does not start again from step 0 by itself",
-        )
+    if why := nothing_left(run):
+        return Remedy(kind="hold", text=why)
     if verdict.cause == "start-failed" and set(_failed_to_start(run.incidents[-1])) >= set(
         run.attempt.slots if run.attempt else ()
     ):

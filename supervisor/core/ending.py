@@ -31,7 +31,9 @@ def end(t: Turn, phase: Phase, reason: str) -> None:
     """The run has ended: give its nodes back."""
     assert phase in ENDS
     # A request for nodes that has no answer yet may be a job already: its answer is waited for.
-    t.drop(lambda a: not isinstance(a, do.Cancel | do.Submit))
+    # Checkpoints that are on their way out go there all the same.
+    kept = do.Cancel | do.Submit | do.Discard | do.Quarantine
+    t.drop(lambda a: not isinstance(a, kept))
     t.set(goal=None)
     if not t.run.live_jobs:
         t.phase(phase, reason)

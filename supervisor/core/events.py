@@ -234,6 +234,35 @@ class StopAsked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeAsked(Event):
+    """A person wants a run that has ended to go on, from its newest verified checkpoint."""
+
+    who: str
+    spec: RunSpec
+    include: tuple[str, ...] = ()  # nodes that are excluded no longer
+    note: str = ""  # what else the person changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantineAsked(Event):
+    """A person says that a verified checkpoint is bad, and perhaps all that came of it."""
+
+    who: str
+    step: int
+    reason: str
+    and_later: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutAway(Event):
+    """A checkpoint was deleted or moved; or why it can't be."""
+
+    key: str
+    path: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Due(Event):
     """The run's deadline passed."""
 
@@ -275,6 +304,9 @@ EVENTS: dict[str, type[Event]] = {
         Scanned,
         Collected,
         StopAsked,
+        ResumeAsked,
+        QuarantineAsked,
+        PutAway,
         Due,
         Done,
     )

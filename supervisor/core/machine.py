@@ -14,6 +14,7 @@ from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
 from supervisor.core.ending import cancel, end
+from supervisor.core.lineage import put_away
 from supervisor.core.membership import (
     agent_joined,
     agent_left,
@@ -21,6 +22,7 @@ from supervisor.core.membership import (
     submit_refused,
     submitted,
 )
+from supervisor.core.people import quarantine_asked, resume_asked
 from supervisor.core.placement import ask, missing, place, prepared, ranks_started, usable
 from supervisor.core.recovery import (
     all_clear,
@@ -156,6 +158,9 @@ _ON: dict[type[ev.Event], Callable[[Turn, Any], None]] = {
     ev.Scanned: scanned,
     ev.Collected: collected,
     ev.StopAsked: stop_asked,
+    ev.ResumeAsked: resume_asked,
+    ev.QuarantineAsked: quarantine_asked,
+    ev.PutAway: put_away,
     ev.Due: due,
     ev.Done: noted,
 }

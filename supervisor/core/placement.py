@@ -67,7 +67,7 @@ def place(t: Turn) -> None:
         reason = f"no node for slot {missing}: no spare is left"
         t.phase(Phase.GATHERING, reason, (t.run.spec.policy.gather_limit_s, "gather"))
         return
-    number = t.run.attempt.number + 1 if t.run.attempt else t.run.spec.first_attempt
+    number = max(t.run.attempt.number + 1 if t.run.attempt else 1, t.run.spec.first_attempt)
     home = t.run.spec.checkpoint_dir
     t.set(
         attempt=Attempt(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from supervisor.core import actions as do
 from supervisor.core import events as ev
-from supervisor.core.diagnose import diagnose, remedy
+from supervisor.core.diagnose import diagnose, nothing_left, remedy
 from supervisor.core.ending import end
+from supervisor.core.lineage import retain, take_in
 from supervisor.core.placement import place
 from supervisor.core.turn import Turn
 from supervisor.core.types import (
@@ -143,18 +144,11 @@ def scanned(t: Turn, event: ev.Scanned) -> None:
     A checkpoint of an older attempt that turns up later does not count, nor does one that was
     rejected. One that is looked at again stays as old as it is: only a new one is progress.
     """
-    bad = {r.path for r in (*t.run.rejected, *event.rejected)}
-    kept = [c for c in t.run.lineage if c.path not in bad]
-    known = {c.path for c in t.run.lineage}
-    number = t.run.attempt.number if t.run.attempt else 0
-    new = [c for c in event.found if c.path not in known | bad and c.attempt == number]
-    t.set(
-        lineage=tuple(sorted((*kept, *new), key=lambda c: c.step)),
-        rejected=tuple({r.path: r for r in (*t.run.rejected, *event.rejected)}.values()),
-    )
+    new = take_in(t, event)
     newest = max((c.step for c in new), default=0)
     if newest > t.run.best_step:
         t.set(best_step=newest, fruitless={})
+    retain(t)
     asked = any(isinstance(a, do.Scan) for a in t.run.pending.values())
     if t.run.phase is Phase.TRIAGE and not asked:  # else this is a look from before the end
         judge(t)
@@ -168,6 +162,12 @@ def judge(t: Turn) -> None:
             last = t.run.incidents[-1]
             t.incident(verdict=diagnose(t.run, last), remedy=f"the run is {t.run.goal.value}")
         end(t, t.run.goal, t.run.reason)
+        return
+    if not t.run.incidents or t.run.incidents[-1].verdict is not None:  # a person resumed the run
+        if why := nothing_left(t.run):
+            end(t, Phase.HELD, why)
+        else:
+            place(t)
         return
     incident = t.run.incidents[-1]
     verdict = diagnose(t.run, incident)

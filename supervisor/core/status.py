@@ -65,6 +65,29 @@ def status(run: Run, now: float) -> dict[str, Any]:
             "verified": True,
             "verified_at": newest.verified_at,
         },
+        "lineage": [
+            {
+                "step": c.step,
+                "path": c.path,
+                "attempt": c.attempt,
+                "verified_at": c.verified_at,
+                "bytes": c.bytes,
+            }
+            for c in run.lineage
+        ],
+        "retired_checkpoints": [
+            {
+                "step": r.step,
+                "path": r.path,
+                "at": r.at,
+                "why": r.why,
+                "quarantined": r.quarantined,
+                "done": r.done,
+                "problem": r.problem,
+            }
+            for r in run.retired.values()
+            if r.quarantined or not r.done
+        ],
         "rejected_checkpoints": [
             {"step": r.step, "path": r.path, "why": r.why} for r in run.rejected
         ],

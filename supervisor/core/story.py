@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supervisor.core import events as ev
-from supervisor.core.types import NodeState, Phase, Run
+from supervisor.core.types import NodeState, Phase, Retired, Run
 
 
 def tell(before: Run, event: ev.Event, after: Run) -> list[str]:
@@ -54,9 +54,30 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
             return _progress(before, event, after)
         case ev.Scanned():
             return _scanned(before, event, after)
+    return _of_people(before, event, after)
+
+
+def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
+    """What people ask for, and what became of checkpoints."""
+    match event:
         case ev.StopAsked():
             return [f"{event.who} asked for the end of the run"]
+        case ev.ResumeAsked() if before.ended and not after.ended:
+            back = f"; no longer excluded: {', '.join(event.include)}" if event.include else ""
+            return [f"{event.who} resumed the run{f'; {event.note}' if event.note else ''}{back}"]
+        case ev.QuarantineAsked():
+            steps = ", ".join(str(r.step) for r in after.retired.values() if r.at == event.at)
+            return [f"{event.who} put step {steps} into quarantine: {event.reason}"]
+        case ev.PutAway() if event.path in after.retired:
+            return _put_away(after.retired[event.path])
     return []
+
+
+def _put_away(one: Retired) -> list[str]:
+    what = "moved into quarantine" if one.quarantined else "removed"
+    if one.problem:
+        return [f"checkpoint of step {one.step} can't be {what}: {one.problem}; left at {one.path}"]
+    return [f"checkpoint of step {one.step} {what} ({one.why})"]
 
 
 def _progress(before: Run, event: ev.Progress, after: Run) -> list[str]:

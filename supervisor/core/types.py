@@ -52,6 +52,8 @@ class RunSpec:
     checkpoint_dir: str | None  # None: every restart begins at step 0
     policy: Policy
     first_attempt: int = 1  # higher where the directory holds attempts of an earlier run
+    keep: int = 0  # verified checkpoints that retention leaves; 0: all of them
+    keep_every: int = 0  # those of steps that this divides are never removed; 0: no such steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +102,9 @@ class Checkpoint:
 
     step: int
     path: str
-    attempt: int
+    attempt: int  # 0: it was there before the run
     verified_at: float
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,20 @@ class Rejected:
     step: int
     path: str
     why: str
+    incomplete: bool = False  # it was never finished; what is left of it is good for nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retired:
+    """A checkpoint that was verified, or the rest of one, and left the lineage on purpose."""
+
+    step: int
+    path: str  # where it was
+    at: float
+    why: str
+    quarantined: bool = False  # by a person; else removed by retention
+    done: bool = False  # it is where it should be
+    problem: str = ""  # why it is still at `path`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +222,7 @@ class Attempt:
     loss: float | None = None
     exits: tuple[RankExit, ...] = ()
     gone: tuple[str, ...] = ()  # nodes that confirmed that no rank of it is left
+    tainted_from: int | None = None  # from this step on its checkpoints don't count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +252,8 @@ class Run:
     attempt: Attempt | None = None
     lineage: tuple[Checkpoint, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    retired: Mapping[str, Retired] = field(default_factory=dict)  # by path
+    leftovers: tuple[Checkpoint, ...] = ()  # never finished, and nobody is left to finish them
     incidents: tuple[Incident, ...] = ()
     fruitless: Mapping[str, int] = field(
         default_factory=dict

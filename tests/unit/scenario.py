@@ -113,6 +113,9 @@ class Play:
             case do.Leave():
                 agent = self.run.pool[action.node].agent
                 return ev.AgentLeft, {"node": action.node, "agent": agent, "reason": "told to"}
+            case do.Discard() | do.Quarantine():
+                self.disk = [c for c in self.disk if c.path != action.path]
+                return ev.PutAway, {"key": key, "path": action.path}
             case do.Scan():
                 return ev.Scanned, {"key": key, **self.look(action)}
         return ev.Done, {"key": key}
@@ -131,6 +134,13 @@ class Play:
             (bad if path in self.rotten else found).append(again)
         rejected = [Rejected(step=c.step, path=c.path, why="a shard is too short") for c in bad]
         return {"found": tuple(found), "rejected": tuple(rejected)}
+
+    def look_now(self) -> dict[str, Any]:
+        """What the engine's look at the attempt's checkpoints finds."""
+        attempt = self.run.attempt
+        assert attempt is not None and attempt.save_dir is not None
+        scan = do.Scan(key="look", attempt=attempt.number, directory=attempt.save_dir, known=())
+        return {**self.look(scan), "rejected": ()}
 
     def save(self, number: int) -> str:
         """The ranks save a checkpoint of this step; nobody has looked at it yet."""

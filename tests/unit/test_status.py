@@ -8,6 +8,7 @@ import pytest
 from scenario import Play
 
 from supervisor.core import actions as do
+from supervisor.core import events as ev
 from supervisor.core.status import SCHEMA, status
 from supervisor.core.types import Phase
 
@@ -32,6 +33,8 @@ KEYS = {
     "excluded": ["node", "reason", "since"],
     "allocations": ["job_id", "job_name", "state", "raw", "nodes", "reason"],
     "last_checkpoint": ["step", "path", "verified", "verified_at"],
+    "lineage": ["step", "path", "attempt", "verified_at", "bytes"],
+    "retired_checkpoints": ["step", "path", "at", "why", "quarantined", "done", "problem"],
     "rejected_checkpoints": ["step", "path", "why"],
     "incidents": [
         "attempt",
@@ -67,6 +70,9 @@ def full() -> Play:
     p.progress(24)
     p.lose("n2")
     p.again()
+    p.save(30)
+    p.take(ev.Scanned, key="look", **p.look_now())
+    p.take(ev.QuarantineAsked, who="ann", step=30, reason="a spike")
     p.silent("n4")
     return p
 
