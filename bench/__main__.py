@@ -19,7 +19,10 @@ MODULES = (
     "rank_killed",
     "torch_gloo",
     "node_off",
+    "torchtitan",
+    "many_nodes",
     "help_text",
+    "demo",
 )
 
 

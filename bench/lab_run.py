@@ -200,8 +200,16 @@ class LabRun:
         return at
 
 
-def ring_job(name: str, *, nodes: int, spares: int, ranks: int, warm: bool, saves: bool = True,
-             step_s: float = 0.1) -> dict[str, Any]:
+def ring_job(
+    name: str,
+    *,
+    nodes: int,
+    spares: int,
+    ranks: int,
+    warm: bool,
+    saves: bool = True,
+    step_s: float = 0.1,
+) -> dict[str, Any]:
     """A job of the ring trainer: every step is a barrier of all ranks."""
     args = [f"--step-s={step_s:g}"]
     if saves:

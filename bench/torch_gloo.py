@@ -22,7 +22,12 @@ TRAINER = REPO / "bench/trainers/gloo.py"
 NODES = 2
 STEPS_BEFORE = 10
 WITHIN_S = 120.0
-FT_OFF = ("initial-rank-heartbeat-timeout", "rank-heartbeat-timeout")  # as a trainer without it
+# The trainer sends ft_launcher no heartbeats, so none are waited for.
+FT_CONFIG = """\
+fault_tolerance:
+  initial_rank_heartbeat_timeout: null
+  rank_heartbeat_timeout: null
+"""
 
 
 def steps(path: Path) -> list[tuple[int, float]]:
@@ -62,9 +67,11 @@ def run(setup: Setup) -> Iterator[Sample]:
         launcher = python.with_name("torchrun")
         yield from with_elastic(setup, there, "torchrun", [str(launcher)])
         if setup.ft is not None:
-            off = [f"--ft-{name}=null" for name in FT_OFF]
+            config = there.home / "ft.yaml"
+            config.write_text(FT_CONFIG)
             launcher = setup.ft.with_name("ft_launcher")
-            yield from with_elastic(setup, there, "ft_launcher", [str(launcher), *off])
+            argv = [str(launcher), f"--ft-cfg-path={config}"]
+            yield from with_elastic(setup, there, "ft_launcher", argv)
         else:
             setup.say("  ft_launcher: not measured; SUPERV_FT names no Python with it")
 
@@ -137,7 +144,9 @@ def trainers(there: Lab, node: str) -> list[int]:
     return [
         p.pid
         for p in there.processes()
-        if p.node == node and str(TRAINER) in p.argv[:4] and "python" in p.argv[0]
+        if p.node == node
+        and str(TRAINER) in p.argv[:4]
+        and "python" in p.argv[0]
         and not any("rdzv" in word for word in p.argv)
     ]
 

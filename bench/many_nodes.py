@@ -1,0 +1,138 @@
+"""63 nodes on one machine: all agents there, 480 ranks running again, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from statistics import fmean, median
+
+from bench.lab_run import LabRun, check_warm, cpu_s, lab, memory_mb, ring_job
+from bench.samples import Column, Measurement, Sample, Setup, Target
+from supervisor.core import events as ev
+
+NODES, SPARES, RANKS = 60, 3, 8
+STEP_S = 5.0  # placeholders: what they do besides being there must not load the machine
+WATCHED_S = 30.0
+LAUNCHES = 3
+
+
+def run(setup: Setup) -> Iterator[Sample]:
+    job = ring_job(
+        "many", nodes=NODES, spares=SPARES, ranks=RANKS, warm=True, saves=False, step_s=STEP_S
+    )
+    with lab(NODES + SPARES) as there:
+        for number in range(1, LAUNCHES + 1):
+            with LabRun(there, {**job, "name": f"many-{number}"}) as training:
+                training.until_step(1, within_s=180)
+                yield launched(training)
+                if number == LAUNCHES:
+                    yield footprint(training, "at rest")
+                    yield from killed(setup, training)
+            there.wait_idle()
+
+
+def launched(training: LabRun) -> Sample:
+    """From the start of `superv launch` on."""
+    granted = min(e.at for e in training.events(ev.AllocationSeen) if e.state == "running")
+    keys = min(e.at for e in training.events(ev.KeysSent))
+    joined = {e.node: e.at for e in reversed(training.events(ev.AgentJoined))}
+    if len(joined) != NODES + SPARES:
+        raise RuntimeError(f"{len(joined)} agents registered, not {NODES + SPARES}")
+    began = training.launched_at
+    return Sample(
+        case="launch",
+        values={
+            "granted": granted - began,
+            "keys": keys - began,
+            "first_agent": min(joined.values()) - began,
+            "registered": max(joined.values()) - began,
+            "ordered_first": training.start_ordered(0) - began,
+            "ranks_first": max(e.at for e in training.events(ev.RanksStarted)) - began,
+        },
+    )
+
+
+def footprint(training: LabRun, case: str) -> Sample:
+    """Memory and processor time of the engine and of every agent, without starters and ranks."""
+    agents, engine = training.agents(), training.engine()
+    before = {pid: cpu_s(pid) for pid in (*agents.values(), engine)}
+    began = time.monotonic()
+    time.sleep(WATCHED_S)
+    took = time.monotonic() - began
+    share = {pid: 100 * (cpu_s(pid) - spent) / took for pid, spent in before.items()}
+    memory = [memory_mb(pid) for pid in agents.values()]
+    used = [share[pid] for pid in agents.values()]
+    return Sample(
+        case=case,
+        values={
+            "engine_rss": memory_mb(engine),
+            "engine_cpu": share[engine],
+            "agent_rss": max(memory),
+            "agent_rss_median": median(memory),
+            "agent_cpu": fmean(used),
+            "agent_cpu_most": max(used),
+        },
+        more={"agents": len(agents)},
+    )
+
+
+FOOTPRINT_COLUMNS = (
+    Column(key="engine_rss", title="engine: resident", unit="MB"),
+    Column(key="engine_cpu", title="engine: of a core", unit="%"),
+    Column(key="agent_rss", title="agent: resident, the largest", unit="MB"),
+    Column(key="agent_rss_median", title="agent: resident, median", unit="MB"),
+    Column(key="agent_cpu", title="agent: of a core, mean", unit="%"),
+    Column(key="agent_cpu_most", title="agent: of a core, the busiest", unit="%"),
+)
+
+
+def killed(setup: Setup, training: LabRun) -> Iterator[Sample]:
+    for number in range(1, setup.repeat + 1):
+        status = training.until_step(1)
+        slot = (number * 7) % NODES
+        fault = training.kill_rank(status["slots"][slot]["node"], slot * RANKS + number % RANKS)
+        incident = training.until_recovered(number, within_s=120)
+        check_warm(incident, True)
+        ordered = training.start_ordered(incident["attempt"])
+        yield Sample(
+            case="rank killed",
+            values={
+                "known": incident["suspected"] - fault,
+                "stop": incident["stopped"] - incident["suspected"],
+                "order": ordered - incident["stopped"],
+                "start": incident["relaunched"] - ordered,
+                "running": incident["relaunched"] - fault,
+                "met": incident["first_step"] - STEP_S - fault,
+            },
+            more={"clock_ahead": training.clock_ahead()},
+        )
+
+
+MEASUREMENT = Measurement(
+    name="many-nodes",
+    about=f"{NODES}+{SPARES} nodes, {RANKS} placeholder ranks each ({NODES * RANKS}), warm",
+    columns=(
+        Column(key="granted", title="launch -> nodes granted", unit="s"),
+        Column(key="keys", title="launch -> keys on all nodes", unit="s"),
+        Column(key="first_agent", title="launch -> first agent registered", unit="s"),
+        Column(key="registered", title="launch -> all agents registered", unit="s"),
+        Column(key="ordered_first", title="launch -> ranks ordered", unit="s"),
+        Column(key="ranks_first", title="launch -> all ranks started", unit="s"),
+        *FOOTPRINT_COLUMNS,
+        Column(key="known", title="kill -> known to the engine", unit="s"),
+        Column(key="stop", title="known -> old ranks gone", unit="s"),
+        Column(key="order", title="gone -> relaunch ordered", unit="s"),
+        Column(key="start", title="ordered -> all ranks started", unit="s"),
+        Column(key="running", title="kill -> all ranks running again", unit="s"),
+        Column(key="met", title="kill -> all ranks met at rank 0", unit="s"),
+    ),
+    targets=(
+        Target(case="launch", key="registered", at_most=8.0),
+        Target(case="rank killed", key="running", at_most=1.5),
+        Target(case="at rest", key="engine_rss", at_most=60.0),
+        Target(case="at rest", key="agent_rss", at_most=40.0),
+        Target(case="at rest", key="agent_cpu", at_most=1.0),
+    ),
+    repeat=7,
+    run=run,
+)

@@ -1,0 +1,80 @@
+"""TorchTitan on 2 nodes: a rank is killed, warm and cold; split by the phases its hook tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from bench.lab_run import LabRun, Status, as_user, check_warm, lab
+from bench.samples import Column, Measurement, Sample, Setup, Target
+from supervisor.cli import demo
+
+NODES = 2
+STEPS_BEFORE = 8  # over those that it resumed from: more than one interval of checkpoints
+
+
+def parts(incident: Status, fault: float) -> dict[str, float]:
+    """An incident by the marks of slot 0's first rank; each is when a phase was entered first."""
+    marks = incident["marks"]
+    return {
+        "stop": incident["stopped"] - fault,
+        "start": marks["import"] - incident["stopped"],
+        "import": marks["build"] - marks["import"],
+        "build": marks["load"] - marks["build"],
+        "load": marks["step"] - marks["load"],
+        "first": marks["first step"] - marks["step"],
+        "total": incident["first_step"] - fault,
+    }
+
+
+def run(setup: Setup) -> Iterator[Sample]:
+    python = setup.need_titan()
+    with lab(NODES, python) as there:
+        as_user(there, str(python), str(demo.EXAMPLE / "assets.py"), str(there.home))
+        text = demo.JOB.format(
+            script=demo.EXAMPLE / "titan_cpu.py",
+            config=demo.EXAMPLE / "moe_lab.toml",
+            python=python,
+        )
+        for case in ("warm", "cold"):
+            job: dict[str, Any] = yaml.safe_load(text)
+            job |= {"name": f"titan-{case}", "nodes": NODES, "spares": 0}
+            job["checkpoints"]["dir"] = f"checkpoint-{case}"
+            if case == "cold":
+                job["trainer"]["preload"] = []
+            yield from killed(setup, LabRun(there, job), case)
+
+
+def killed(setup: Setup, launched: LabRun, case: str) -> Iterator[Sample]:
+    with launched as training:
+        for number in range(1, setup.repeat + 1):
+            status = training.until_step(STEPS_BEFORE, within_s=240)
+            slot = number % NODES
+            fault = training.kill_rank(status["slots"][slot]["node"], slot)
+            incident = training.until_recovered(number, within_s=240)
+            check_warm(incident, case == "warm")
+            yield Sample(
+                case=case,
+                values=parts(incident, fault),
+                more={"killed": slot, "steps_lost": incident["steps_lost"]},
+            )
+
+
+MEASUREMENT = Measurement(
+    name="torchtitan",
+    about=f"SIGKILL of a rank; deepseek_v3 (lab flavor), {NODES} nodes x 1 rank, checkpoints",
+    columns=(
+        Column(key="stop", title="stop: kill -> old ranks gone", unit="s"),
+        Column(key="start", title="start: gone -> rank is there", unit="s"),
+        Column(key="import", title="import", unit="s"),
+        Column(key="build", title="build", unit="s"),
+        Column(key="load", title="load", unit="s"),
+        Column(key="first", title="first step", unit="s"),
+        Column(key="total", title="kill -> first new step", unit="s"),
+    ),
+    targets=(Target(case="warm", key="total", at_most=0.45, of="cold"),),
+    repeat=5,
+    run=run,
+)
