@@ -6,6 +6,7 @@ The folder's mode (0700) says who may connect.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
 import socket
@@ -30,7 +31,7 @@ async def serve(engine: Engine, path: Path) -> asyncio.Server:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             try:
-                ask = json.loads(await reader.readline())
+                ask = _understood(await reader.readline())
                 async for answer in _answers(engine, ask):
                     writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
@@ -42,11 +43,27 @@ async def serve(engine: Engine, path: Path) -> asyncio.Server:
                 told = {"error": f"the engine does not understand this: {error}"}
                 writer.write(json.dumps(told).encode() + b"\n")
             await writer.drain()
-        writer.close()
+        writer.close()  # a client that left has no answer to wait for
 
     server = await asyncio.start_unix_server(client, path=path)
     path.chmod(0o600)
     return server
+
+
+def _understood(line: bytes) -> dict[str, Any]:
+    """A client's request. Raises ValueError where it is none."""
+    try:
+        ask = json.loads(line)
+    except RecursionError:
+        raise ValueError("brackets within brackets") from None
+    if not isinstance(ask, dict):
+        raise ValueError("not a JSON object")
+    for name in ("rank", "attempt", "offset"):
+        if ask.get(name) is not None:
+            ask[name] = int(ask[name])
+            if abs(ask[name]) >= 1 << 53:
+                raise ValueError(f"{name} is too large")
+    return ask
 
 
 async def _answers(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -91,7 +108,16 @@ async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, 
     """A rank's log from an offset on, to its end or for as long as the reader follows."""
     offset, follow = int(ask["offset"]), bool(ask["follow"])
     attempt = ask.get("attempt")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a letter
+    shown: int | None = None
     while True:
+        running = engine.run.attempt
+        if follow and attempt is None and running is not None and running.number != shown:
+            if shown is not None:
+                offset = 0
+                decoder.reset()
+                yield {"offset": 0, "data": f"--- attempt {running.number} ---\n"}
+            shown = running.number
         chunk = await engine.fetch(
             rank=int(ask["rank"]),
             attempt=attempt,
@@ -100,16 +126,12 @@ async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, 
             wait_s=10.0 if follow else 0.0,
         )
         if chunk.data:
-            yield {"offset": chunk.offset, "data": chunk.data.decode(errors="replace")}
+            yield {"offset": chunk.offset, "data": decoder.decode(chunk.data)}
         elif not follow:
+            if rest := decoder.decode(b"", final=True):
+                yield {"offset": chunk.offset, "data": rest}
             return
         offset = chunk.offset + len(chunk.data)
-        running = engine.run.attempt
-        if follow and attempt is None and running and running.number != ask.get("_seen"):
-            if "_seen" in ask:
-                offset = 0
-                yield {"offset": 0, "data": f"--- attempt {running.number} ---\n"}
-            ask["_seen"] = running.number
 
 
 def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterator[dict[str, Any]]:
