@@ -156,10 +156,14 @@ class Engine:
                 wait = POLL_ENDING_S
             elif self.run.phase is Phase.PENDING:
                 wait = min(wait * 1.5, POLL_PENDING_S[1])
+            elif any(self.run.allocations[job].raw == "COMPLETING" for job in self.run.live_jobs):
+                wait = POLL_ENDING_S  # how it ended is known in a moment: perhaps by a person
             else:
                 wait = POLL_S
+            # Not wait_for: in Python 3.11 it loses a cancel that comes when the event is set.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._effects.polled.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._effects.polled.wait()
             if self._effects.polled.is_set():
                 self._effects.polled.clear()
                 wait = POLL_PENDING_S[0]
@@ -327,14 +331,17 @@ class Engine:
     async def fetch(
         self, *, rank: int, attempt: int | None, offset: int, limit: int, wait_s: float
     ) -> wire.Chunk:
-        """A piece of a rank's log from its node. Raises TransientError where it can't be had."""
+        """A piece of a rank's log from its node.
+
+        Raises TransientError where it can't be had, UserError where there is no such rank.
+        """
         current = self.run.attempt
         if current is None:
             raise TransientError("no rank was started yet")
         slot = rank // self.run.spec.ranks_per_node
         if slot >= len(current.slots):
             top = len(current.slots) * self.run.spec.ranks_per_node - 1
-            raise TransientError(f"there is no rank {rank}; ranks are 0 to {top}")
+            raise UserError(f"there is no rank {rank}; ranks are 0 to {top}")
         key = f"fetch/{self._now():.6f}/{rank}"
         future: asyncio.Future[wire.Chunk] = asyncio.get_running_loop().create_future()
         self._fetches[key] = future
