@@ -18,6 +18,7 @@ from supervisor.core.errors import TransientError, UserError
 from supervisor.engine import Engine
 
 ANSWER_S = 10.0
+FOLLOW_S = 2.0  # an agent waits so long for more of a log; then it is asked again
 
 
 class NoEngineError(Exception):
@@ -94,7 +95,8 @@ async def _watch(engine: Engine) -> AsyncIterator[dict[str, Any]]:
     try:
         while True:
             with contextlib.suppress(TimeoutError):
-                line = await asyncio.wait_for(queue.get(), 1.0)
+                async with asyncio.timeout(1.0):  # wait_for can lose a cancel (Python 3.11)
+                    line = await queue.get()
                 yield {"at": line.at, "text": line.text}
             if queue.empty():
                 yield {"status": engine.status()}
@@ -105,26 +107,37 @@ async def _watch(engine: Engine) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    """A rank's log from an offset on, to its end or for as long as the reader follows."""
+    """A rank's log from an offset on, to its end or for as long as the reader follows.
+
+    A follower waits where there is no log: its node may be lost, the next attempt not started.
+    """
     offset, follow = int(ask["offset"]), bool(ask["follow"])
-    attempt = ask.get("attempt")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a letter
     shown: int | None = None
     while True:
-        running = engine.run.attempt
-        if follow and attempt is None and running is not None and running.number != shown:
-            if shown is not None:
-                offset = 0
-                decoder.reset()
-                yield {"offset": 0, "data": f"--- attempt {running.number} ---\n"}
-            shown = running.number
-        chunk = await engine.fetch(
-            rank=int(ask["rank"]),
-            attempt=attempt,
-            offset=offset,
-            limit=256 * 1024,
-            wait_s=10.0 if follow else 0.0,
-        )
+        attempt = ask.get("attempt")
+        if attempt is None and engine.run.attempt is not None:
+            attempt = engine.run.attempt.number
+        another = shown is not None and attempt != shown
+        try:
+            chunk = await engine.fetch(
+                rank=int(ask["rank"]),
+                attempt=attempt,
+                offset=0 if another else offset,
+                limit=256 * 1024,
+                wait_s=FOLLOW_S if follow else 0.0,
+            )
+        except TransientError:
+            if not follow:
+                raise
+            if engine.run.ended:
+                return
+            await asyncio.sleep(FOLLOW_S / 4)
+            continue
+        if another:
+            decoder.reset()
+            yield {"offset": 0, "data": f"--- attempt {attempt} ---\n"}
+        shown = attempt
         if chunk.data:
             yield {"offset": chunk.offset, "data": decoder.decode(chunk.data)}
         elif not follow:
@@ -144,9 +157,9 @@ def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterato
         link.settimeout(ANSWER_S)
         try:
             link.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
+            link.sendall(json.dumps(request).encode() + b"\n")
+        except (FileNotFoundError, ConnectionError):  # no engine, or one that is just ending
             raise NoEngineError from None
-        link.sendall(json.dumps(request).encode() + b"\n")
         if stream:
             link.settimeout(None)
         rest = b""
