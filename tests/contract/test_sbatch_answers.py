@@ -1,4 +1,4 @@
-"""What every launcher keeps to, whatever answers at its boundary. Real Slurm: tests/lab."""
+"""The sbatch launcher, whatever Slurm's commands answer: programs on PATH stand in for them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launchers import LAUNCHERS, load
 from launchers.sbatch import Sbatch
 from launchers.slurm import Slurm
 from supervisor.core.errors import TransientError, UserError
-from supervisor.core.ports import JobState, Launcher, LaunchSpec
+from supervisor.core.ports import JobState, LaunchSpec
 
 SPEC = LaunchSpec(job_name="sv-run-0", nodes=2, agent_argv=("/bin/agent",), exclude=("n1",))
-
-
-@pytest.fixture(params=sorted(LAUNCHERS))
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    return load(request.param)
-
-
-def test_a_name_that_is_not_in_the_table() -> None:
-    with pytest.raises(UserError, match="'slurm' is unknown; valid: sbatch"):
-        load("slurm")
-
-
-def test_plan_is_pure(launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    first = launcher.plan(SPEC)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setenv("SLURM_CONF", "/nowhere")
-    assert launcher.plan(SPEC) == first
-    assert first.job_name == SPEC.job_name
-    assert first.script.startswith("#!/bin/")
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- Slurm's commands as programs on PATH ---

@@ -1,0 +1,40 @@
+"""Worlds to hold launchers to their contract in: this machine, and a real Slurm cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from worlds import LocalWorld, SlurmWorld, World
+
+from lab.cluster import Lab
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Lab]:
+    if os.geteuid() != 0 or shutil.which("slurmctld") is None:
+        pytest.skip("a lab needs root and Slurm's packages")
+    there = Lab(f"test-{os.getpid()}-contract")
+    there.up(4)
+    yield there
+    there.down()
+
+
+@pytest.fixture(params=["local", pytest.param("sbatch", marks=pytest.mark.lab)])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """A launcher with four nodes for jobs of three; at the end its jobs are gone."""
+    name = "sv-" + re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-")
+    made: World
+    if request.param == "local":
+        made = LocalWorld(name, tmp_path)
+    else:
+        made = SlurmWorld(f"{name}-{next(_numbers)}", request.getfixturevalue("cluster"))
+    yield made
+    made.end()

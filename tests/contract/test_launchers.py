@@ -1,0 +1,143 @@
+"""What every launcher keeps to. One suite: `local` on this machine, `sbatch` on a real cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from worlds import World
+
+from launchers import LAUNCHERS, load
+from supervisor.config import Job
+from supervisor.config.schema import keys
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.ports import Launcher, LaunchSpec
+
+SPEC = LaunchSpec(job_name="sv-run-0", nodes=2, agent_argv=("/bin/agent",), exclude=("local-1",))
+
+
+def test_a_name_that_is_not_in_the_table() -> None:
+    with pytest.raises(UserError, match="'slurm' is unknown; valid: local, sbatch"):
+        load("slurm")
+
+
+def test_job_yaml_takes_those_of_the_table() -> None:
+    assert set(keys(Job)["launcher"].about.choices) == set(LAUNCHERS)
+
+
+@pytest.fixture(params=sorted(LAUNCHERS))
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    return load(request.param)
+
+
+def test_plan_is_pure(launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = launcher.plan(SPEC)
+    monkeypatch.chdir(tmp_path)
+    for name in ("PATH", "SLURM_CONF", "SUPERV_SITE"):
+        monkeypatch.setenv(name, "/nowhere")
+    assert launcher.plan(SPEC) == first
+    assert first.job_name == SPEC.job_name
+    assert first.script.startswith("#!/bin/")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- submission and polling ---
+
+
+def test_two_submissions_make_one_job(world: World) -> None:
+    job, nodes = world.started()
+    assert world.submit() == job
+    assert [found["job_id"] for found in world.ask("find", world.name)] == [job]
+    assert [world.starts(node) for node in nodes] == [1, 1, 1]
+
+
+def test_a_running_job_has_its_nodes_and_agents_know_their_job(world: World) -> None:
+    job, nodes = world.started()
+    status = world.poll(job)
+    assert (status["state"], status["job_name"], status["down"]) == ("running", world.name, [])
+    assert len(set(nodes)) == 3
+    told = {(world.dir / f"starts.{node}").read_text().split()[1] for node in nodes}
+    assert told == {job}
+
+
+def test_excluded_nodes_are_not_used(world: World) -> None:
+    _, nodes = world.started()
+    world.end()
+    _, others = world.started(job_name=f"{world.name}-2", exclude=[nodes[1]])
+    assert len(others) == 3
+    assert nodes[1] not in others
+
+
+def test_a_job_that_nobody_knows_is_unknown(world: World) -> None:
+    status = world.poll("99999")
+    assert status["state"] == "unknown"
+    assert status["reason"]
+
+
+def test_cancel_tells_the_agents_and_a_second_one_does_nothing(world: World) -> None:
+    job, nodes = world.started()
+    world.ask("cancel", job)
+    world.wait(lambda: world.poll(job)["state"] == "cancelled")
+    assert all((world.dir / f"terms.{node}").exists() for node in nodes)
+    world.ask("cancel", job)
+    world.ask("cancel", "99999")
+    assert world.poll(job)["state"] == "cancelled"
+
+
+def test_a_job_ends_when_its_agents_have_left(world: World) -> None:
+    job, _ = world.started()
+    (world.dir / "leave").touch()
+    world.wait(lambda: world.poll(job)["state"] == "ended")
+    assert job in [found["job_id"] for found in world.ask("find", world.name)]
+
+
+# --- agents ---
+
+
+def test_a_killed_agent_comes_back_and_the_others_notice_nothing(world: World) -> None:
+    _, nodes = world.started()
+    world.kill(nodes[1], loop=False)
+    world.wait(lambda: world.starts(nodes[1]) == 2)
+    world.beats(*nodes)
+    assert (world.starts(nodes[0]), world.starts(nodes[2])) == (1, 1)
+
+
+def test_start_agent_on_a_node_without_one(world: World) -> None:
+    job, nodes = world.started()
+    world.kill(nodes[1], loop=True)
+    world.ask("start_agent", job, nodes[1], world.agent)
+    world.wait(lambda: world.starts(nodes[1]) == 2)
+    world.beats(*nodes)
+
+
+def test_start_agent_beside_a_living_one_changes_nothing(world: World) -> None:
+    job, nodes = world.started()
+    world.ask("start_agent", job, nodes[1], world.agent)
+    for _ in range(3):
+        world.beats(*nodes)
+    assert world.starts(nodes[1]) == 1
+
+
+def test_start_agent_where_there_is_no_such_node(world: World) -> None:
+    job, _ = world.started()
+    with pytest.raises(TransientError, match="no agent can be started on n9"):
+        world.ask("start_agent", job, "n9", world.agent)
+
+
+# --- files ---
+
+
+def test_send_file_replaces_and_is_for_the_user_alone(world: World) -> None:
+    job, nodes = world.started()
+    path = str(world.dir / "keys")
+    secret = b"\0key " * 700
+    for content in (b"old", secret):
+        world.ask("send_file", job, content, path)
+    for node in nodes:
+        assert world.file(node, path) == (secret, 0o600)
+    assert not list(world.dir.glob("keys.*"))
+
+
+def test_send_file_to_a_job_that_is_gone(world: World) -> None:
+    with pytest.raises(TransientError):
+        world.ask("send_file", "99999", b"key", str(world.dir / "keys"))
