@@ -55,7 +55,7 @@ class Agent:
             self._node,
             keys.run_id,
             self._address,
-            report=self._link.report,
+            report=self._report,
             on_step=self._new_step,
             note=self._note,
         )
@@ -228,6 +228,13 @@ class Agent:
         if self._beat_soon is None:
             loop = asyncio.get_running_loop()
             self._beat_soon = loop.call_later(STEP_BEAT_S, self._beat)
+
+    def _report(self, event: ev.Event) -> None:
+        """A step that was seen before the event is told before it."""
+        if self._beat_soon is not None:
+            self._beat_soon.cancel()
+            self._beat()
+        self._link.report(event)
 
     def _beat(self) -> None:
         self._beat_soon = None
