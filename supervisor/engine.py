@@ -129,8 +129,8 @@ class Engine:
         assert self._effects is not None
         for action in actions:
             self._effects.perform(action)
-        if after.ended and not before.ended:
-            self._effects.polled.set()  # from now on Slurm is asked often: the job is about to end
+        if after.ended and not before.ended or isinstance(event, ev.AllocationSeen):
+            self._effects.polled.set()  # how often Slurm is asked depends on this
         if after.ended and not after.live_jobs and not after.pending:
             self._over.set()
 
