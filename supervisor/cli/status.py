@@ -82,6 +82,15 @@ def _page(told: dict[str, Any]) -> str:
             f"{incident['remedy'] or 'under way'}"
         )
         lines += [f"             {e['text']}"[:100] for e in incident["evidence"][:3]]
+    return "\n".join(_folded(line) for line in lines)
+
+
+def _folded(line: str) -> str:
+    """At most 100 columns; what does not fit goes on below, under the line's second column."""
+    import textwrap
+
+    indent = " " * (len(line) - len(line.lstrip()))
+    lines = textwrap.wrap(line, 100, subsequent_indent=f"{indent}         ", break_on_hyphens=False)
     return "\n".join(lines)
 
 
