@@ -44,8 +44,9 @@ class Record:
 class Process:
     pid: int
     parent: int
-    state: str
+    state: str  # R, S, D, T, Z …
     job: str
+    node: str
 
 
 class Local:
@@ -223,20 +224,28 @@ async def _start(job: str, script: str, nodes: Collection[str]) -> None:
 
 def processes(job: str | None = None) -> dict[int, Process]:
     """This user's living processes of a job, or of all local jobs, by pid."""
-    mark = b"SLURM_JOB_ID=" + (job.encode() if job else b"local-")
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
-            words = (entry / "environ").read_bytes().split(b"\0")
-            if not any(word == mark or (job is None and word.startswith(mark)) for word in words):
+            environ = (entry / "environ").read_bytes()
+            if b"SLURM_JOB_ID=local-" not in environ:
                 continue
-            own = next(word for word in words if word.startswith(mark)).partition(b"=")[2]
+            values = dict(
+                word.decode(errors="replace").partition("=")[::2] for word in environ.split(b"\0")
+            )
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            pid = int(entry.name)
-            found[pid] = Process(pid=pid, parent=int(parent), state=state, job=own.decode())
-    return {pid: process for pid, process in found.items() if process.state not in "ZX"}
+            its = values.get("SLURM_JOB_ID", "")
+            if its.startswith("local-") and job in (None, its) and state not in "ZX":
+                found[int(entry.name)] = Process(
+                    pid=int(entry.name),
+                    parent=int(parent),
+                    state=state,
+                    job=its,
+                    node=values.get("SLURMD_NODENAME", ""),
+                )
+    return found
 
 
 def jobs_alive() -> frozenset[str]:

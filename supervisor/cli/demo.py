@@ -1,4 +1,4 @@
-"""`superv demo`: a real Slurm, a real TorchTitan MoE run, a node that loses power, a timeline."""
+"""`superv demo`: a real TorchTitan MoE run, a node that is lost, recovery, a timeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import click
 from supervisor.core.errors import UserError
 
 if TYPE_CHECKING:
-    from lab.cluster import Lab
+    from supervisor.cli.places import Place
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLE = REPO / "examples" / "torchtitan_lab"
@@ -29,13 +29,14 @@ JOB = """\
 name: moe-demo
 nodes: 2
 spares: 1
+launcher: {launcher}
 trainer:
   script: {script}
   args: [--job.config_file, {config}, --training.steps, "2000"]
   python: {python}
   hook: torchtitan
   preload: [titan_cpu]
-  env: {{GLOO_SOCKET_IFNAME: eth0}}
+  env: {{GLOO_SOCKET_IFNAME: {interface}}}
 checkpoints: {{dir: checkpoint}}
 policy: {{stop_grace_s: 2}}
 """
@@ -48,73 +49,73 @@ policy: {{stop_grace_s: 2}}
     default=REPO / ".venv-titan" / "bin" / "python",
     help="A Python with TorchTitan; `make demo` makes one.",
 )
-@click.option("--keep", is_flag=True, help="Leave the lab and the run as they are at the end.")
-def demo(trainer_python: Path, keep: bool) -> None:
+@click.option(
+    "--local",
+    is_flag=True,
+    help="No Slurm: nodes are processes of this machine. Without root this is what happens.",
+)
+@click.option("--keep", is_flag=True, help="Leave everything as it is at the end.")
+def demo(trainer_python: Path, local: bool, keep: bool) -> None:
     """Lose a node in mid-training and watch superv bring the run back on the spare.
 
     Starts a Slurm cluster of 2 nodes and a spare in network namespaces of this machine (needs
     root), launches TorchTitan's deepseek_v3 MoE trainer on CPUs, and powers a node off.
     """
-    from lab.cluster import Lab, exposed_by_default
+    from supervisor.cli.places import on_slurm, on_this_machine
 
     if not EXAMPLE.is_dir():
         raise UserError(f"{EXAMPLE}: not there; the demo runs from a checkout of superv")
     if not trainer_python.exists():
         raise UserError(f"{trainer_python}: not there; `make demo` installs TorchTitan into it")
-    lab = Lab("demo")
-    venv = trainer_python.parent.parent
-    say("starting a Slurm cluster: a controller, a login node, 2 nodes and a spare")
-    lab.down()
-    lab.up(3, exposed=[*exposed_by_default(), venv.absolute()])
-    try:
-        status = play(lab, trainer_python.absolute())
-        click.echo()
-        for line in timeline(status, read_faults(lab)):
-            click.echo(line)
-        if not keep:
-            superv(lab, "stop", RUN, "--now")
-    finally:
-        if keep:
-            say(
-                "kept: `superv lab shell --name demo` enters it, "
-                "`superv lab down --name demo` ends it"
-            )
-        else:
-            say("removing the cluster")
-            lab.down()
+    python = trainer_python.absolute()
+    if local or os.geteuid() != 0:
+        why = "as asked" if local else "a Slurm cluster in namespaces needs root"
+        say(f"no Slurm ({why}): 2 nodes and a spare are processes of this machine")
+        place = on_this_machine(keep=keep)
+    else:
+        say("starting a Slurm cluster: a controller, a login node, 2 nodes and a spare")
+        place = on_slurm(exposed=python.parent.parent, keep=keep)
+    with place as there:
+        try:
+            status = play(there, python)
+            click.echo()
+            for line in timeline(status, there):
+                click.echo(line)
+        finally:
+            say(f"kept: {there.kept}" if keep else "removing everything")
 
 
 def say(text: str) -> None:
     click.secho(f"demo: {text}", bold=True)
 
 
-def superv(lab: Lab, *argv: str) -> str:
-    """Run superv on the lab's login node, as its ordinary user. Raises UserError."""
-    done = lab.run("login", [sys.executable, "-m", "supervisor.cli", *argv], deadline_s=60)
-    if done.rc != 0:
-        raise UserError(f"superv {' '.join(argv)} failed: {done.why()}")
-    return done.out
+def superv(place: Place, *argv: str) -> str:
+    """Run superv where its user would. Raises UserError."""
+    return place.run(sys.executable, "-m", "supervisor.cli", *argv)
 
 
-def play(lab: Lab, python: Path) -> dict[str, Any]:
-    """Launch, wait for steps, power a node off, wait for new steps; the run's status then."""
-    home = lab.shared / "demo"
-    job = home / "job.yaml"
+def play(place: Place, python: Path) -> dict[str, Any]:
+    """Launch, wait for steps, lose a node, wait for new steps; the run's status then."""
+    job = place.home / "job.yaml"
     say("making a tokenizer and training data")
-    as_user(lab, "mkdir", "-p", str(home))
-    as_user(lab, str(python), str(EXAMPLE / "assets.py"), str(home))
+    place.run("mkdir", "-p", str(place.home))
+    place.run(str(python), str(EXAMPLE / "assets.py"), str(place.home))
     text = JOB.format(
-        script=EXAMPLE / "titan_cpu.py", config=EXAMPLE / "moe_lab.toml", python=python
+        script=EXAMPLE / "titan_cpu.py",
+        config=EXAMPLE / "moe_lab.toml",
+        python=python,
+        launcher=place.launcher,
+        interface=place.interface,
     )
-    as_user(lab, "tee", str(job), stdin=text)
+    place.run("tee", str(job), stdin=text)
     say(f"superv launch {job}")
-    superv(lab, "launch", "--detach", str(job))
-    with watching(lab):
-        before = until(lab, "step 13", lambda s: (s["step"] or 0) >= STEPS_BEFORE, 180)
+    superv(place, "launch", "--detach", str(job))
+    with watching(place):
+        before = until(place, "step 13", lambda s: (s["step"] or 0) >= STEPS_BEFORE, 180)
         victim = before["slots"][VICTIM_SLOT]["node"]
-        say(f"powering off {victim}, which trains in slot {VICTIM_SLOT}")
-        lab.poweroff(victim)
-        return until(lab, "new steps on the spare", recovered, 180)
+        say(f"{place.threat} {victim}, which trains in slot {VICTIM_SLOT}")
+        place.lose(victim)
+        return until(place, "new steps on the spare", recovered, 180)
 
 
 def recovered(status: dict[str, Any]) -> bool:
@@ -124,24 +125,18 @@ def recovered(status: dict[str, Any]) -> bool:
     )
 
 
-def as_user(lab: Lab, *argv: str, stdin: str | None = None) -> None:
-    done = lab.run(
-        "login", list(argv), stdin=None if stdin is None else stdin.encode(), deadline_s=120
-    )
-    if done.rc != 0:
-        raise UserError(f"{argv[0]} failed on the login node: {done.why()}")
-
-
 @contextlib.contextmanager
-def watching(lab: Lab) -> Iterator[None]:
+def watching(place: Place) -> Iterator[None]:
     """Show what `superv attach` prints meanwhile."""
     import signal
 
     from supervisor import proc
 
-    argv = lab.enter("login", [sys.executable, "-m", "supervisor.cli", "attach", RUN])
+    # TERM: lines, not the view that renews; the demo writes between them.
+    attach = (sys.executable, "-m", "supervisor.cli", "attach", RUN)
+    argv = place.command("env", "TERM=dumb", *attach)
     sys.stdout.flush()
-    child = proc.spawn(argv, env=os.environ, cwd="/", stdout=1)
+    child = proc.spawn(argv, env={**os.environ, **place.env}, cwd="/", stdout=1)
     try:
         yield
     finally:
@@ -151,12 +146,12 @@ def watching(lab: Lab) -> Iterator[None]:
 
 
 def until(
-    lab: Lab, what: str, reached: Callable[[dict[str, Any]], bool], seconds: float
+    place: Place, what: str, reached: Callable[[dict[str, Any]], bool], seconds: float
 ) -> dict[str, Any]:
     """Ask for the status until it is as wanted. Raises UserError."""
     deadline = time.monotonic() + seconds
     while True:
-        status: dict[str, Any] = json.loads(superv(lab, "status", RUN, "--json"))
+        status: dict[str, Any] = json.loads(superv(place, "status", RUN, "--json"))
         if reached(status):
             return status
         if status["phase"] in ("held", "stopped", "done"):
@@ -166,24 +161,17 @@ def until(
         time.sleep(0.5)
 
 
-def read_faults(lab: Lab) -> list[tuple[float, str, str]]:
-    from lab import faults
-
-    return [(f.at, f.fault, f.node) for f in faults.read(lab.layout)]
-
-
-def timeline(status: dict[str, Any], faults: list[tuple[float, str, str]]) -> list[str]:
-    """The last incident as a table; every time is the lab's log's or the journal's."""
+def timeline(status: dict[str, Any], place: Place) -> list[str]:
+    """The last incident as a table; every time is written down by somebody, who is named."""
     incident = status["incidents"][-1]
-    off = [(at, node) for at, fault, node in faults if fault == "poweroff"]
-    zero, node = off[-1]
+    zero, lost, source = place.fault()
     who = ", ".join(incident["culprits"]) or "nobody"
     slot = next(s for s in status["slots"] if s["slot"] == VICTIM_SLOT)
     witness = next(
         (e["text"] for e in incident["evidence"] if e["source"] not in ("silence", "agent")), ""
     )
     rows = [
-        (zero, "fault", f"{node} powered off", "lab's log"),
+        (zero, "fault", lost, source),
         (incident["suspected"], "suspected", "silent: no beat of its agent", "journal"),
         (incident["confirmed"], "confirmed", witness, "journal"),
         (incident["stopped"], "stopped", "the ranks that were left are gone", "journal"),
