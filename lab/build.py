@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import expose, node, slurm_conf
+from lab import cgroups, expose, node, slurm_conf
 from lab.layout import BASE, CONTROLLER, LOWEST_UID, MAX_NODES, USER, Layout, addresses
 from supervisor import proc
 from supervisor.core.errors import UserError
@@ -35,6 +35,7 @@ class Spec:
     settings: dict[str, str]
     exposed: list[str]
     uid: int
+    strict: bool = False
     complete: bool = False
 
 
@@ -107,7 +108,7 @@ def clear(layout: Layout, *, deadline_s: float = 20) -> None:
     while quiet < 2:
         pids = node.boot_pids(layout)
         node.kill(pids)
-        left = _emptied(layout.dir)
+        left = cgroups.remove(layout) + _emptied(layout.dir)
         quiet = 0 if pids or left else quiet + 1
         if time.monotonic() > end:
             raise UserError(
@@ -157,14 +158,20 @@ def write(layout: Layout, spec: Spec) -> None:
             bind.aside.mkdir()
         else:
             bind.aside.touch()
-    layout.boot_script.write_text(slurm_conf.node_script(layout, exposed=plan))
+    layout.boot_script.write_text(slurm_conf.node_script(layout, exposed=plan, strict=spec.strict))
 
 
 def _write_etc(layout: Layout, spec: Spec) -> None:
     slurm = layout.etc / "slurm"
     slurm.mkdir(parents=True)
-    conf = slurm_conf.slurm_conf(layout, nodes=spec.nodes, gpus=spec.gpus, settings=spec.settings)
+    conf = slurm_conf.slurm_conf(
+        layout, nodes=spec.nodes, gpus=spec.gpus, settings=spec.settings, strict=spec.strict
+    )
     (slurm / "slurm.conf").write_text(conf)
+    if spec.strict:
+        (slurm / "cgroup.conf").write_text(slurm_conf.CGROUP_CONF)
+        layout.epilog.write_text(slurm_conf.EPILOG)
+        layout.epilog.chmod(0o755)
     (slurm / "gres.conf").write_text(slurm_conf.gres_conf(layout, gpus=spec.gpus))
     hosts = "".join(f"{address} {name}\n" for name, address in addresses(spec.nodes).items())
     (layout.etc / "hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
@@ -181,7 +188,7 @@ def check_root() -> None:
         )
 
 
-def check(nodes: int, gpus: int) -> None:
+def check(nodes: int, gpus: int, *, strict: bool) -> None:
     """Whether a lab of this size can be made here at all; UserError says why not."""
     check_root()
     if not 1 <= nodes <= MAX_NODES:
@@ -194,6 +201,9 @@ def check(nodes: int, gpus: int) -> None:
             f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
             "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
         )
+    if strict:
+        for controller in cgroups.SLURMS:
+            cgroups.check(controller, what="a strict lab")
     spaces = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "true"]
     made = proc.run_sync(spaces, deadline_s=10)
     if made.rc != 0:

@@ -6,10 +6,10 @@ import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from lab import build, faults, node
+from lab import build, cgroups, faults, limits, link, mounts, node, status
 from lab.layout import (
     BASE,
     CONTROLLER,
@@ -18,38 +18,13 @@ from lab.layout import (
     SLURMD_PORT,
     USER,
     Layout,
-    addresses,
     node_names,
 )
+from lab.status import Status
 from supervisor import proc
 from supervisor.core.errors import UserError
 
 BOOTS_AT_ONCE = 32  # each holds a few file descriptors of this process
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
-    """One node. `slurm` is sinfo's long state, unknown if Slurm did not say; None off the pool."""
-
-    name: str
-    address: str
-    power: str  # on, off
-    cable: str  # up, cut, none
-    slurm: str | None
-    boot_id: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
-    """A lab at one moment."""
-
-    name: str
-    dir: str
-    shared: str
-    user: str
-    controller: str  # running, paused, dead
-    nodes: tuple[NodeStatus, ...]
-    faults: tuple[faults.Fault, ...]
 
 
 def exposed_by_default() -> tuple[Path, ...]:
@@ -79,18 +54,20 @@ class Lab:
         gpus: int = 8,
         settings: Mapping[str, str] | None = None,
         exposed: Sequence[Path] | None = None,
+        strict: bool = False,
         deadline_s: float = 60,
     ) -> None:
         """Build the lab and wait until every node is idle. Nothing happens if it is there already.
 
         `settings` override keys of slurm.conf. `exposed` are paths that the lab's user must be
-        able to read at their own place, wherever they lie.
+        able to read at their own place, wherever they lie. `strict` is a cluster that gives
+        little: see docs/lab.md.
 
         Raises:
             UserError: not root, a program is missing, the lab is up in another shape, or a node
                 or Slurm did not come up in time; nothing is left behind then.
         """
-        build.check(nodes, gpus)
+        build.check(nodes, gpus, strict=strict)
         paths = exposed_by_default() if exposed is None else exposed
         spec = build.Spec(
             nodes=nodes,
@@ -98,6 +75,7 @@ class Lab:
             settings=dict(settings or {}),
             exposed=[str(path) for path in paths],
             uid=build.free_uid(),
+            strict=strict,
         )
         with build.locked(self.layout):
             if self._is_up(spec):
@@ -130,7 +108,8 @@ class Lab:
         if there is None or not there.complete or not self._is_on(CONTROLLER):
             return False
         new, old = asdict(wanted), asdict(there)
-        differ = [key for key in ("nodes", "gpus", "settings", "exposed") if new[key] != old[key]]
+        keys = ("nodes", "gpus", "settings", "exposed", "strict")
+        differ = [key for key in keys if new[key] != old[key]]
         if not differ:
             return True
         what = ", ".join(f"{key} {old[key]}, not {new[key]}" for key in differ)
@@ -241,34 +220,9 @@ class Lab:
     def status(self, *, last_faults: int = 5) -> Status:
         """The lab now. Slurm is not asked while its controller is paused: it would not answer."""
         spec = self.spec()
-        controller = self.controller()
-        states = asyncio.run(self._states()) if controller == "running" else {}
-        cables = faults.cables(self.layout)
-        compute = node_names(spec.nodes)
-        rows = []
-        for name, address in addresses(spec.nodes).items():
-            on = self._is_on(name)
-            boot = self.layout.node(name) / "boot_id"
-            cable = {True: "up", False: "cut", None: "none"}[cables.get(name)]
-            rows.append(
-                NodeStatus(
-                    name=name,
-                    address=address,
-                    power="on" if on else "off",
-                    cable="up" if name == CONTROLLER else cable,
-                    slurm=states.get(name, "unknown") if name in compute else None,
-                    boot_id=boot.read_text().strip() if on and boot.exists() else None,
-                )
-            )
-        return Status(
-            name=self.name,
-            dir=str(self.layout.dir),
-            shared=str(self.shared),
-            user=USER,
-            controller=controller,
-            nodes=tuple(rows),
-            faults=tuple(faults.read(self.layout)[-last_faults:]),
-        )
+        answers = faults.controller_state(self.layout) == "running"
+        states = asyncio.run(self._states()) if answers else {}
+        return status.look(self.layout, spec.nodes, states, last_faults=last_faults)
 
     def controller(self) -> str:
         """slurmctld: running, paused or dead."""
@@ -324,7 +278,16 @@ class Lab:
 
     def poweroff(self, name: str) -> faults.Fault:
         """Power a node off. Its peers see silence: no FIN, no RST."""
-        return faults.poweroff(self.layout, self._named(name, ctl=False))
+        self._named(name, ctl=False)
+        entry = faults.poweroff(self.layout, name)
+        link.clear(self.layout, name)
+        self._forget_cgroups(name)
+        return entry
+
+    def _forget_cgroups(self, name: str) -> None:
+        node.wait(
+            lambda: not cgroups.remove(self.layout, name), deadline_s=5, what=f"the end of {name}"
+        )
 
     def poweron(self, name: str, *, deadline_s: float = 20) -> faults.Fault:
         """Power a node on again: new boot id, empty /tmp; back when its slurmd listens."""
@@ -352,6 +315,47 @@ class Lab:
     def mend(self, name: str) -> faults.Fault:
         """Put a node's cable back."""
         return faults.mend(self.layout, self._on(name))
+
+    def slow(self, name: str, rate: str) -> faults.Fault:
+        """Let no more than `rate` (as tc writes it: 10mbit) through a node's cable, each way."""
+        return link.slow(self.layout, self._on(name), rate)
+
+    def lossy(self, name: str, percent: float) -> faults.Fault:
+        """Lose that share of the frames on a node's cable, each way."""
+        return link.lossy(self.layout, self._on(name), percent)
+
+    def delay(self, name: str, ms: float) -> faults.Fault:
+        """Let every frame on a node's cable arrive so many milliseconds later, each way."""
+        return link.delay(self.layout, self._on(name), ms)
+
+    def fast(self, name: str) -> faults.Fault:
+        """Undo slow, lossy and delay."""
+        return link.fast(self.layout, self._on(name))
+
+    def steal(self, name: str, percent: float) -> faults.Fault:
+        """Take that share of the machine's CPU time from all that runs on a node."""
+        return limits.steal(self.layout, self._on(name), percent)
+
+    def memory(self, name: str, mib: int) -> faults.Fault:
+        """Let a node take so many MiB more; beyond that the OOM killer comes."""
+        return limits.memory(self.layout, self._on(name), mib)
+
+    def relieve(self, name: str) -> faults.Fault:
+        """Undo steal and memory."""
+        return limits.relieve(self.layout, self._on(name))
+
+    def mount_fault(
+        self, name: str, path: str | Path, mode: str, *, delay_s: float = 3.0
+    ) -> faults.Fault:
+        """Mount a node's folder over itself and let it be ok, hung, stale, slow or readonly.
+
+        `delay_s` is what slow adds to each request; off takes the mount away.
+        """
+        return mounts.fault(self.layout, self._on(name), str(path), mode, delay_s=delay_s)
+
+    def kmsg(self, name: str, *lines: str, priority: int = 4) -> faults.Fault:
+        """Append lines to a node's kernel log."""
+        return faults.kmsg(self.layout, self._on(name), lines, priority=priority)
 
     def _on(self, name: str) -> str:
         if not self._is_on(self._named(name, ctl=False)):

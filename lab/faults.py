@@ -6,11 +6,12 @@ effect; the line is written after it did.
 
 from __future__ import annotations
 
-import asyncio
+import fcntl
 import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Fault:
     at: float
     fault: str
     node: str
+    detail: str = ""  # how much, or where; for people
 
 
 def read(layout: Layout) -> list[Fault]:
@@ -38,8 +40,9 @@ def read(layout: Layout) -> list[Fault]:
     return [Fault(**json.loads(line)) for line in lines]
 
 
-def _log(layout: Layout, *, at: float, fault: str, node: str) -> Fault:
-    entry = Fault(at=at, fault=fault, node=node)
+def log(layout: Layout, *, at: float, fault: str, node: str, detail: str = "") -> Fault:
+    """Write a line for a fault that took effect."""
+    entry = Fault(at=at, fault=fault, node=node, detail=detail)
     line = json.dumps(asdict(entry)) + "\n"
     fd = os.open(layout.faults, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -79,28 +82,54 @@ def poweroff(layout: Layout, node: str) -> Fault:
     at = time.time()
     _cable(layout, node, "down")
     nodes.kill([pid])
-    entry = _log(layout, at=at, fault="poweroff", node=node)
+    entry = log(layout, at=at, fault="poweroff", node=node)
     # The kernel takes the pair away with the namespace, but later; its name must be free now.
     _in_ctl_net(layout, "ip", "link", "del", node)
     return entry
+
+
+def kmsg(layout: Layout, node: str, lines: Sequence[str], *, priority: int = 4) -> Fault:
+    """Append lines to a node's kernel log, in the form that /dev/kmsg is read in.
+
+    `priority` is syslog's level, 0 to 7; the record is in the kernel's format
+    (Documentation/ABI/testing/dev-kmsg): priority, number, microseconds since boot, flag, text.
+
+    Raises:
+        UserError: no line, or a priority that does not exist.
+    """
+    if not lines or not 0 <= priority <= 7:
+        raise UserError("kmsg: give one line or more, and a priority of 0 (emergency) to 7 (debug)")
+    at = time.time()
+    with (layout.node(node) / "kmsg").open("r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        number = file.read().count(b"\n")
+        for i, line in enumerate(lines, start=number):
+            text = "".join(c if c.isprintable() and c != "\\" else _escaped(c) for c in line)
+            now_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+            file.write(f"{priority},{i},{now_us},-;{text}\n".encode())
+    return log(layout, at=at, fault="kmsg", node=node, detail=lines[0][:80])
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
 def cut(layout: Layout, node: str) -> Fault:
     """Pull a node's cable; everything on it goes on running."""
     at = time.time()
     _cable(layout, node, "down")
-    return _log(layout, at=at, fault="cut", node=node)
+    return log(layout, at=at, fault="cut", node=node)
 
 
 def mend(layout: Layout, node: str) -> Fault:
     """Put the cable back."""
     _cable(layout, node, "up")
-    return _log(layout, at=time.time(), fault="mend", node=node)
+    return log(layout, at=time.time(), fault="mend", node=node)
 
 
 def poweron(layout: Layout, node: str) -> Fault:
     """Log that a node was switched on; the lab boots it."""
-    return _log(layout, at=time.time(), fault="poweron", node=node)
+    return log(layout, at=time.time(), fault="poweron", node=node)
 
 
 def slurmctld(layout: Layout) -> int | None:
@@ -129,9 +158,6 @@ def signal_controller(layout: Layout, *, pause: bool) -> Fault:
     at = time.time()
     os.kill(pid, signal.SIGSTOP if pause else signal.SIGCONT)
     wanted = "paused" if pause else "running"
-    reached = nodes.until(
-        lambda: controller_state(layout) == wanted, deadline_s=5, what=f"slurmctld {wanted}"
-    )
-    asyncio.run(reached)
+    nodes.wait(lambda: controller_state(layout) == wanted, deadline_s=5, what=f"slurmctld {wanted}")
     fault = "pause-controller" if pause else "resume-controller"
-    return _log(layout, at=at, fault=fault, node=CONTROLLER)
+    return log(layout, at=at, fault=fault, node=CONTROLLER)

@@ -73,6 +73,10 @@ class Layout:
         return self.dir / "etc"
 
     @property
+    def epilog(self) -> Path:
+        return self.etc / "slurm" / "epilog"
+
+    @property
     def munge(self) -> Path:
         return self.dir / "munge"
 

@@ -120,6 +120,15 @@ async def until(reached: Callable[[], bool], *, deadline_s: float, what: str) ->
         await asyncio.sleep(0.02)
 
 
+def wait(reached: Callable[[], bool], *, deadline_s: float, what: str) -> None:
+    """The same for callers that are not asynchronous, and looks that start processes."""
+    end = time.monotonic() + deadline_s
+    while not reached():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {deadline_s:g} s")
+        time.sleep(0.01)
+
+
 def kill(pids: Sequence[int]) -> None:
     for pid in pids:
         try:

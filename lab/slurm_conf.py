@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
 
+from lab import cgroups
 from lab.expose import Exposed
 from lab.layout import (
     CONTROLLER,
@@ -72,6 +74,30 @@ def default_settings(layout: Layout) -> dict[str, str]:
     }
 
 
+def strict_settings(layout: Layout) -> dict[str, str]:
+    """What a strict lab has instead."""
+    return {
+        "ProctrackType": "proctrack/cgroup",
+        "TaskPlugin": "task/cgroup,task/affinity",
+        "PropagateResourceLimits": "NONE",
+        "Epilog": str(layout.epilog),
+    }
+
+
+CGROUP_CONF = "CgroupPlugin=cgroup/v1\nConstrainCores=yes\n"
+# Kills what a job's user left on its last node. Another job's steps on the node are left alone: no
+# question to slurmctld, which an Epilog must not ask.
+EPILOG = """#!/bin/sh
+PATH=/usr/bin:/bin
+if pgrep -af '^slurmstepd: \\[' | grep -vqF "[$SLURM_JOB_ID."; then exit 0; fi
+pkill -KILL -u "$SLURM_JOB_UID"
+exit 0
+"""
+# Limits of slurmd, and so of jobs, that sites have left as they were: the kernel's own for open
+# files (include/uapi/linux/fs.h, INR_OPEN_MAX) and, until 5.16, for locked memory (64 KiB).
+NOFILE, MEMLOCK = "1024:4096", "65536"
+
+
 def _merged(defaults: Mapping[str, str], overrides: Mapping[str, str]) -> dict[str, str]:
     """Overrides replace defaults; Slurm's keys know no case."""
     known = {key.lower(): key for key in defaults}
@@ -83,8 +109,11 @@ def _merged(defaults: Mapping[str, str], overrides: Mapping[str, str]) -> dict[s
     return merged
 
 
-def slurm_conf(layout: Layout, *, nodes: int, gpus: int, settings: Mapping[str, str]) -> str:
+def slurm_conf(
+    layout: Layout, *, nodes: int, gpus: int, settings: Mapping[str, str], strict: bool
+) -> str:
     """slurm.conf; every node claims the whole machine, which Slurm does not check here."""
+    usual = default_settings(layout) | (strict_settings(layout) if strict else {})
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return _templates.get_template("slurm.conf.j2").render(
         name=layout.name,
@@ -93,7 +122,7 @@ def slurm_conf(layout: Layout, *, nodes: int, gpus: int, settings: Mapping[str, 
         gpus=gpus,
         cpus=os.cpu_count(),
         memory_mib=pages // 2**20,
-        settings=_merged(default_settings(layout), settings),
+        settings=_merged(usual, settings),
     )
 
 
@@ -102,7 +131,7 @@ def gres_conf(layout: Layout, *, gpus: int) -> str:
     return f"Name=gpu File={layout.dir}/gpus/nvidia[0-{gpus - 1}]\n" if gpus else ""
 
 
-def node_script(layout: Layout, *, exposed: Exposed) -> str:
+def node_script(layout: Layout, *, exposed: Exposed, strict: bool) -> str:
     return _templates.get_template("node.sh.j2").render(
         name=layout.name,
         dir=layout.dir,
@@ -110,4 +139,11 @@ def node_script(layout: Layout, *, exposed: Exposed) -> str:
         prefix=PREFIX,
         exposed=exposed,
         munge_socket=munge_socket(layout),
+        strict=strict,
+        controllers=cgroups.SLURMS,
+        cgroup_prefix=cgroups.prefix(layout),
+        nofile=NOFILE,
+        memlock=MEMLOCK,
+        python=sys.executable,
+        no_ptrace=Path(__file__).with_name("no_ptrace.py"),
     )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from lab.cluster import Lab, Status
+    from lab.cluster import Lab
     from lab.faults import Fault
+    from lab.status import Status
 
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -46,14 +47,15 @@ def lab() -> None:
     metavar="KEY=VALUE",
     help="A line of slurm.conf, e.g. SlurmdTimeout=300.",
 )
-def up(name: str, nodes: int, gpus: int, settings: tuple[str, ...]) -> None:
+@click.option("--strict", is_flag=True, help="As suspicious sites have it; see docs/lab.md.")
+def up(name: str, nodes: int, gpus: int, settings: tuple[str, ...], strict: bool) -> None:
     """Start a lab and wait until its nodes are idle."""
     from supervisor.core.errors import UserError
 
     pairs = dict(item.partition("=")[::2] for item in settings if "=" in item)
     if len(pairs) != len(settings):
         raise UserError(f"--set {' '.join(settings)}: write KEY=VALUE, each key once")
-    _lab(name).up(nodes, gpus=gpus, settings=pairs)
+    _lab(name).up(nodes, gpus=gpus, settings=pairs, strict=strict)
     click.echo(f"lab {name}: {nodes} nodes idle; superv lab shell --name {name}")
 
 
@@ -87,7 +89,7 @@ def _table(seen: Status) -> str:
         lines += ["", "last faults"]
     for fault in seen.faults:
         at = datetime.fromtimestamp(fault.at, UTC).isoformat(" ", "milliseconds")
-        lines.append(f"{at}  {fault.fault:18} {fault.node}")
+        lines.append(f"{at}  {fault.fault:18} {fault.node:8} {fault.detail}"[:100].rstrip())
     return "\n".join(lines)
 
 

@@ -2,7 +2,11 @@
 
 `lab`       three idle nodes, shared by the session, healed after every test
 `make_lab`  labs of a test's own, taken down at its end
+`strict`    whether these labs are strict ones
 `world`     (always on) fails a test that leaves a process, namespace, mount, cgroup or lab behind
+
+A test runs on a plain lab; marked `both`, on a strict one too; marked `only`, on the variant named.
+SUPERV_LAB=plain|strict|all asks for every test in that variant, or in both, as far as it holds.
 """
 
 from __future__ import annotations
@@ -19,6 +23,37 @@ import pytest
 from lab.cluster import Lab
 
 
+VARIANTS = ("plain", "strict")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both: runs on a plain lab and on a strict one")
+    config.addinivalue_line("markers", "only(variant): holds on that variant of the lab alone")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "strict" not in metafunc.fixturenames:
+        return
+    asked = os.environ.get("SUPERV_LAB", "")
+    choice = {"": ("plain",), "plain": ("plain",), "strict": ("strict",), "all": VARIANTS}
+    if asked not in choice:
+        raise pytest.UsageError(f"SUPERV_LAB={asked}: valid are plain, strict and all")
+    node = metafunc.definition
+    wanted, only = choice[asked], node.get_closest_marker("only")
+    if not asked and node.get_closest_marker("both"):
+        wanted = VARIANTS
+    if only:
+        wanted = tuple(v for v in only.args if not asked or v in wanted)
+    flags = [variant == "strict" for variant in wanted]
+    metafunc.parametrize("strict", flags, ids=wanted, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def strict(request: pytest.FixtureRequest) -> bool:
+    flag: bool = request.param
+    return flag
+
+
 @pytest.fixture(scope="session")
 def fence() -> Iterator[Path]:
     if os.geteuid() != 0 or shutil.which("slurmctld") is None:
@@ -28,9 +63,9 @@ def fence() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_lab(fence: Path) -> Iterator[Lab]:
+def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
     there = Lab(f"{leftovers.NAME}-shared")
-    there.up(3)
+    there.up(3, strict=strict)
     yield there
     there.down()
 
@@ -53,14 +88,14 @@ def lab(shared_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def make_lab(world: None) -> Iterator[Callable[..., Lab]]:
+def make_lab(world: None, strict: bool) -> Iterator[Callable[..., Lab]]:
     made: list[Lab] = []
     numbers = count(1)
 
     def make(nodes: int, **wishes: object) -> Lab:
         there = Lab(f"{leftovers.NAME}-{next(numbers)}")
         made.append(there)
-        there.up(nodes, **wishes)  # type: ignore[arg-type]
+        there.up(nodes, **{"strict": strict, **wishes})  # type: ignore[arg-type]
         return there
 
     yield make

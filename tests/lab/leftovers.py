@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from lab import faults
 from lab.cluster import Lab, names
 from lab.layout import BASE
 from lab.node import boot_pids
@@ -116,6 +118,20 @@ def _program(argv: tuple[str, ...]) -> str:
     return argv[0].removeprefix(": ").rpartition("/")[2]
 
 
+def _is_ours(cgroup: str, lab: Lab | None) -> bool:
+    """Whether it is a lab's of this session, or Slurm's outside of any lab.
+
+    A strict lab that stays keeps two levels in each hierarchy: its nodes', and slurmd's below.
+    """
+    name = cgroup.rpartition("superv-lab.")[2]
+    if name == cgroup:
+        return "slurm" in cgroup
+    at_rest = lab is not None and re.fullmatch(rf"{lab.name}\.n\d+(/slurm_n\d+)?", name)
+    return name.startswith(NAME) and not (
+        at_rest and ("/freezer/" in cgroup or "/cpuset/" in cgroup)
+    )
+
+
 def look(fence: Path, lab: Lab | None = None) -> World:
     """The world now; `lab` is one that stays, in whatever incarnation of its nodes."""
     pids = {int(pid) for pid in (fence / "cgroup.procs").read_text().split()}
@@ -131,9 +147,7 @@ def look(fence: Path, lab: Lab | None = None) -> World:
         # Named network namespaces of others come and go; the lab's have no name.
         mounts=frozenset(line for line in mounts if not line.startswith("/run/netns")),
         cgroups=frozenset(
-            folder
-            for folder, _, _ in os.walk("/sys/fs/cgroup")
-            if "slurm" in folder or "superv" in folder.replace(PREFIX, "")
+            folder for folder, _, _ in os.walk("/sys/fs/cgroup") if _is_ours(folder, lab)
         ),
         labs=frozenset(path.name for path in BASE.glob(f"{NAME}*")),
         machine=frozenset(
@@ -153,8 +167,43 @@ def settled(fence: Path, before: World, lab: Lab | None = None, within_s: float 
     return left
 
 
+def undo(lab: Lab) -> None:
+    """Undo the faults of links, limits, mounts and kernel logs that the log says are in force."""
+    links, limits, logs = set[str](), set[str](), set[str]()
+    mounts = set[tuple[str, str]]()
+    for fault in faults.read(lab.layout):
+        at = fault.node
+        match fault.fault:
+            case "slow" | "lossy" | "delay":
+                links.add(at)
+            case "steal" | "memory":
+                limits.add(at)
+            case "mount-fault":
+                path, mode = fault.detail.split()[:2]
+                mounts.add((at, path)) if mode != "off" else mounts.discard((at, path))
+            case "kmsg":
+                logs.add(at)
+            case "fast":
+                links.discard(at)
+            case "relieve":
+                limits.discard(at)
+            case "poweroff":
+                links.discard(at)
+                limits.discard(at)
+                mounts = {mount for mount in mounts if mount[0] != at}
+    for node, path in mounts:
+        lab.mount_fault(node, path, "off")
+    for node in links:
+        lab.fast(node)
+    for node in limits:
+        lab.relieve(node)
+    for node in logs:
+        (lab.layout.node(node) / "kmsg").write_text("")
+
+
 def heal(lab: Lab) -> None:
     """Undo every fault, cancel every job, wait until all nodes are idle."""
+    undo(lab)
     if lab.controller() == "paused":
         lab.resume_controller()
     for node in lab.status().nodes:
