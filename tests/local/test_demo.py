@@ -1,0 +1,39 @@
+"""`superv demo --local`, whole: TorchTitan, a node frozen, a timeline, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.titan
+
+
+@pytest.mark.skipif(
+    "SUPERV_TITAN" not in os.environ, reason="SUPERV_TITAN names a Python with TorchTitan"
+)
+def test_the_demo_without_slurm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("d")  # short: a socket's path has 107 bytes
+    argv = [sys.executable, "-m", "supervisor.cli", "demo", "--local"]
+    done = subprocess.run(
+        [*argv, "--trainer-python", os.environ["SUPERV_TITAN"]],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no Slurm (as asked): 2 nodes and a spare are processes of this machine" in done.stdout
+    rows = re.findall(r"^[\d:.]+ +[\d.]+s +(\w+(?: step)?) ", done.stdout, re.MULTILINE)
+    assert rows == [
+        *("fault", "suspected", "confirmed", "stopped", "verdict", "relaunched", "first step")
+    ]
+    assert re.search(r"relaunched +spare local-\d in slot 1, from verified step 1\d", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+    assert str(tmp_path).encode() not in b"".join(
+        path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")
+    )
