@@ -129,7 +129,7 @@ class Engine:
         assert self._effects is not None
         for action in actions:
             self._effects.perform(action)
-        if after.ended and not before.ended or isinstance(event, ev.AllocationSeen):
+        if (after.ended and not before.ended) or isinstance(event, ev.AllocationSeen):
             self._effects.polled.set()  # how often Slurm is asked depends on this
         if after.ended and not after.live_jobs and not after.pending:
             self._over.set()
@@ -213,6 +213,8 @@ class Engine:
             why = f"this engine has epoch {self._epoch}; a newer one has {hello.epoch}"
         elif hello.job_id not in self.run.allocations:
             why = f"job {hello.job_id} is none of this run's"
+        elif self.run.allocations[hello.job_id].state == "ended":
+            why = f"job {hello.job_id} has ended"
         if why:
             self._note(f"agent on {hello.node} refused: {why}")
             await self._channel.answer(identity, wire.Refused(why=why))
@@ -259,7 +261,11 @@ class Engine:
             return
         if self._watch.stepped(beat.attempt, beat.step, now):
             self._unjournaled = ev.Progress(
-                at=now, attempt=beat.attempt, step=beat.step, loss=beat.loss
+                at=now,
+                attempt=beat.attempt,
+                step=beat.step,
+                loss=beat.loss,
+                interval=self._watch.typical(),
             )
             if attempt.step is None or now - self._journaled_step >= JOURNAL_STEP_S:
                 self._journal_progress()

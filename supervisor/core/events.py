@@ -206,6 +206,7 @@ class Progress(Event):
     attempt: int
     step: int
     loss: float | None = None
+    interval: float | None = None  # the typical time between steps so far, in seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

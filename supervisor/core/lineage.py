@@ -18,6 +18,9 @@ def take_in(t: Turn, event: ev.Scanned) -> list[Checkpoint]:
     attempt = t.run.attempt
     number = attempt.number if attempt else 0
     new = [c for c in event.found if c.path not in known | bad and c.attempt == number]
+    last = t.run.incidents[-1] if t.run.incidents else None
+    if last is not None and last.attempt == number and last.cause == "wrong-step":
+        new = []  # saved by ranks that were not where they should have been
     rejected = [r for r in event.rejected if r.path not in t.run.retired]
     t.set(rejected=tuple({r.path: r for r in (*t.run.rejected, *rejected)}.values()))
     if attempt and attempt.tainted_from is not None:

@@ -28,6 +28,7 @@ from supervisor.core.recovery import (
     all_clear,
     answering,
     collected,
+    judge,
     open_incident,
     ranks_stopped,
     scanned,
@@ -116,6 +117,8 @@ def due(t: Turn, event: ev.Due) -> None:
         reason = f"did not confirm within {waited} that its ranks are gone"
         unconfirmed(t, set(answering(t.run, t.run.attempt)) - set(t.run.attempt.gone), reason)
         all_clear(t)
+    elif event.what == "last look":
+        judge(t)
     elif event.what == "release":
         for job in t.run.live_jobs:
             cancel(t, job, "the run ended and its agents did not end the job by themselves")
@@ -125,7 +128,7 @@ def unconfirmed(t: Turn, names: set[str], reason: str) -> None:
     """Ranks don't run there now. A silent node stays suspect: it may be heard again."""
     for name in names:
         if t.run.pool[name].state is NodeState.READY:
-            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason)
+            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason, unconfirmed=True)
 
 
 def noted(t: Turn, event: ev.Event) -> None:

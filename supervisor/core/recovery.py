@@ -20,6 +20,7 @@ from supervisor.core.types import (
     Run,
 )
 
+LAST_LOOK_S = 30.0  # how long a run that ends looks for what its last attempt saved
 STOP_SLACK_S = 10.0  # over the grace period: SIGKILL, reaping, the answer's way back
 
 
@@ -80,12 +81,15 @@ def stop_ranks(t: Turn, reason: str, grace_s: float) -> None:
 
 def ranks_stopped(t: Turn, event: ev.RanksStopped) -> None:
     attempt = t.run.attempt
+    node = t.run.pool.get(event.node)
+    if node is not None and node.state is NodeState.UNFIT and not event.stuck and node.unconfirmed:
+        t.node(event.node, state=NodeState.READY, since=t.at, reason="", unconfirmed=False)
     if attempt is None or event.attempt != attempt.number or t.run.phase is not Phase.STOPPING:
         return
     if event.stuck:
         pids = ", ".join(str(pid) for pid in event.stuck)
         reason = f"processes {pids} of an older attempt can't be killed"
-        t.node(event.node, state=NodeState.UNFIT, since=t.at, reason=reason)
+        t.node(event.node, state=NodeState.UNFIT, since=t.at, reason=reason, unconfirmed=True)
     node_is_clear(t, event.node)
 
 
@@ -124,7 +128,8 @@ def collected(t: Turn, event: ev.Collected) -> None:
 def triage(t: Turn) -> None:
     """Look which checkpoints are good before anything is decided."""
     attempt = t.run.attempt
-    t.phase(Phase.TRIAGE, t.run.reason)
+    # A run that goes on waits for storage; one that ends does not keep its user waiting for it.
+    t.phase(Phase.TRIAGE, t.run.reason, (LAST_LOOK_S, "last look") if t.run.goal else None)
     if attempt is None or attempt.save_dir is None:
         judge(t)
         return

@@ -60,7 +60,7 @@ def progress(t: Turn, event: ev.Progress) -> None:
     if attempt.step is None and event.step <= promised:
         wrong_step(t, f"the first step was {event.step}, promised was one after {promised}")
         return
-    t.attempt(step=event.step, step_at=t.at)
+    t.attempt(step=event.step, step_at=t.at, interval=event.interval or attempt.interval)
     if event.loss is not None and math.isfinite(event.loss):  # JSON has no word for the others
         t.attempt(loss=event.loss)
     if not t.run.spec.checkpoint_dir and event.step > t.run.best_step:

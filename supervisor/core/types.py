@@ -68,6 +68,7 @@ class Node:
     state: NodeState = NodeState.READY
     since: float = 0.0
     reason: str = ""
+    unconfirmed: bool = False  # UNFIT until it says that no rank of an older attempt is left
     unreachable: tuple[str, ...] = ()  # peers that could not reach it while it was suspect
     reachable: tuple[str, ...] = ()  # peers that could
 
@@ -220,6 +221,7 @@ class Attempt:
     step: int | None = None
     step_at: float | None = None
     loss: float | None = None
+    interval: float | None = None  # the typical time between its steps, in seconds
     exits: tuple[RankExit, ...] = ()
     gone: tuple[str, ...] = ()  # nodes that confirmed that no rank of it is left
     tainted_from: int | None = None  # from this step on its checkpoints don't count

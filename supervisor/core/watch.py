@@ -26,6 +26,8 @@ class Watch:
         self._step: tuple[int, float] | None = None  # the newest step and when it was heard
         self._intervals: deque[float] = deque(maxlen=64)  # seconds between reported steps
         self._longest = 0.0
+        self._known = 0.0  # the typical interval as an engine before this one knew it
+        self._taken_over = False  # the newest step is from before this engine: no interval
         self._told_overdue: tuple[int, frozenset[str]] | None = None
         self._told_stalled: int | None = None
         self.isolated = False  # most agents are silent: then it is this engine that is cut off
@@ -45,23 +47,38 @@ class Watch:
         if self._step is not None:
             if step <= self._step[0]:
                 return False
-            self._intervals.append(at - self._step[1])
-            self._longest = max(self._longest, at - self._step[1])
-        self._step = (step, at)
+            if not self._taken_over:
+                self._intervals.append(at - self._step[1])
+                self._longest = max(self._longest, at - self._step[1])
+        self._step, self._taken_over = (step, at), False
         return True
+
+    def typical(self) -> float | None:
+        """The median interval between reported steps, in seconds; None while it is unknown."""
+        if len(self._intervals) < 3:
+            return self._known or None
+        return median(self._intervals)
 
     def overdue_limit(self) -> float | None:
         """Seconds after which the next step is late; None while the rhythm is unknown."""
-        if len(self._intervals) < 3:
-            return None
-        return max(OVERDUE_FLOOR_S, OVERDUE_FACTOR * median(self._intervals))
+        typical = self.typical()
+        return None if typical is None else max(OVERDUE_FLOOR_S, OVERDUE_FACTOR * typical)
+
+    def _take_over(self, now: float, run: Run) -> None:
+        """Steps that ended before this engine began are late from its first look on."""
+        attempt = run.attempt
+        if run.phase is not Phase.RUNNING or attempt is None or attempt.step is None:
+            return
+        if attempt.number != self._attempt or self._step is None:
+            self._attempt, self._step = attempt.number, (attempt.step, now)
+            self._known, self._taken_over = attempt.interval or 0.0, True
 
     def hang_limit(self) -> float:
         """Seconds without a step after which ranks are taken to hang.
 
         Twice the longest interval seen keeps a step that saves a checkpoint from being one.
         """
-        typical = median(self._intervals) if self._intervals else 0.0
+        typical = self.typical() or 0.0
         return max(
             self._policy.hang_floor_s, self._policy.hang_factor * typical, 2.0 * self._longest
         )
@@ -75,6 +92,7 @@ class Watch:
             if self._step is not None:
                 self._step = (self._step[0], min(now, self._step[1] + away))
         self._checked = now
+        self._take_over(now, run)
         return [*self._silences(now, run), *self._lateness(now, run)]
 
     def _silences(self, now: float, run: Run) -> list[Event]:

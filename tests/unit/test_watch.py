@@ -7,7 +7,7 @@ from scenario import Play
 
 from supervisor.core import events as ev
 from supervisor.core.policy import Policy
-from supervisor.core.types import Phase
+from supervisor.core.types import NodeState, Phase
 from supervisor.core.watch import Watch
 
 TICK = 0.25
@@ -190,3 +190,23 @@ def test_an_older_step_or_attempt_is_not_a_new_step():
     watch = Watch(Policy())
     assert watch.stepped(1, 5, 0.0) and not watch.stepped(1, 5, 1.0) and not watch.stepped(1, 4, 2)
     assert watch.stepped(2, 3, 3.0), "another attempt begins where its checkpoint ends"
+
+
+def test_an_engine_that_begins_when_steps_have_ended_still_sees_that_they_are_late() -> None:
+    clock = running(hang_floor_s=60)
+    clock.go(8, steps_every=1.0)
+    clock.play.now = clock.now
+    number = clock.play.run.attempt.step + 1
+    attempt = clock.play.run.attempt.number
+    clock.play.take(ev.Progress, attempt=attempt, step=number, interval=clock.watch.typical())
+    victim = clock.play.run.slots[0]
+    clock.dead.add(victim)
+    clock.go(3)
+    assert clock.play.run.pool[victim].state is NodeState.SUSPECT  # and the engine dies here
+    successor = Clock(clock.play, hang_floor_s=60)
+    successor.now, successor.dead = clock.now, clock.dead
+    told = names(successor.go(4))
+    assert "StepOverdue" in told
+    assert clock.play.run.pool[victim].state is NodeState.LOST
+    late = Clock(running(hang_floor_s=60).play, hang_floor_s=60)
+    assert "Stalled" in names(late.go(62))  # nobody is silent, and no step is ever heard of
