@@ -138,10 +138,11 @@ class Launched:
 
     def until_ended(self, phase: str) -> Status:
         """Ended, its nodes given back, its engine gone."""
-        status = until(
-            lambda: (s := self.status())["phase"] in ENDED and not self.engines() and s,
-            f"the end of {self.name}",
-        )
+        end = time.monotonic() + WITHIN_S
+        while (status := self.status())["phase"] not in ENDED or self.engines():
+            why = f"no end: {status['phase']} ({status['reason']})\n{self.log()}"
+            assert time.monotonic() < end, why
+            time.sleep(0.05)
         assert status["phase"] == phase, f"{status['reason']}\n{self.log()}"
         return status
 
@@ -208,7 +209,7 @@ class Launched:
         """The run's jobs in squeue."""
         done = self.runs.do("squeue", "--noheader", "--format=%i %j")
         mark = f"superv-{self.name}-"
-        return [line.split()[0] for line in done.out.splitlines() if line.split()[1:] > [mark]]
+        return [line.split()[0] for line in done.out.splitlines() if f" {mark}" in line]
 
     @property
     def job(self) -> str:
@@ -320,6 +321,11 @@ class Runs:
         """End every run that goes on; engines that do not end by themselves are killed."""
         if self.lab.controller() == "paused":
             self.lab.resume_controller()
+        for node in self.lab.status().nodes:  # a job ends sooner where its nodes answer
+            if node.power == "off":
+                self.lab.poweron(node.name)
+            elif node.cable == "cut":
+                self.lab.mend(node.name)
         try:
             for run in self.launched.values():
                 if run.status()["phase"] not in ENDED:

@@ -1,0 +1,233 @@
+"""What people do to runs on real Slurm: launch, watch, stop, cancel, and try to break in."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from runs import NODES, PER_NODE, SAVE_EVERY, Runs, runs, shared_lab, started, until  # noqa: F401
+
+from supervisor import wire
+from supervisor.core import events as ev
+from supervisor.runs import read_server_keys
+
+pytestmark = pytest.mark.lab
+
+
+def test_a_run_ends_when_its_ranks_end_well(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch(runs.ring("ring", f"--steps={2 * SAVE_EVERY}"))
+    status = run.until_ended("done")
+    assert (status["step"], status["last_checkpoint"]["step"]) == (20, 20)
+    assert (status["allocations"][0]["raw"], status["incidents"]) == ("COMPLETED", [])
+    assert (run.jobs(), run.marked()) == ([], [])
+    assert runs.superv("attach", run.name).out.startswith("run ring is done")
+
+
+def test_a_second_launch_attaches_and_another_file_of_the_name_is_not_taken(
+    runs: Runs,  # noqa: F811
+) -> None:
+    run = runs.launch()
+    run.until_step(3)
+    ranks, kept = run.ranks(), run.dir.job_file.read_text()
+    again = runs.superv("launch", "--detach", str(runs.home / "ring.yaml")).out
+    assert "run ring is there already: attached" in again and "differs" not in again
+    other = runs.home / "other.yaml"
+    other.write_text((runs.home / "ring.yaml").read_text() + "launcher: sbatch\n")
+    told = runs.superv("launch", "--detach", str(other)).out
+    assert f"{other} differs from what run ring was launched with; that is kept" in told
+    assert (run.dir.job_file.read_text(), run.ranks()) == (kept, ranks)
+    assert (len(run.jobs()), len(run.engines())) == (1, 1)
+
+
+def test_a_dry_run_touches_nothing(runs: Runs) -> None:  # noqa: F811
+    job = runs.write("ring", runs.ring())
+    before = sorted(runs.home.rglob("*"))
+    out = runs.superv("launch", "--dry-run", str(job)).out
+    assert f"{NODES + 1} nodes: {NODES} that train, 1 spare" in out
+    for words in ("sbatch --parsable", "-m supervisor.agent", "srun", "--resume-step="):
+        assert words in out
+    assert (sorted(runs.home.rglob("*")), runs.do("squeue", "--noheader").out) == (before, "")
+
+
+# --- ends ---
+
+
+def test_stop_gives_the_nodes_back(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    run.until_step(3)
+    runs.superv("stop", run.name)
+    status = run.until_ended("stopped")
+    assert status["reason"] == "stopped by superv"
+    assert (status["allocations"][0]["raw"], status["incidents"]) == ("COMPLETED", [])
+    assert (run.jobs(), run.marked()) == ([], [])
+    assert "has ended already" in runs.superv("stop", run.name).out
+
+
+def test_stop_now_does_not_wait_for_the_grace(runs: Runs) -> None:  # noqa: F811
+    job = runs.ring("ring", "--ignore-term", "--cling", policy={"stop_grace_s": 600})
+    run = runs.launch(job)
+    run.until_step(3)
+    runs.superv("stop", run.name)
+    run.until(lambda s: s["phase"] == "stopping", "SIGTERM, which the ranks ignore")
+    assert len(run.ranks()) == NODES * PER_NODE
+    runs.superv("stop", "--now", run.name)
+    run.until_ended("stopped")
+    assert (run.jobs(), run.marked()) == ([], [])
+
+
+@pytest.mark.parametrize("state", ["running", "pending"])
+def test_a_job_cancelled_by_hand_is_not_restarted(runs: Runs, state: str) -> None:  # noqa: F811
+    if state == "pending":
+        runs.do("sbatch", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 600")
+    run = runs.launch()
+    if state == "pending":
+        run.until(lambda s: s["allocations"] and s["allocations"][0]["raw"] == "PENDING", "a job")
+    else:
+        run.until_step(3)
+    job_id = run.job
+    runs.do("scancel", job_id)
+    status = run.until_ended("stopped")
+    assert status["reason"].startswith(f"job {job_id} was cancelled by a person")
+    assert len(status["allocations"]) == 1
+    assert (run.jobs(), run.marked()) == ([], [])
+
+
+# --- watching ---
+
+
+def test_logs_of_any_rank(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    run.until_step(3)
+    for rank in (0, NODES * PER_NODE - 1):
+        lines = runs.superv("logs", run.name, "--rank", str(rank)).out.splitlines()
+        assert lines[:2] == ["Training starts at step 1", "step: 1 loss: 1.000000"]
+    assert len(runs.superv("logs", run.name, "-n", "20").out) >= 20
+    refused = runs.superv("logs", run.name, "--rank", "6", rc=2)
+    assert refused.err == "superv: there is no rank 6; ranks are 0 to 5\n"
+
+
+@pytest.mark.parametrize("fault", ["rank killed", "its node off"])
+def test_logs_follow_a_rank_over_a_restart(runs: Runs, fault: str) -> None:  # noqa: F811
+    run = runs.launch()
+    run.until_step(SAVE_EVERY + 2)
+    seen = runs.home / "followed"
+    with started(runs.enter("logs", run.name, "--rank=3", "-f"), seen):
+        until(lambda: "step: 1 loss" in seen.read_text(), "the log's beginning")
+        if fault == "rank killed":
+            run.rank(1).signal(signal.SIGKILL)
+        else:
+            runs.lab.poweroff(run.rank(3).node)
+        after = run.until_recovered()
+        first = after["incidents"][0]["resumed_from"] + 1
+        until(
+            lambda: f"\nstep: {first} " in seen.read_text().partition("--- attempt 2 ---\n")[2],
+            "the log of attempt 2",
+        )
+    text = seen.read_text().partition("--- attempt 2 ---\n")[2]
+    assert text.startswith(f"Training starts at step {first}\n")
+
+
+def test_status_fits_a_terminal(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch(runs.ring("a-run-with-a-long-name"))
+    run.until_step(SAVE_EVERY + 2)
+    runs.lab.poweroff("n2")
+    run.until_recovered()
+    page = runs.superv("status", run.name).out
+    every = runs.superv("status").out
+    assert [line for line in (page + every).splitlines() if len(line) > 100] == []
+    for words in ("running", "attempt 2", "n[1,3-4]", "lost     n2", "excluded n2", "node-lost"):
+        assert words in page
+    assert every.startswith(run.name) and len(every.splitlines()) == 1
+    told = run.told()
+    wanted = "name phase step attempt slots spares excluded allocations last_checkpoint incidents"
+    assert set(wanted.split()) <= set(told)
+
+
+@pytest.mark.parametrize("command", ["launch", "attach"])
+def test_ctrl_c_detaches_and_the_job_lives(runs: Runs, command: str) -> None:  # noqa: F811
+    job = runs.ring()
+    if command == "attach":
+        runs.launch(job)
+        argv = runs.enter("attach", "ring")
+    else:
+        argv = runs.enter("launch", str(runs.write("ring", job)))
+    seen = runs.home / "watched"
+    with started(argv, seen) as child:
+        until(lambda: "running" in seen.read_text(), f"what {command} shows")
+        run = runs.found("ring")
+        [watcher] = [
+            process.pid
+            for process in runs.lab.processes()
+            if "supervisor.cli" in process.argv and command in process.argv and process.uid
+        ]
+        run.kill(watcher, signal.SIGINT)
+        assert child.wait(20) == 0
+    assert "detached; the run goes on" in seen.read_text()
+    run.until_step(run.status()["step"] + 3)
+    assert (len(run.jobs()), len(run.engines())) == (1, 1)
+
+
+# --- security ---
+
+INTRUDER = """
+import sys, zmq
+endpoint, server, hello = sys.argv[1], sys.argv[2].encode(), bytes.fromhex(sys.argv[3])
+context = zmq.Context()
+for curve in (True, False):
+    link = context.socket(zmq.DEALER)
+    link.linger = 0
+    if curve:
+        link.curve_publickey, link.curve_secretkey = zmq.curve_keypair()
+        link.curve_serverkey = server
+    link.connect(endpoint)
+    for _ in range(3):
+        link.send(hello)
+    print("answered" if link.poll(1500) else "nothing", flush=True)
+"""
+
+
+def test_the_servers_public_key_lets_nobody_in(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    before = run.until_step(3)
+    ranks, joined = run.ranks(), len(run.events(ev.AgentJoined))
+    [engine] = run.events(ev.EngineStarted)
+    hello = wire.Hello(
+        run_id=before["run_id"],
+        node="n2",
+        job_id=run.job,
+        address="10.77.0.9",
+        port=1,
+        agent="intruder",
+        version="0",
+        epoch=99,
+        problems=("a lie",),
+    )
+    script = runs.home / "intruder.py"
+    script.write_text(INTRUDER)
+    key = read_server_keys(run.dir).server_public
+    done = runs.do(
+        *(sys.executable, str(script), engine.endpoint, key, wire.pack(hello).hex()), node="n4"
+    )
+    assert done.out == "nothing\nnothing\n"
+    assert "a client with a key that is not on the list was turned away" in run.log()
+    status = run.until_step(run.status()["step"] + 5)
+    assert len(run.events(ev.AgentJoined)) == joined
+    assert (status["incidents"], status["unusable"], run.ranks()) == ([], [], ranks)
+    assert Path(run.dir.keys).stat().st_mode & 0o077 == 0
+
+
+def test_keys_lie_in_files_of_their_owner_only(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    run.until_step(3)
+    secret = read_server_keys(run.dir).client_secret
+    run_id = run.status()["run_id"]
+    for node in ("n1", "n4"):
+        base = f"/tmp/superv-{runs.uid}-{run_id}"
+        shown = runs.do("stat", "--format=%a %u", f"{base}.key", base, node=node).out
+        assert shown.splitlines() == [f"600 {runs.uid}", f"700 {runs.uid}"]
+    job = runs.do("scontrol", "show", "job", run.job).out
+    script = runs.do("scontrol", "write", "batch_script", run.job, "-").out
+    words = [word for process in runs.lab.processes() for word in process.argv]
+    assert not [text for text in (job, script, *words) if secret in text]
