@@ -6,23 +6,29 @@ import time
 from collections.abc import Iterator
 from statistics import fmean, median
 
-from bench.lab_run import LabRun, check_warm, cpu_s, lab, memory_mb, ring_job
-from bench.samples import Column, Measurement, Sample, Setup, Target
+from bench.lab_run import PYTHON, LabRun, check_warm, cpu_s, lab, memory_mb
+from bench.samples import REPO, Column, Measurement, Sample, Setup, Target
 from supervisor.core import events as ev
 
 NODES, SPARES, RANKS = 60, 3, 8
-STEP_S = 5.0  # placeholders: what they do besides being there must not load the machine
+JOB = {
+    "nodes": NODES,
+    "spares": SPARES,
+    "trainer": {
+        "script": str(REPO / "bench/trainers/placeholder.py"),
+        "python": PYTHON,
+        "ranks_per_node": RANKS,
+        "preload": ["socket"],
+    },
+}
 WATCHED_S = 30.0
 LAUNCHES = 3
 
 
 def run(setup: Setup) -> Iterator[Sample]:
-    job = ring_job(
-        "many", nodes=NODES, spares=SPARES, ranks=RANKS, warm=True, saves=False, step_s=STEP_S
-    )
     with lab(NODES + SPARES) as there:
         for number in range(1, LAUNCHES + 1):
-            with LabRun(there, {**job, "name": f"many-{number}"}) as training:
+            with LabRun(there, {**JOB, "name": f"many-{number}"}) as training:
                 training.until_step(1, within_s=180)
                 yield launched(training)
                 if number == LAUNCHES:
@@ -102,7 +108,7 @@ def killed(setup: Setup, training: LabRun) -> Iterator[Sample]:
                 "order": ordered - incident["stopped"],
                 "start": incident["relaunched"] - ordered,
                 "running": incident["relaunched"] - fault,
-                "met": incident["first_step"] - STEP_S - fault,
+                "met": incident["first_step"] - fault,
             },
             more={"clock_ahead": training.clock_ahead()},
         )
