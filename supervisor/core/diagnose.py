@@ -98,7 +98,7 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
             cause="rank-exit",
             culprits=(first.node,),
             confidence="inferred",
-            why=f"ranks on {first.node} ended first in two attempts running, "
+            why=f"{first.text()}; ranks on {first.node} ended first in two attempts running, "
             "with no new verified checkpoint in between",
         )
     return Verdict(cause="rank-exit", why=f"{first.text()}; once is not enough to name the node")
@@ -122,7 +122,8 @@ def _start_failed(run: Run, incident: Incident) -> Verdict:
     slots = run.attempt.slots if run.attempt else ()
     started = run.attempt.started if run.attempt else ()
     if set(failed) >= set(slots):
-        return Verdict(cause="start-failed", why="the trainer can't be started on any node")
+        said = next(e.text for e in incident.evidence if e.source == "start")
+        return Verdict(cause="start-failed", why=said)
     if len(failed) < SHARED_CAUSE_NODES and set(started) - set(failed):
         return Verdict(
             cause="start-failed",
@@ -138,13 +139,20 @@ def _start_failed(run: Run, incident: Incident) -> Verdict:
 
 def nothing_left(run: Run) -> str:
     """Why the run can't begin again, where all of its checkpoints have gone."""
-    if run.best_step > 0 and run.spec.checkpoint_dir and not run.lineage:
-        return (
-            f"no verified checkpoint is left, though one of step {run.best_step} was there; "
-            "superv does not start again from step 0 by itself: "
-            "superv launch --from CHECKPOINT or --from scratch begins anew"
-        )
-    return ""
+    if not run.spec.checkpoint_dir or run.lineage:
+        return ""
+    finished = [r for r in run.rejected if not r.incomplete]
+    if run.best_step > 0:
+        what = f"no verified checkpoint is left, though one of step {run.best_step} was there"
+    elif finished:
+        newest = max(finished, key=lambda r: r.step)
+        what = f"no checkpoint can be resumed from; the newest, of step {newest.step}: {newest.why}"
+    else:
+        return ""
+    return (
+        f"{what}; superv does not start again from step 0 by itself: "
+        "superv launch --from CHECKPOINT or --from scratch begins anew"
+    )
 
 
 def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
