@@ -27,7 +27,7 @@ from supervisor.journal import Journal
 
 TICK_S = 0.25
 POLL_S = 20.0  # how often Slurm is asked while nothing is expected of it
-POLL_PENDING_S = (0.25, 15.0)  # while a job waits in the queue: from, to
+POLL_PENDING_S = (0.1, 15.0)  # while a job waits in the queue: from, to
 POLL_ENDING_S = 1.0
 JOURNAL_STEP_S = 1.0  # steps are journaled at most this often, but for the first of an attempt
 LOOK_S = 20.0  # how often new checkpoints are looked for while the ranks run
