@@ -104,7 +104,7 @@ collect() {
       longest=600
       pause[$node]=$((pause[$node] < 15 ? 15 : pause[$node]))
     fi
-    due[$node]=$((SECONDS + pause[$node]))
+    due[$node]=$((SECONDS + pause[$node])) tick=1
     say "$node: the step ended with $code; trying again in ${pause[$node]} s"
     pause[$node]=$((pause[$node] * 2 > longest ? longest : pause[$node] * 2))
   done
