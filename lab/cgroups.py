@@ -52,6 +52,8 @@ def release(layout: Layout, controller: str, node: str) -> None:
     there = group(layout, controller, node)
     if not there.exists():
         return
+    if controller == "cpu":  # who has used up the quota is let go before it moves
+        (there / "cpu.cfs_quota_us").write_text("-1")
     ctl = nodes.init_pid(layout, CONTROLLER)
     rows = Path(f"/proc/{ctl}/cgroup").read_text().splitlines() if ctl else []
     at = next((row.split(":", 2)[2] for row in rows if row.split(":")[1] == controller), "/")

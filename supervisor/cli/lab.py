@@ -172,3 +172,85 @@ def pause_controller(name: str) -> None:
 def resume_controller(name: str) -> None:
     """Let slurmctld go on."""
     _say(_lab(name).resume_controller())
+
+
+@lab.command()
+@_named
+@click.argument("node")
+@click.argument("rate")
+def slow(name: str, node: str, rate: str) -> None:
+    """Let no more than RATE (10mbit, 500kbit) through NODE's cable, each way."""
+    _say(_lab(name).slow(node, rate))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+@click.argument("percent", type=float)
+def lossy(name: str, node: str, percent: float) -> None:
+    """Lose PERCENT of the frames on NODE's cable at random, each way."""
+    _say(_lab(name).lossy(node, percent))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+@click.argument("ms", type=float)
+def delay(name: str, node: str, ms: float) -> None:
+    """Let each frame on NODE's cable arrive MS milliseconds later, each way."""
+    _say(_lab(name).delay(node, ms))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def fast(name: str, node: str) -> None:
+    """Undo slow, lossy and delay."""
+    _say(_lab(name).fast(node))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+@click.argument("percent", type=float)
+def steal(name: str, node: str, percent: float) -> None:
+    """Take PERCENT of the machine's CPU time from all that runs on NODE."""
+    _say(_lab(name).steal(node, percent))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+@click.argument("mib", type=int)
+def memory(name: str, node: str, mib: int) -> None:
+    """Let NODE take MIB MiB more and no more; beyond that the OOM killer comes."""
+    _say(_lab(name).memory(node, mib))
+
+
+@lab.command()
+@_named
+@click.argument("node")
+def relieve(name: str, node: str) -> None:
+    """Undo steal and memory."""
+    _say(_lab(name).relieve(node))
+
+
+@lab.command("mount-fault")
+@_named
+@click.option("--delay", default=3.0, show_default=True, help="Seconds that slow adds.")
+@click.argument("node")
+@click.argument("path")
+@click.argument("mode", metavar="ok|hung|stale|slow|readonly|off")
+def mount_fault(name: str, delay: float, node: str, path: str, mode: str) -> None:
+    """Mount NODE's folder PATH over itself, and break or mend that mount."""
+    _say(_lab(name).mount_fault(node, path, mode, delay_s=delay))
+
+
+@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_named
+@click.option("--priority", default=4, show_default=True, help="0 emergency … 4 warning … 7 debug.")
+@click.argument("node")
+@click.argument("lines", nargs=-1, required=True, metavar="LINE...")
+def kmsg(name: str, priority: int, node: str, lines: tuple[str, ...]) -> None:
+    """Append each LINE to NODE's kernel log."""
+    _say(_lab(name).kmsg(node, *lines, priority=priority))

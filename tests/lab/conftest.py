@@ -22,7 +22,6 @@ import pytest
 
 from lab.cluster import Lab
 
-
 VARIANTS = ("plain", "strict")
 
 

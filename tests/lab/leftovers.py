@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lab import faults
+from lab import cgroups, faults
 from lab.cluster import Lab, names
 from lab.layout import BASE
 from lab.node import boot_pids
@@ -36,18 +36,21 @@ def _own_cgroup() -> Path:
     raise RuntimeError("lab tests need a cgroup2 mount, to know what they left behind")
 
 
-def _sweep(cgroup: Path) -> None:
-    """Remove what test sessions that were killed have left."""
+def _dead(pid: str) -> bool:
+    return pid.isdigit() and not Path("/proc", pid).exists()
 
-    def dead(pid: str) -> bool:
-        return pid.isdigit() and not Path("/proc", pid).exists()
 
+def sweep() -> None:
+    """Remove the labs of test sessions that were killed."""
     for name in names():
-        if name.startswith("test-") and dead(name.split("-")[1]):
+        if name.startswith("test-") and _dead(name.split("-")[1]):
             with contextlib.suppress(UserError):  # another session sweeps it
                 Lab(name).down()
+
+
+def _sweep_fences(cgroup: Path) -> None:
     for folder in cgroup.glob(f"{PREFIX}*"):
-        if dead(folder.name.removeprefix(PREFIX)):
+        if _dead(folder.name.removeprefix(PREFIX)):
             with contextlib.suppress(OSError):  # still busy: the next session's turn
                 folder.rmdir()
 
@@ -56,7 +59,8 @@ def _sweep(cgroup: Path) -> None:
 def fenced() -> Iterator[Path]:
     """Move this process into a cgroup of its own; yields it."""
     before = _own_cgroup()
-    _sweep(before)
+    sweep()
+    _sweep_fences(before)
     fence = before / f"{PREFIX}{os.getpid()}"
     fence.mkdir()
     (fence / "cgroup.procs").write_text(str(os.getpid()))
@@ -127,9 +131,8 @@ def _is_ours(cgroup: str, lab: Lab | None) -> bool:
     if name == cgroup:
         return "slurm" in cgroup
     at_rest = lab is not None and re.fullmatch(rf"{lab.name}\.n\d+(/slurm_n\d+)?", name)
-    return name.startswith(NAME) and not (
-        at_rest and ("/freezer/" in cgroup or "/cpuset/" in cgroup)
-    )
+    slurms = any(f"/{controller}/" in cgroup for controller in cgroups.SLURMS)
+    return name.startswith(NAME) and not (at_rest and slurms)
 
 
 def look(fence: Path, lab: Lab | None = None) -> World:
