@@ -173,6 +173,14 @@ class Launched:
         found = [r for r in self.ranks() if r.rank == number and attempt in (None, r.attempt)]
         return found[-1]
 
+    def forked(self, number: int) -> int:
+        """The pid of a rank that was forked from a warm starter; it is told by its name only."""
+        for process in self.lab.processes():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{process.pid}/comm").read_text() == f"rank{number}\n":
+                    return process.pid
+        raise AssertionError(f"no rank {number} was forked from a starter")
+
     def marked(self, node: str = "") -> list[tuple[int, int]]:
         """(attempt, pid) of every process that carries the run's mark: ranks and their children."""
         mark = f"{self.status()['run_id']}/{node}"
@@ -339,10 +347,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def shared_lab(fence: Path) -> Iterator[Lab]:
+def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
     """The module's own: three nodes that train, and a spare."""
     there = Lab(f"{leftovers.NAME}-runs")
-    there.up(NODES + SPARES, settings=SETTINGS)
+    there.up(NODES + SPARES, settings=SETTINGS, strict=strict)
     yield there
     there.down()
 
