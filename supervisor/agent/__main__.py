@@ -10,7 +10,8 @@ last ten attempts. The key file is removed when the agent is told that the run h
 from __future__ import annotations
 
 import asyncio
-import encodings.idna  # noqa: F401 - else the first look-up of an address imports it
+import concurrent.futures.thread  # noqa: F401 - else the first look-up of a name imports it
+import encodings.idna  # noqa: F401 - and this
 import fcntl
 import os
 import stat

@@ -142,7 +142,7 @@ class Tail:
 
 
 def _errno() -> str:
-    return errno.errorcode.get(ctypes.get_errno(), "?")
+    return os.strerror(ctypes.get_errno())
 
 
 def read_chunk(path: str, offset: int, limit: int) -> tuple[int, bytes]:
