@@ -3,7 +3,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 TITAN := .venv-titan
 BIN := $(VENV)/bin
-APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 python3-venv shellcheck tini
+APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 python3-venv shellcheck
 
 .PHONY: demo test lint unit lab titan bench clean packages
 .DELETE_ON_ERROR:
@@ -14,7 +14,7 @@ demo: $(if $(filter 0,$(shell id -u)),packages) $(VENV)/.done $(TITAN)/.done
 
 test: packages $(VENV)/.done $(TITAN)/.done
 	$(MAKE) --no-print-directory lint
-	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest tests
+	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .
