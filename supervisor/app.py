@@ -295,9 +295,9 @@ def ensure_engine(run: runs.RunDir) -> bool:
     return True
 
 
-def engine_address(job: Job, site: Site) -> str:
+def engine_address(job: Job | None, site: Site) -> str:
     """Where agents reach this machine. Raises UserError where that can't be told."""
-    if job.launcher == "local":
+    if job is not None and job.launcher == "local":
         return "127.0.0.1"
     wanted = site.engine_address or socket.gethostname()
     if site.engine_address and Path(f"/sys/class/net/{site.engine_address}").exists():

@@ -18,6 +18,7 @@ COMMANDS = {
     "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
     "stop": ("supervisor.cli.stop:stop", "End a run and give its nodes back."),
     "checkpoints": ("supervisor.cli.checkpoints:checkpoints", "List and verify checkpoints."),
+    "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),
 }

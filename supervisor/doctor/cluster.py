@@ -1,0 +1,204 @@
+"""Slurm as seen from the engine's machine: its tools, the settings that matter, the partition."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launchers.slurm import Partition, Slurm
+from supervisor.config import Job
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.nodeset import compress
+from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
+
+ASK_S = 10.0
+TOOLS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "sbcast")
+OLDEST = (20, 11)  # srun --overlap came with it
+TESTED = "22.05"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A line of `scontrol show config`, and what superv has to do with it."""
+
+    key: str
+    why: str
+    problem: Callable[[str], str] = lambda value: ""  # empty: none
+    fix: str = ""
+
+
+def at_least(least: int, what: str) -> Callable[[str], str]:
+    """A problem where the number that the value begins with is smaller."""
+
+    def problem(value: str) -> str:
+        number = re.match(r"\d+", value)
+        return what if number is None or int(number[0]) < least else ""
+
+    return problem
+
+
+def has(word: str, what: str) -> Callable[[str], str]:
+    return lambda value: what if word.lower() in value.lower() else ""
+
+
+# Meanings: slurm.conf(5) of 22.05.
+SETTINGS = (
+    Setting(
+        key="SlurmdTimeout",
+        why="Slurm takes a silent node for dead after this; superv's agents need seconds",
+        problem=at_least(1, "Slurm never takes a node for dead: allocations keep lost nodes"),
+        fix="set SlurmdTimeout, for example to 300",
+    ),
+    Setting(
+        key="KillWait",
+        why="at the end of a job an agent has this long to stop its ranks",
+        problem=at_least(15, "an agent gives its ranks 10 s to end, and may be killed before"),
+        fix="set KillWait to 30",
+    ),
+    Setting(
+        key="UnkillableStepTimeout",
+        why="a node on which a process can't be killed (hung storage) is drained after this",
+        problem=at_least(60, "a node is drained where storage hangs for this long only"),
+        fix="set UnkillableStepTimeout to 120 or more",
+    ),
+    Setting(
+        key="MinJobAge",
+        why="an ended job is remembered for so long; after that only accounting knows it",
+        problem=at_least(60, "an engine that was away for longer can't tell how its job ended"),
+        fix="set MinJobAge to 300",
+    ),
+    Setting(
+        key="MaxStepCount",
+        why="every agent that is started again is a step of the job",
+        problem=at_least(1000, "a job of months may run out of steps"),
+        fix="set MaxStepCount to 40000",
+    ),
+    Setting(
+        key="PrologFlags",
+        why="how prologs run when an allocation begins",
+        problem=has("Serial", "prologs run one after the other: many nodes begin slowly"),
+        fix="leave Serial out of PrologFlags",
+    ),
+    Setting(
+        key="ProctrackType",
+        why="how Slurm finds a job's processes",
+        problem=lambda value: (
+            "" if "cgroup" in value else "a process that detaches itself outlives its job"
+        ),
+        fix="set ProctrackType to proctrack/cgroup; until then superv's agents sweep by themselves",
+    ),
+    Setting(key="TaskPlugin", why="the agent step asks for a whole node, unbound"),
+    Setting(key="SelectType", why="superv asks for whole nodes (exclusive)"),
+    Setting(key="JobRequeue", why="no effect: superv submits with --no-requeue"),
+    Setting(key="PropagateResourceLimits", why="no effect: superv submits with --propagate=NONE"),
+    Setting(
+        key="AccountingStorageType",
+        why="it tells how a job ended that slurmctld has forgotten",
+        problem=lambda value: (
+            "without accounting a job that slurmctld forgot is UNKNOWN"
+            if value in ("", "(null)") or value.endswith("/none")
+            else ""
+        ),
+        fix="run slurmdbd, or let no engine be away for longer than MinJobAge",
+    ),
+)
+
+
+async def look(job: Job | None) -> list[Finding]:
+    """Tools, settings and the job's partition."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    fix = "use a login node, put Slurm's commands on PATH, or write launcher: local for a trial"
+    if missing:
+        return [fail("slurm", f"not on PATH: {', '.join(missing)}", fix)]
+    slurm = Slurm(deadline_s=ASK_S)
+    try:
+        done = await slurm.run("scontrol", "show", "config")
+        partitions = await slurm.partitions()
+    except UserError as error:
+        return [fail("slurm", str(error), fix)]
+    except TransientError as error:
+        return [unknown("slurm", str(error), "see whether slurmctld and munge run; ask again")]
+    if done.rc != 0:
+        return [unknown("slurm", done.why(), "see whether slurmctld and munge run; ask again")]
+    config = parse(done.out)
+    found = [_version(config.get("SLURM_VERSION", ""))]
+    found += [judge(setting, config) for setting in SETTINGS]
+    found += await _partition(slurm, job, partitions)
+    return found
+
+
+def parse(text: str) -> dict[str, str]:
+    """Keys and values of `scontrol show config`."""
+    pairs = (line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _version(version: str) -> Finding:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if len(numbers) != 2:
+        return unknown("slurm", f"it answers, but tells no version ({version!r})")
+    if numbers < OLDEST:
+        text = f"Slurm {version}: superv needs srun --overlap, which came with 20.11"
+        return fail("slurm", text, "use a newer Slurm")
+    return ok("slurm", f"Slurm {version} answers (superv is tested on {TESTED})")
+
+
+def judge(setting: Setting, config: dict[str, str]) -> Finding:
+    """What a setting's value means."""
+    check = setting.key
+    if setting.key not in config:
+        return unknown(check, f"not told by this Slurm; {setting.why}")
+    value = config[setting.key]
+    problem = setting.problem(value)
+    if problem:
+        return warn(check, f"{value}: {problem}", setting.fix)
+    return ok(check, f"{value}: {setting.why}")
+
+
+async def _partition(slurm: Slurm, job: Job | None, partitions: list[Partition]) -> list[Finding]:
+    known = {partition.name: partition for partition in partitions}
+    names = job.slurm.get("partition", "") if job else ""
+    asked = [name for name in names.split(",") if name] or [p.name for p in partitions if p.default]
+    check, valid = "partition", ", ".join(sorted(known)) or "none"
+    if not asked:
+        text = f"no partition is asked for and none is the default; there: {valid}"
+        return [fail(check, text, "write slurm: {partition: …} into the job file")]
+    if unheard := [name for name in asked if name not in known]:
+        text = f"{unheard[0]!r} is unknown; there: {valid}"
+        return [fail(check, text, "mend slurm.partition in the job file")]
+    found = []
+    wanted = job.nodes + job.spares if job else 1
+    for name in asked:
+        nodes = known[name].nodes
+        if len(nodes) < wanted:
+            text = f"{name} has {len(nodes)} nodes, the job wants {wanted}"
+            found.append(fail(check, text, "ask for fewer nodes and spares, or another partition"))
+            continue
+        found.append(await _usable(slurm, name, len(nodes), wanted))
+    return found
+
+
+async def _usable(slurm: Slurm, name: str, size: int, wanted: int) -> Finding:
+    """How many of a partition's nodes could run something."""
+    argv = ("sinfo", "--noheader", "--Node", "--format=%N|%T", f"--partition={name}")
+    try:
+        done = await slurm.run(*argv)
+    except (TransientError, UserError) as error:
+        return unknown("partition", f"{name}: {error}")
+    states = dict(line.split("|") for line in done.out.splitlines() if "|" in line)
+    good = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
+    bad = [n for n, state in states.items() if not state.startswith(good) or "*" in state]
+    text = f"{name}: {size} nodes, {size - len(bad)} usable, {wanted} wanted"
+    if size - len(bad) < wanted:
+        fix = f"see `sinfo -R -n {compress(bad)}`; the job waits until they are back"
+        return warn("partition", text, fix)
+    return ok("partition", text + (f" (not {compress(bad)})" if bad else ""))
+
+
+def step_options(job: Job | None) -> list[str]:
+    """The job's options that decide whether and where a probe's step may run."""
+    chosen = ("partition", "account", "qos", "reservation", "constraint")
+    given = dict(job.slurm) if job else {}
+    return [f"--{name}={given[name]}" for name in chosen if name in given]

@@ -1,0 +1,118 @@
+"""The trainer as it would run: its interpreter, its modules, its directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+from supervisor import proc
+from supervisor.config import Job
+from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
+from supervisor.doctor.machine import LOCAL, storage
+
+IMPORT_S = 120.0  # torch and TorchTitan take 9 s where nothing is cached
+
+# Runs in the trainer's python: prints one JSON line at its end, whatever modules print.
+LOOK = """
+import importlib, json, platform, sys
+folder, *modules = sys.argv[1:]
+sys.path[0] = folder or ""
+told = {"python": platform.python_version(), "failed": {}, "modules": ", ".join(modules)}
+for name in modules:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        told["failed"][name] = [type(error).__name__, str(error).strip().split("\\n")[0][:200]]
+try:
+    import torch
+    told["torch"], told["cuda"] = torch.__version__, torch.version.cuda
+except ModuleNotFoundError:
+    pass
+except BaseException as error:
+    told["failed"].setdefault("torch", [type(error).__name__, str(error)[:200]])
+print("\\n" + json.dumps(told))
+"""
+
+
+def python_command(job: Job) -> list[str] | None:
+    """What looks at the trainer's modules; None for a trainer that is a command."""
+    trainer = job.trainer
+    if trainer.command:
+        return None
+    folder = str(trainer.script.parent) if trainer.script else ""
+    modules = dict.fromkeys([*trainer.preload, *([trainer.module] if trainer.module else [])])
+    return [trainer.python, "-c", LOOK, folder, *modules]
+
+
+async def look(job: Job) -> list[Finding]:
+    """On this machine; a node may differ, which --probe tells."""
+    found = await _directories(job)
+    argv = python_command(job)
+    if argv is None:
+        command = job.trainer.command[0]
+        if shutil.which(command) is None:
+            fix = "mend trainer.command, or see that the nodes have it"
+            return [*found, warn("trainer", f"{command}: not here", fix)]
+        return [*found, ok("trainer", f"{command} is here")]
+    if shutil.which(argv[0]) is None:
+        text = f"trainer.python: {argv[0]}: not here, or not to be run"
+        return [*found, fail("trainer", text, "mend trainer.python in the job file")]
+    if job.trainer.script is not None and not job.trainer.script.is_file():
+        text = f"trainer.script: {job.trainer.script}: no such file"
+        return [*found, fail("trainer", text, "mend trainer.script in the job file")]
+    env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
+    cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
+    done = await proc.run(argv, deadline_s=IMPORT_S, env=env, cwd=cwd)
+    return [*found, *judge("trainer", "here", done)]
+
+
+async def _directories(job: Job) -> list[Finding]:
+    found = []
+    wanted = {"workdir": job.trainer.workdir}
+    if job.checkpoints is not None:
+        wanted["checkpoints"] = job.checkpoints.dir
+    for check, path in wanted.items():
+        seen = await storage(path)
+        if isinstance(seen, str):
+            found.append(unknown(check, seen, "see whether that storage answers"))
+        elif check == "workdir" and seen.path != path:
+            mend = "make it, or mend trainer.workdir in the job file"
+            found.append(fail(check, f"{path}: no such directory", mend))
+        elif not os.access(seen.path, os.W_OK | os.X_OK) and check == "checkpoints":
+            found.append(fail(check, f"{seen.path}: can't be written by you", "mend its mode"))
+        elif seen.kind in LOCAL and job.launcher == "sbatch":
+            text = f"{path} is on {seen.kind}: nodes see it only if it is exported to them"
+            found.append(warn(check, text, "use storage that all nodes share"))
+        else:
+            found.append(ok(check, f"{path} ({seen.kind}, {seen.free_mb // 1000} GB free)"))
+    return found
+
+
+def judge(check: str, where: str, done: proc.Completed) -> list[Finding]:
+    """What LOOK has printed."""
+    if done.timed_out:
+        text = f"its modules are not imported {where} within {IMPORT_S:.0f} s"
+        return [unknown(check, text, "see whether the storage that holds them answers")]
+    try:
+        told = json.loads(done.out.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return [fail(check, f"{where}: {done.why()}", "mend trainer.python or its environment")]
+    return [verdict(check, where, told)]
+
+
+def verdict(check: str, where: str, told: dict[str, object]) -> Finding:
+    """What LOOK found."""
+    text = f"{where}: Python {told['python']}, "
+    text += f"torch {told['torch']}" if "torch" in told else "no torch"
+    text += f" for CUDA {told['cuda']}" if told.get("cuda") else ""
+    failed = told["failed"]
+    assert isinstance(failed, dict)
+    if not failed:
+        names = told["modules"]
+        return ok(check, f"{text}; {names} can be imported" if names else text)
+    name, (kind, words) = next(iter(failed.items()))
+    says = f"{text}; importing {name}: {kind}: {words}"
+    if kind in ("ModuleNotFoundError", "SyntaxError"):
+        return fail(check, says, "install it there, or mend trainer.module, preload or python")
+    return warn(check, says, "a login node may lack a GPU; --probe looks on a node")
