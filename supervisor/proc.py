@@ -54,7 +54,8 @@ class Completed:
 def _through_env(argv: Sequence[str], cwd: str) -> list[str]:
     if "=" in argv[0]:  # env would take it for a variable
         return ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', cwd, *argv]
-    return ["/usr/bin/env", "-C", cwd, "--", *argv]
+    # A shell in the background leaves SIGINT and SIGQUIT ignored; children get them back.
+    return ["/usr/bin/env", "--default-signal=INT,QUIT", "-C", cwd, "--", *argv]
 
 
 def _start(

@@ -157,6 +157,7 @@ class RanksStarted(Event):
     attempt: int
     warm: bool = False
     why_cold: str = ""
+    by_choice: bool = False  # nothing to preload is configured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

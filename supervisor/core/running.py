@@ -89,7 +89,8 @@ def rank_exited(t: Turn, event: ev.RankExited) -> None:
         )
         open_incident(t, "rank-exit", seen, *last_line(event), fault_at=event.exit.at)
     elif len(attempt.exits) + 1 == len(attempt.slots) * t.run.spec.ranks_per_node:
-        t.set(goal=Phase.DONE, reason=f"all ranks ended well at step {attempt.step}")
+        where = f" at step {attempt.step}" if attempt.step is not None else ""
+        t.set(goal=Phase.DONE, reason=f"all ranks ended well{where}")
         triage(t)
 
 

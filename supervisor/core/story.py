@@ -48,8 +48,8 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
             event.target in before.pool and before.pool[event.target].state is NodeState.SUSPECT
         ):
             return [f"{event.node} probed {event.target}: {event.outcome}"]
-        case ev.RanksStarted() if not event.warm and event.why_cold:
-            return [f"{event.node} started its ranks cold: {event.why_cold}"]
+        case ev.RanksStarted():
+            return _cold(before, event)
         case ev.Progress():
             return _progress(before, event, after)
         case ev.Scanned():
@@ -78,6 +78,19 @@ def _put_away(one: Retired) -> list[str]:
     if one.problem:
         return [f"checkpoint of step {one.step} can't be {what}: {one.problem}; left at {one.path}"]
     return [f"checkpoint of step {one.step} {what} ({one.why})"]
+
+
+def _cold(before: Run, event: ev.RanksStarted) -> list[str]:
+    """Why ranks were not forked: each reason once for an attempt, and not what the user chose."""
+    told = before.attempt.cold if before.attempt else ()
+    if (
+        event.warm
+        or event.by_choice
+        or not event.why_cold
+        or any(why.endswith(event.why_cold) for why in told)
+    ):
+        return []
+    return [f"{event.node} started its ranks cold: {event.why_cold}"]
 
 
 def _progress(before: Run, event: ev.Progress, after: Run) -> list[str]:
