@@ -5,34 +5,33 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import secrets
 import socket
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from launchers import load as load_launcher
-from supervisor import control, proc, runs, wire
+from supervisor import control, proc, runs, snapshot, wire
 from supervisor.channel import Channel
-from supervisor.checkpoints import Scan
-from supervisor.config import Job, Site, load_job, load_site, parse_job
+from supervisor.config import Job, Site, load_site, parse_job
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.machine import step
 from supervisor.core.ports import LaunchSpec, Plan
-from supervisor.core.types import Checkpoint, Run, RunSpec
+from supervisor.core.types import Run, RunSpec
 from supervisor.effects import Effects, Setup
 from supervisor.engine import Engine
 from supervisor.journal import Busy, Journal
-from supervisor.storage import ask_once
+from supervisor.snapshot import Snapshot
 
+NOBODY = "0" * 12  # stands for a run's id that is not made yet
 START_S = 20.0  # an engine listens on its socket well within this
-LOOK_S = 60.0
 
 
 def clock() -> float:
@@ -57,10 +56,13 @@ def agent_argv(job: Job, site: Site, run_id: str) -> tuple[str, ...]:
     return (sys.executable, "-I", "-m", "supervisor.agent", *agent_paths(job, site, run_id))
 
 
-def wire_job(job: Job, site: Site, run_id: str) -> wire.Job:
+def wire_job(job: Job, site: Site, run_id: str, code: Snapshot | None) -> wire.Job:
     """How agents start ranks."""
     trainer = job.trainer
-    entry = trainer.entry()
+    entry, env = trainer.entry(), dict(trainer.env)
+    if code is not None:
+        entry = tuple(code.word(word) for word in entry)
+        env = {k: code.word(v) if k == "PYTHONPATH" else v for k, v in env.items()}
     fresh = resumed = entry
     if job.checkpoints is not None and trainer.hook != "none":
         hook = importlib.import_module(f"supervisor.hooks.{trainer.hook}")
@@ -74,13 +76,15 @@ def wire_job(job: Job, site: Site, run_id: str) -> wire.Job:
         preload=trainer.preload,
         hook="" if trainer.hook == "none" else trainer.hook,
         workdir=str(trainer.workdir),
-        env=dict(trainer.env),
+        env=env,
         ranks_per_node=trainer.ranks_per_node,
         step_pattern=job.progress.step,
         resumed_pattern=job.progress.resumed or "",
         rank_ports=(site.rank_ports.first, site.rank_ports.last),
         log_cap=site.log_cap_mb * 1_000_000,
         orphan_s=job.policy.orphan_s,
+        code=code.digest if code is not None else "",
+        path=code.path if code is not None else "",
     )
 
 
@@ -94,15 +98,34 @@ def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:
         checkpoint_dir=str(job.checkpoints.dir) if job.checkpoints else None,
         policy=job.policy,
         first_attempt=first_attempt,
+        keep=job.checkpoints.keep if job.checkpoints else 0,
+        keep_every=job.checkpoints.keep_every if job.checkpoints else 0,
     )
 
 
-def setup_of(job: Job, site: Site, run_id: str) -> Setup:
+def code_question(job: Job, site: Site) -> dict[str, Any]:
+    """What supervisor.snapshot needs to know to find the trainer's code."""
+    trainer = job.trainer
+    data = [site.state_dir, site.node_dir, *([job.checkpoints.dir] if job.checkpoints else [])]
+    return {
+        "entry": trainer.entry(),
+        "script": str(trainer.script or ""),
+        "module": trainer.module is not None,
+        "workdir": str(trainer.workdir),
+        "pythonpath": trainer.env.get("PYTHONPATH", ""),
+        "leave": [str(path) for path in data],
+    }
+
+
+def setup_of(job: Job, site: Site, run_id: str, code: tuple[Path, Snapshot] | None = None) -> Setup:
+    keys_path = agent_paths(job, site, run_id)[0]
+    packed = (code[0], wire.code_path(keys_path, code[1].digest)) if code else None
     return Setup(
+        code=packed,
         slurm=dict(job.slurm),
         agent_argv=agent_argv(job, site, run_id),
         log_path=f"{site.node_dir}/superv-{job.name}-%j.log",
-        keys_path=agent_paths(job, site, run_id)[0],
+        keys_path=keys_path,
         required=job.checkpoints.required if job.checkpoints else (),
     )
 
@@ -115,15 +138,28 @@ class DryRun:
     spec: LaunchSpec
     job: wire.Job
     env: Mapping[str, str]
+    code: Snapshot | None
 
 
 def dry_run(job: Job, site: Site) -> DryRun:
     """Render everything; touches nothing. The run's id is random, here it is zeros."""
-    run_id = "0" * 12
-    first = ev.Launched(at=0.0, spec=run_spec(job, run_id))
+    code = snapshot.take(code_question(job, site), None) if job.trainer.snapshot else None
+    would, spec = plan(job, site)
+    return DryRun(
+        plan=would,
+        spec=spec,
+        job=wire_job(job, site, NOBODY, code),
+        env=dict(job.trainer.env),
+        code=code,
+    )
+
+
+def plan(job: Job, site: Site) -> tuple[Plan, LaunchSpec]:
+    """The first submission of a run, with zeros for its id. Raises UserError."""
+    first = ev.Launched(at=0.0, spec=run_spec(job, NOBODY))
     _, (submit, *_) = step(None, first)
     assert isinstance(submit, do.Submit)
-    setup = setup_of(job, site, run_id)
+    setup = setup_of(job, site, NOBODY)
     spec = LaunchSpec(
         job_name=submit.job_name,
         nodes=submit.nodes,
@@ -131,137 +167,21 @@ def dry_run(job: Job, site: Site) -> DryRun:
         agent_argv=setup.agent_argv,
         log_path=setup.log_path,
     )
-    return DryRun(
-        plan=load_launcher(job.launcher).plan(spec),
-        spec=spec,
-        job=wire_job(job, site, run_id),
-        env=dict(job.trainer.env),
-    )
-
-
-# --- launching ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """What came of `superv launch`."""
-
-    run: runs.RunDir
-    attached: bool  # the run was there already
-    engine_started: bool
-    fresh_each_time: bool = False  # no checkpoints: every restart begins at step 0
-    note: str = ""
-
-
-def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> Launch:
-    """Start the run that a job file describes, or find it alive.
-
-    `origin` is a checkpoint to begin from, or "scratch". Raises UserError.
-    """
-    job, site = load_job(path), load_site(env)
-    there = runs.RunDir(runs.runs_dir(site.state_dir) / job.name)
-    if there.journal.exists():
-        run = there.load()
-        if run is not None and not run.ended:
-            note = ""
-            if there.job_file.read_text() != job.source:
-                note = f"{path} differs from what run {job.name} was launched with; that is kept"
-            return Launch(run=there, attached=True, engine_started=ensure_engine(there), note=note)
-        if run is not None and origin is None:
-            raise UserError(
-                f"run {job.name} has ended ({run.phase.value}: {run.reason}); "
-                "begin anew with --from CHECKPOINT or --from scratch"
-            )
-    first, seed = _beginnings(job, origin)
-    _archive(there)
-    run_id = secrets.token_hex(6)
-    made = runs.create(
-        site.state_dir, job.name, source=job.source, origin=path.absolute(), keys=_new_keys()
-    )
-    journal = Journal(made.journal)
-    event = ev.Launched(at=clock(), spec=run_spec(job, run_id, first), seed=seed)
-    _, actions = step(None, event)
-    journal.append(event, actions, epoch=0)
-    journal.close()
-    return Launch(
-        run=made,
-        attached=False,
-        engine_started=ensure_engine(made),
-        fresh_each_time=job.checkpoints is None,
-    )
-
-
-def _beginnings(job: Job, origin: str | None) -> tuple[int, Checkpoint | None]:
-    """The number of the first attempt, and the checkpoint to begin from."""
-    if job.checkpoints is None:
-        if origin not in (None, "scratch"):
-            raise UserError("--from needs `checkpoints` in the job file")
-        return 1, None
-    required = job.checkpoints.required
-    directory = str(job.checkpoints.dir)
-    try:
-        there = asyncio.run(ask_once("scan", directory, deadline_s=LOOK_S, required=required))
-        if origin is None and there.found:
-            newest = there.found[0]
-            raise UserError(
-                f"{directory} already holds checkpoints (newest: {newest.path}); say "
-                "--from CHECKPOINT or --from scratch, or choose another checkpoints.dir"
-            )
-        first = asyncio.run(_first_free(directory))
-        if origin in (None, "scratch"):
-            return first, None
-        path = str(Path(origin or "").absolute())
-        found = asyncio.run(ask_once("verify", path, deadline_s=LOOK_S, required=required))
-    except TransientError as error:
-        raise UserError(f"{error}; try again when it does") from None
-    return first, _seed(found)
-
-
-def _seed(scan: Scan) -> Checkpoint:
-    report = scan.found[0]
-    if not report.verified:
-        raise UserError(f"{report.path}: can't be resumed from: {report.reason}")
-    return Checkpoint(step=report.step, path=report.path, attempt=0, verified_at=clock())
-
-
-async def _first_free(directory: str) -> int:
-    """The number after the highest attempt in the directory; asked by a child, it may hang."""
-    look = (
-        "import os, re, sys; d = sys.argv[1]; names = os.listdir(d) if os.path.isdir(d) else []; "
-        "print(max([int(n[1:]) for n in names if re.fullmatch('a[0-9]{4,}', n)], default=0) + 1)"
-    )
-    done = await proc.run((sys.executable, "-I", "-c", look, directory), deadline_s=LOOK_S)
-    if done.rc != 0:
-        raise TransientError(f"storage at {directory}: {done.why()}")
-    return int(done.out)
-
-
-def _archive(there: runs.RunDir) -> None:
-    """Keep an ended run's folder under another name."""
-    if there.path.exists():
-        run = there.load()
-        name = run.spec.run_id[:6] if run else secrets.token_hex(3)
-        there.path.rename(there.path.with_name(f"{there.path.name}~{name}"))
-
-
-def _new_keys() -> runs.ServerKeys:
-    import zmq
-
-    server_public, server_secret = zmq.curve_keypair()
-    client_public, client_secret = zmq.curve_keypair()
-    return runs.ServerKeys(
-        server_public=server_public.decode(),
-        server_secret=server_secret.decode(),
-        client_public=client_public.decode(),
-        client_secret=client_secret.decode(),
-    )
+    return load_launcher(job.launcher).plan(spec), spec
 
 
 # --- the engine's process ----------------------------------------------------------------------
 
 
+class EngineRefused(UserError):
+    """The engine said why it can't begin, and is gone."""
+
+
 def ensure_engine(run: runs.RunDir) -> bool:
-    """Start the run's engine unless it lives; returns whether it was started. Raises UserError."""
+    """Start the run's engine unless it lives; returns whether it was started. Raises UserError.
+
+    Its environment is that of the launch: whoever starts it again changes nothing.
+    """
     try:
         for _ in control.ask(run.socket, {"do": "status"}):
             return False
@@ -269,12 +189,13 @@ def ensure_engine(run: runs.RunDir) -> bool:
         pass
     except TransientError as error:
         raise UserError(f"{error}; see {run.log}") from None
+    env = runs.read_environment(run)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     ready, tell = os.pipe()
     try:
         child = proc.spawn(
             (sys.executable, "-m", "supervisor.app", str(run.path), str(tell)),
-            env=os.environ,
+            env=env,
             cwd="/",
             stdout=log,
             pass_fds=(tell,),
@@ -290,6 +211,8 @@ def ensure_engine(run: runs.RunDir) -> bool:
     if word != "ready":
         child.poll()
         why = word or f"it did not start within {START_S:.0f} s"
+        if word:
+            raise EngineRefused(word)
         raise UserError(f"the engine of {run.path.name}: {why}; see {run.log}")
     child.returncode = 0  # it lives on by itself; this process does not wait for it
     return True
@@ -337,7 +260,7 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
     """Live as the run's engine. Raises UserError where it can't begin, Busy where one lives."""
     site = load_site(os.environ)
     source, origin = run_dir.job_file.read_text(), Path(run_dir.origin_file.read_text())
-    job = parse_job(source, origin)
+    job, code = parse_job(source, origin), runs.read_code(run_dir)
     journal = Journal(run_dir.journal)
     if journal.torn:
         _note(f"cut {journal.torn} bytes of a half-written line off the journal")
@@ -353,12 +276,12 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
     engine = Engine(
         journal=journal,
         channel=channel,
-        job=wire_job(job, site, run_id),
+        job=wire_job(job, site, run_id, code),
         now=clock,
         note=_note,
     )
     effects = Effects(
-        setup=setup_of(job, site, run_id),
+        setup=setup_of(job, site, run_id, (run_dir.code, code) if code else None),
         launcher=load_launcher(job.launcher),
         channel=channel,
         key_file=lambda: msgspec.json.encode(

@@ -7,8 +7,10 @@ says so, for as long as the run still wants it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from supervisor.channel import Channel
@@ -36,6 +38,7 @@ class Setup:
     log_path: str
     keys_path: str  # node-local
     required: tuple[str, ...]  # keys of a whole checkpoint
+    code: tuple[Path, str] | None = None  # the trainer's packed code: here, and on the nodes
 
 
 class Effects:
@@ -134,6 +137,7 @@ class Effects:
     async def _submit(self, action: do.Submit) -> None:
         async def attempt() -> ev.Event:
             try:
+                await self._refuse_a_namesake()
                 job_id = await self._launcher.submit(self._launcher.plan(self.spec(action)))
             except UserError as error:
                 return ev.SubmitRefused(at=self._now(), key=action.key, why=str(error))
@@ -143,6 +147,24 @@ class Effects:
 
         await self._until(action.key, attempt)
         self.polled.set()
+
+    async def _refuse_a_namesake(self) -> None:
+        """Two runs of one name would share a checkpoint directory. Raises UserError."""
+        spec = self._run().spec
+        ours = f"superv-{spec.name}-{spec.run_id[:6]}-"
+        try:
+            there = await self._launcher.find(f"superv-{spec.name}-")
+        except TransientError:
+            return  # what lists past jobs may be down for long; whoever submits asks again
+        for job in there:
+            namesake = re.fullmatch(rf"superv-{spec.name}-[0-9a-f]{{6}}-\d+", job.job_name)
+            active = job.state in (JobState.PENDING, JobState.RUNNING) and job.raw != "COMPLETING"
+            if namesake and active and not job.job_name.startswith(ours):
+                raise UserError(
+                    f"name: another run is called {spec.name}: its job {job.job_id} "
+                    f"({job.job_name}) is {job.raw}; it was launched with another state_dir or on "
+                    "another machine: stop it there, or choose another name"
+                )
 
     async def _cancel(self, action: do.Cancel) -> None:
         async def attempt() -> ev.Event:
@@ -182,7 +204,16 @@ class Effects:
 
     async def _send_keys(self, action: do.SendKeys) -> None:
         async def attempt() -> ev.Event:
+            missed: TransientError | None = None
+            if self._setup.code is not None:
+                packed, path = self._setup.code
+                try:
+                    await self._launcher.send_file(action.job_id, packed.read_bytes(), path)
+                except TransientError as error:
+                    missed = error  # most nodes may have it, and wait for their keys
             await self._launcher.send_file(action.job_id, self._key_file(), self._setup.keys_path)
+            if missed is not None:
+                raise missed
             return ev.KeysSent(at=self._now(), key=action.key, job_id=action.job_id)
 
         await self._until(action.key, attempt)

@@ -68,13 +68,19 @@ def discard(path: str, home: str) -> None:
     trash.rmdir()
 
 
+def quarantined_path(path: str, home: str) -> str:
+    """Where quarantine puts an attempt's checkpoint."""
+    there = Path(path)
+    return str(Path(home, QUARANTINE, there.parent.name, there.name))
+
+
 def quarantine(path: str, home: str) -> None:
     """Move an attempt's checkpoint to HOME/quarantine/aNNNN/step-N by one rename. Raises OSError.
 
     TorchTitan looks into one folder and not below it, so nothing resumes from there by itself.
     """
     there = _owned(path, home)
-    target = Path(home, QUARANTINE, there.parent.name, there.name)
+    target = Path(quarantined_path(path, home))
     if not there.exists() and target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)

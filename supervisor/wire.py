@@ -59,6 +59,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     rank_ports: tuple[int, int]  # MASTER_PORT comes from this range, both ends included
     log_cap: int  # bytes kept of one rank's log
     orphan_s: float
+    code: str = ""  # names the copy of the trainer's code; empty: it is read where it is
+    path: str = ""  # where a module of the trainer is looked for first; empty: as Python does
 
 
 # --- agent → engine ---------------------------------------------------------------------------
@@ -233,6 +235,11 @@ def _finite(item: Any) -> bool:
     if isinstance(item, dict):
         return all(_finite(value) for value in item.values())
     return not isinstance(item, list | tuple) or all(_finite(value) for value in item)
+
+
+def code_path(keys_path: str, digest: str) -> str:
+    """Where the packed code of the trainer is delivered: beside the keys."""
+    return f"{keys_path.removesuffix('.key')}.{digest}.code"
 
 
 # --- the key file -----------------------------------------------------------------------------

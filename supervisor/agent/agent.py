@@ -52,6 +52,7 @@ class Agent:
         self._epoch = self._read_epoch()
         self._work = Work(
             node_dir,
+            keys_path,
             self._node,
             keys.run_id,
             self._address,

@@ -6,9 +6,9 @@ node-local disk and runs it there with the trainer's interpreter.
     starter.py serve FD ORDER     import what is to be preloaded, then fork ranks as told on FD
     starter.py rank ORDER         be one rank, without a preloaded parent
 
-ORDER is a JSON file: {argv, env, cwd, log, rank, hook, state, bell, stacks, promised}; for `serve`
-{argv, cwd, preload, hook}. `argv` is what follows `python` on a command line: "-m", MODULE, … or
-SCRIPT, ….
+ORDER is a JSON file: {argv, env, cwd, path, log, rank, hook, state, bell, stacks, promised}; for
+`serve` {argv, cwd, path, preload, hook}. `argv` is what follows `python` on a command line: "-m",
+MODULE, … or SCRIPT, ….
 
 On FD the agent sends orders, a JSON line each; the starter answers with lines: {"ready", "took_s",
 "files"}, {"failed"}, {"rank", "pid"}, {"unsafe"}, {"pid", "status"}. When the agent's end closes,
@@ -166,7 +166,10 @@ def as_main(argv: list[str]) -> None:
 
 
 def first_path(argv: list[str], cwd: str) -> None:
-    """sys.path[0] as Python sets it: the script's folder, or the working directory for -m."""
+    """sys.path[0] as Python sets it: the script's folder, or for -m the working directory.
+
+    `cwd` is the copy of that directory where the trainer's code is a copy.
+    """
     if getattr(sys.flags, "safe_path", False):
         return
     sys.path[0] = cwd if argv[0] == "-m" else os.path.dirname(os.path.realpath(argv[0]))
@@ -192,7 +195,7 @@ def become(order: dict[str, Any]) -> None:
 
 
 def cold(order: dict[str, Any]) -> None:
-    first_path(order["argv"], order["cwd"])
+    first_path(order["argv"], order.get("path") or order["cwd"])
     become(order)
     load_hook(order.get("hook"))
     as_main(order["argv"])
@@ -297,7 +300,7 @@ class Server:
         import select
 
         began = time.monotonic()
-        first_path(order["argv"], order["cwd"])
+        first_path(order["argv"], order.get("path") or order["cwd"])
         load_hook(order.get("hook"))
         try:
             preload(order["preload"])

@@ -80,6 +80,7 @@ class Starter:
                 {
                     "argv": self._job.fresh,
                     "cwd": self._job.workdir,
+                    "path": self._job.path,
                     "preload": self._job.preload,
                     "hook": str(hook) if hook else "",
                 }

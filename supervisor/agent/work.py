@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from supervisor.agent import code, tree
 from supervisor.agent import node as this_node
-from supervisor.agent import tree
 from supervisor.agent.notes import Notes
 from supervisor.agent.progress import Progress
 from supervisor.agent.ranks import TAIL_SHOWN, CantStart, Ended, Ranks, adopt
@@ -35,6 +35,7 @@ class Work:
     def __init__(
         self,
         node_dir: Path,
+        keys_path: Path,
         node: str,
         run_id: str,
         address: str,
@@ -44,6 +45,8 @@ class Work:
         note: Notes,
     ) -> None:
         self._dir, self._node, self._run_id = node_dir, node, run_id
+        self._keys_path = keys_path
+        self._code: asyncio.Task[str] | None = None  # what keeps ranks from it, once it is done
         self._report, self._note = report, note
         self._mark = f"{run_id}/{node}/"
         self._address = address
@@ -87,6 +90,7 @@ class Work:
 
     def employ(self, job: Job) -> None:
         """The engine says how ranks are started. Kept on disk for an agent that comes after."""
+        digest, job = job.code, code.at_home(job, self._dir)
         if job != self.job:
             adopted = self.ranks if self.job is None else None
             self.job = job
@@ -99,9 +103,22 @@ class Work:
                 self._note(f"the job can't be kept for an agent that comes after: {error}")
             if adopted is not None:
                 self._follow_adopted(adopted, job)
-        if job.preload and self._starter is None:
+        if self._code is None:
+            self._code = asyncio.ensure_future(self._get_ready(digest, job))
+
+    async def _get_ready(self, digest: str, job: Job) -> str:
+        """Unpack the trainer's code, then preload from it; returns why there is none."""
+        problem = await code.arrive(self._keys_path, digest, self._dir) if digest else ""
+        if problem:
+            self._note(problem)
+        elif job.preload:
             self._starter = Starter(job, self._dir, self._mark, self._note)
-            self._starter.start()
+            try:
+                self._starter.start()
+            except OSError as error:  # no room for its files: ranks start cold
+                self._note(f"no starter: {error}")
+                self._starter = None
+        return problem
 
     def _follow_adopted(self, ranks: Ranks, job: Job) -> None:
         ranks.spare = self._starter_pid
@@ -138,6 +155,8 @@ class Work:
 
     async def leave(self, grace_s: float) -> None:
         """End the ranks and the starter for good."""
+        if self._code is not None:
+            self._code.cancel()
         await self._end_ranks(FOR_GOOD, grace_s)
         if self._starter is not None:
             self._starter.stop()
@@ -151,13 +170,15 @@ class Work:
     # --- orders -------------------------------------------------------------------------------
 
     async def prepare(self, order: do.Prepare) -> None:
-        assert self.job is not None
+        assert self.job is not None and self._code is not None
         if order.attempt <= (self.attempt or 0):
             self._note(f"order {order.key} comes late: attempt {self.attempt} is here")
             return
         problems: list[str] = []
         port = 0
         left = await self._end_ranks(order.attempt - 1, 0)
+        if problem := await asyncio.shield(self._code):
+            problems.append(problem)
         if self._starter is not None:
             await self._starter.freshen()
         if left:
@@ -229,6 +250,7 @@ class Work:
             attempt=order.attempt,
             warm=not why_cold,
             why_cold=why_cold,
+            by_choice=self.job is not None and not self.job.preload,
         )
 
     async def stop(self, order: do.Stop) -> None:

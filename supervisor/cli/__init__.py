@@ -17,7 +17,11 @@ COMMANDS = {
     "status": ("supervisor.cli.status:status", "Show a run, or all runs."),
     "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
     "stop": ("supervisor.cli.stop:stop", "End a run and give its nodes back."),
-    "checkpoints": ("supervisor.cli.checkpoints:checkpoints", "List and verify checkpoints."),
+    "resume": ("supervisor.cli.resume:resume", "Go on with a run that has ended."),
+    "checkpoints": (
+        "supervisor.cli.checkpoints:checkpoints",
+        "List, verify and quarantine checkpoints.",
+    ),
     "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),

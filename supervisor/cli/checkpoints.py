@@ -1,8 +1,8 @@
-"""superv checkpoints: list and verify a run's checkpoints. Storage is touched by a child only."""
+"""superv checkpoints: list, verify, quarantine. Storage is touched by children only."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,7 @@ _required = click.option(
 
 @click.group()
 def checkpoints() -> None:
-    """List and verify checkpoints (torch.distributed.checkpoint)."""
+    """List, verify and quarantine checkpoints (torch.distributed.checkpoint)."""
 
 
 @checkpoints.command()
@@ -41,9 +41,15 @@ def verify(path: str, required: str | None, as_json: bool) -> None:
 @_required
 @_json
 def list_(run_or_dir: str, required: str | None, as_json: bool) -> None:
-    """List the checkpoints under a directory: step-N, and aNNNN/step-N of its attempts."""
+    """List the checkpoints of a run, as its journal tells, or those under a directory.
+
+    In a directory that is what is called step-N, and aNNNN/step-N of attempts, each looked at now.
+    A name without a slash is a run's, where there is one.
+    """
     from supervisor.core.errors import UserError
 
+    if _list_run(run_or_dir, as_json):
+        return
     scan = _ask("scan", run_or_dir, required)
     if as_json:
         _print_json(scan)
@@ -55,6 +61,96 @@ def list_(run_or_dir: str, required: str | None, as_json: bool) -> None:
         click.echo(f"{'STEP':>9}  {'STATE':10}  {'SIZE':>9}  {'SAVED':19}  WHERE")
         for one in scan.found:
             click.echo(_row(one, scan.directory))
+
+
+def _list_run(name: str, as_json: bool) -> bool:
+    """Print a run's lineage, and what left it; False where there is no such run."""
+    import json
+    import os
+
+    from supervisor import app, runs
+    from supervisor.config import load_site
+    from supervisor.core.status import status
+
+    home = load_site(os.environ).state_dir
+    if "/" in name or not (runs.runs_dir(home) / name / "journal.jsonl").exists():
+        return False
+    run = runs.find(home, name).load()
+    assert run is not None, "a run's folder comes with a journal"
+    told = status(run, app.clock())
+    keys = ("lineage", "retired_checkpoints", "rejected_checkpoints")
+    if as_json:
+        click.echo(json.dumps({"name": name, **{key: told[key] for key in keys}}, indent=2))
+        return True
+    if not told["lineage"]:
+        click.echo(f"{name}: no verified checkpoint")
+    else:
+        click.echo(f"{'STEP':>9}  {'ATTEMPT':>7}  {'SIZE':>9}  {'VERIFIED':19}  WHERE")
+    for one in told["lineage"]:
+        attempt = one["attempt"] or "before"
+        click.echo(
+            f"{one['step']:>9}  {attempt:>7}  {_size(one['bytes']):>9}  "
+            f"{_time(one['verified_at'])}  {one['path']}"
+        )
+    retired = {one["path"]: one for one in told["retired_checkpoints"]}
+    for one in retired.values():
+        what = "in quarantine" if one["quarantined"] else "being removed"
+        click.echo(f"{one['step']:>9}  {what}: {one['why']}: {_lies(one, run.spec.checkpoint_dir)}")
+    for one in told["rejected_checkpoints"]:
+        if one["path"] not in retired:
+            click.echo(f"{one['step']:>9}  rejected: {one['why']}: {one['path']}")
+    return True
+
+
+def _lies(one: dict[str, Any], home: str | None) -> str:
+    """Where a checkpoint that left the lineage lies."""
+    from supervisor.retention import quarantined_path
+
+    if one["problem"]:
+        return f"{one['path']} ({one['problem']})"
+    ours = home and one["path"].startswith(f"{home}/a")
+    moved = one["quarantined"] and one["done"] and ours
+    return quarantined_path(one["path"], home) if moved and home else str(one["path"])
+
+
+@checkpoints.command()
+@click.argument("run")
+@click.argument("step", type=click.IntRange(min=1))
+@click.option("--reason", required=True, help="Why: shown wherever the checkpoint is.")
+@click.option(
+    "--and-later",
+    "and_later",
+    flag_value=True,
+    type=bool,
+    default=None,
+    help="All later ones too; ranks that train on from it go back to an older one.",
+)
+@click.option(
+    "--only",
+    "and_later",
+    flag_value=False,
+    type=bool,
+    help="Keep what was trained from it, and let the ranks train on.",
+)
+def quarantine(run: str, step: int, reason: str, and_later: bool | None) -> None:
+    """Say that the checkpoint of STEP is bad: nothing resumes from it again.
+
+    It is moved to checkpoints.dir/quarantine, never deleted. What was trained from it is suspect
+    too: where there is such a thing, --and-later or --only has to say what becomes of it.
+    """
+    import getpass
+    import os
+
+    from supervisor import launching, runs
+    from supervisor.config import load_site
+
+    found = runs.find(load_site(os.environ).state_dir, run)
+    gone = launching.quarantine(
+        found, step, who=getpass.getuser(), reason=reason, and_later=and_later
+    )
+    for path in gone:
+        click.echo(f"in quarantine: {path}")
+    click.echo(f"`superv checkpoints list {run}` shows what the run resumes from now")
 
 
 def _ask(command: str, path: str, required: str | None) -> Scan:
@@ -97,11 +193,16 @@ def _verdict(one: Report) -> str:
     return f"{one.path}: {one.state.value}: {one.reason}"
 
 
-def _row(one: Report, directory: str) -> str:
+def _time(at: float) -> str:
     import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _row(one: Report, directory: str) -> str:
     from pathlib import Path
 
-    saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.mtime))
+    saved = _time(one.mtime)
     where = Path(one.path).relative_to(directory)
     row = f"{one.step:>9}  {one.state.value:10}  {_size(one.bytes):>9}  {saved}  {where}"
     return f"{row}\n{'':11}{one.reason}" if one.reason else row

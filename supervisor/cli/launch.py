@@ -28,18 +28,18 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
     if dry_run:
         _dry_run(job_file)
         return
-    from supervisor import app
+    from supervisor import launching
     from supervisor.cli.watch import watch
 
-    made = app.launch(job_file, os.environ, origin=origin)
+    made = launching.launch(job_file, os.environ, origin=origin)
     name = made.run.path.name
-    if made.note:
-        click.echo(made.note)
+    if not made.attached:
+        launching.refused(made)
+    for note in made.notes:
+        click.echo(note)
     if made.attached:
         what = "its engine was started again" if made.engine_started else "attached"
         click.echo(f"run {name} is there already: {what}")
-    elif made.fresh_each_time:
-        click.echo("no checkpoints are configured: every restart begins at step 0")
     if detach:
         click.echo(f"run {name} goes on by itself; `superv attach {name}` shows it")
         return
@@ -52,6 +52,7 @@ def _dry_run(job_file: Path) -> None:
 
     from supervisor import app
     from supervisor.config import load_job, load_site
+    from supervisor.snapshot import CODE
 
     job, site = load_job(job_file), load_site(os.environ)
     would = app.dry_run(job, site)
@@ -72,6 +73,12 @@ def _dry_run(job_file: Path) -> None:
         click.echo(
             f"# ranks are forked from a process that has imported {', '.join(would.job.preload)}"
         )
+    if would.code is not None:
+        click.echo(
+            f"# {CODE} is each node's copy of the code as it is at launch: {would.code.told()}"
+        )
+    else:
+        click.echo("# the code is read where it is, at every start (trainer.snapshot: false)")
     click.echo("\n# added to the environment of every rank, beside torchrun's variables")
     for name, value in sorted(would.env.items()):
         click.echo(f"{name}={shlex.quote(value)}")

@@ -44,6 +44,26 @@ class Checkpoints:
             default=f"{', '.join(TORCHTITAN_KEYS)} with hook: torchtitan; else none",
         ),
     )
+    keep: int = field(
+        default=10,
+        metadata=about(
+            "Verified checkpoints that are kept: the newest so many, as TorchTitan does by itself; "
+            "superv turns that off. Older ones are deleted, once a newer one is verified. 0 keeps "
+            "all.",
+            valid="0, or 2 and more",
+            least=0,
+            most=1_000_000,
+        ),
+    )
+    keep_every: int = field(
+        default=0,
+        metadata=about(
+            "Checkpoints of steps that this divides are kept for good. 0: there are none such.",
+            unit="steps",
+            least=0,
+            most=1_000_000_000,
+        ),
+    )
     handoff: str | None = field(
         default=None,
         metadata=about(
@@ -160,6 +180,11 @@ def _check_handoff(job: Job, table: Table, at: At) -> None:
                 raise inner.error(f"uses {{{name}}}, but there is no checkpoints: {{dir: …}}")
         return
     inner = at.inside("checkpoints", table.entries["checkpoints"])
+    if job.checkpoints.keep == 1:
+        section = table.entries["checkpoints"]
+        assert isinstance(section, Table)
+        keep = inner.inside("keep", section.entries["keep"])
+        raise keep.error("expected 0, or 2 and more: with one, nothing is left when it goes bad")
     told = "save_dir" in used and any(name in used for name in RESUME_PLACEHOLDERS)
     if not told and job.trainer.hook == "none" and job.checkpoints.handoff is None:
         raise inner.error(

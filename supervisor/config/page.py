@@ -82,6 +82,8 @@ def _default(key: Key) -> str:
         return "see below"
     if isinstance(value, tuple):
         return "`[" + ", ".join(f"{v:g}" for v in value) + "]`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     if isinstance(value, float):
         return f"`{value:g}`"
     assert isinstance(value, str | int | Path | PortRange), value

@@ -119,6 +119,13 @@ def read_python(node: Node, at: At) -> str:
     return str(read_path(node.text, at)) if "/" in node.text else node.text
 
 
+def read_switch(node: Node, at: At) -> bool:
+    """Raises UserError."""
+    if not isinstance(node, Scalar) or node.text not in ("true", "false"):
+        raise at.error(f"expected true or false, got {shown(node)}")
+    return node.text == "true"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trainer:
     """What every rank runs. Exactly one of module, script and command is set."""
@@ -175,6 +182,19 @@ class Trainer:
             "is safe, so a restart does not wait for imports. An empty list: every rank imports "
             "for itself.",
             default="torch, torchtitan.train with hook: torchtitan; else none",
+        ),
+    )
+
+    snapshot: bool = field(
+        default=True,
+        metadata=about(
+            "Ranks run a copy of the code that was made at launch: .py, .toml, .yaml, .yml, .json "
+            "and .sh files of at most 1 MB below workdir, the script's folder and the folders of "
+            "PYTHONPATH in env, and such that arguments name; on each node's local disk, "
+            "read-only. Everything beside them is a link to where it was. "
+            "The interpreter and its site-packages are not copied.",
+            valid="true or false",
+            read=read_switch,
         ),
     )
 

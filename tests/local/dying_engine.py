@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from supervisor import app, runs
+from supervisor import app, launching, runs
 from supervisor.core import events as ev
 from supervisor.core.actions import Action, Leave
 
@@ -52,7 +52,7 @@ class Engine(app.Engine):
 app.Effects, app.Engine = Effects, Engine  # type: ignore[misc]
 if HOW == "launch":
     app.ensure_engine = lambda run: True
-    run = app.launch(Path(WHAT), os.environ).run
+    run = launching.launch(Path(WHAT), os.environ).run
 else:
     run = runs.RunDir(Path(WHAT))
 ready, tell = os.pipe()

@@ -286,7 +286,7 @@ MISTAKES = {
     "module, script, command; got module and script",
     HEAD + "trainer:\n  module: t\n  ranks_per_nod: 8\n": "job.yaml:5: trainer.ranks_per_nod: "
     "unknown key; valid: args, command, env, hook, module, preload, python, ranks_per_node, "
-    "script, workdir; did you mean ranks_per_node?",
+    "script, snapshot, workdir; did you mean ranks_per_node?",
     HEAD + "trainer: {command: [a], preload: [torch]}\n": "job.yaml:3: trainer.preload: works with "
     "module and script only: a command is started as it is",
     HEAD + "trainer: {command: [a], hook: torchtitan}\n": "job.yaml:3: trainer.hook: works with "
@@ -342,8 +342,14 @@ MISTAKES = {
     TITAN + "checkpoints: {}\n": "job.yaml:4: checkpoints.dir: missing; expected a path",
     TITAN + "checkpoints: {dir: /c, format: hf}\n": "job.yaml:4: checkpoints.format: expected "
     'dcp, got "hf"',
-    TITAN + "checkpoints: {dir: /c, keep: 5}\n": "job.yaml:4: checkpoints.keep: unknown key; "
-    "valid: dir, format, handoff, required",
+    TITAN + "checkpoints: {dir: /c, kept: 5}\n": "job.yaml:4: checkpoints.kept: unknown key; "
+    "valid: dir, format, handoff, keep, keep_every, required; did you mean keep?",
+    TITAN + "checkpoints: {dir: /c, keep: 1}\n": "job.yaml:4: checkpoints.keep: expected 0, or 2 "
+    "and more: with one, nothing is left when it goes bad",
+    TITAN + "checkpoints: {dir: /c, keep: -1}\n": "job.yaml:4: checkpoints.keep: expected 0, or 2 "
+    "and more, got -1",
+    HEAD + "trainer: {module: train, snapshot: maybe}\n": "job.yaml:3: trainer.snapshot: expected "
+    'true or false, got "maybe"',
     TITAN + "progress: {step: '(?P<step>1)'}\ncheckpoints: {dir: /c}\n": "job.yaml:4: progress: "
     "needs resumed: with checkpoints, superv checks the step that a run comes back at",
     MINIMAL + "checkpoints: {dir: /c}\n": "job.yaml:4: checkpoints: the trainer is not told where "
