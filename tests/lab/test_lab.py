@@ -74,16 +74,19 @@ def test_status_shows_idle_nodes(lab: Lab) -> None:
     assert {(node.power, node.cable) for node in seen.nodes} == {("on", "up")}
 
 
+@pytest.mark.both
 def test_jobs_run_as_the_ordinary_user_on_every_node(lab: Lab) -> None:
     lines = each(lab, "sh", "-c", 'echo "$(hostname) $(id -un) $HOME"')
     assert sorted(lines) == [f"{i}: n{i + 1} superv {lab.home}" for i in range(3)]
 
 
+@pytest.mark.both
 def test_slurm_grants_gpus(lab: Lab) -> None:
     out = ok(lab, "login", "srun", "--gres=gpu:8", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
     assert out == "0,1,2,3,4,5,6,7\n"
 
 
+@pytest.mark.only("plain")  # the user reads the kernel log
 def test_every_node_has_its_own_things(lab: Lab) -> None:
     show = (
         "hostname; cat /proc/sys/kernel/random/boot_id; ls /sys/class/net; "
@@ -161,6 +164,7 @@ def test_a_dead_node_is_silent_and_a_dead_process_is_not(
     assert heard == ("end of file" if how == "process killed" else "silence")
 
 
+@pytest.mark.both
 def test_poweroff_takes_everything_and_poweron_brings_a_fresh_node(lab: Lab) -> None:
     ok(lab, "n2", "sh", "-c", "touch /tmp/old; setsid sleep 600 >/dev/null 2>&1 &")
     boot_id = ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id")
@@ -215,6 +219,7 @@ def test_a_step_without_kill_outlives_a_node(make_lab: MakeLab, dies: str) -> No
         until(lambda beat=beats[node], seen=seen: beat.read_text() != seen, 5)
 
 
+@pytest.mark.both
 def test_sbcast_delivers_a_secret_to_a_running_job(lab: Lab) -> None:
     job = ok(lab, "login", "sbatch", "--parsable", "-N3", "--wrap", "sleep 600").strip()
     until(lambda: ok(lab, "login", "squeue", "-h", "-j", job, "-o", "%T") == "RUNNING\n")
@@ -273,14 +278,18 @@ def test_unknown_names_say_what_is_valid(lab: Lab) -> None:
 # --- up and down ---
 
 
-def test_up_again_changes_nothing_and_another_shape_is_refused(lab: Lab) -> None:
+@pytest.mark.both
+def test_up_again_changes_nothing_and_another_shape_is_refused(lab: Lab, strict: bool) -> None:
     before = boot_pids(lab.layout)
-    lab.up(3)
+    lab.up(3, strict=strict)
     assert boot_pids(lab.layout) == before
     with pytest.raises(UserError, match="is up with nodes 3, not 4"):
-        lab.up(4)
+        lab.up(4, strict=strict)
+    with pytest.raises(UserError, match=f"is up with strict {strict}, not {not strict}"):
+        lab.up(3, strict=not strict)
 
 
+@pytest.mark.both
 def test_labs_live_side_by_side(lab: Lab, make_lab: MakeLab) -> None:
     other = make_lab(2, gpus=4, settings={"SlurmdTimeout": "300"})
     assert "SlurmdTimeout           = 300 sec" in ok(other, "login", "scontrol", "show", "config")
