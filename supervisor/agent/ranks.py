@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess  # noqa: TID251 - for the type of a child only; supervisor.proc starts it
 from collections.abc import Callable, Mapping
@@ -122,9 +123,7 @@ def placeholders(order: Start) -> dict[str, str]:
 
 def fill(text: str, values: Mapping[str, str]) -> str:
     """Replace the known placeholders; other braces are the trainer's own."""
-    for name, value in values.items():
-        text = text.replace("{" + name + "}", value)
-    return text
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
 
 
 def attempt_dir(node_dir: Path, attempt: int) -> Path:
@@ -177,11 +176,13 @@ class Ranks:
         try:
             return await self._start(job, order, node, starter)
         except (OSError, CantStart, ValueError) as error:  # ValueError: a NUL in an argument
+            self.watch()
             await self.stop(0)
             what = getattr(error, "filename", None) or ""
             why = f"{what}: {error.strerror}" if isinstance(error, OSError) else str(error)
             raise CantStart(why.removeprefix(": ")) from error
         except asyncio.CancelledError:
+            self.watch()
             await self.stop(0)
             raise
 
@@ -218,7 +219,6 @@ class Ranks:
             "argv": [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)],
             "env": rank_env(job, order, local, self._dir, node),
             "cwd": job.workdir,
-            "path": job.path,
             "log": str(log_file(self._dir, self.attempt, rank)),
             "hook": str(hook) if job.hook else "",
             "state": str(state_file(self._dir, self.attempt, rank)) if job.hook else "",
@@ -250,7 +250,7 @@ class Ranks:
         """Start one rank in an interpreter of its own."""
         rank = told["rank"]
         argv = ([job.python] if job.python else []) + told["argv"]
-        if job.hook or job.path:  # for `-m`, Python itself would look into the directory first
+        if job.hook:
             script, _ = write_files(self._dir, job)
             path = Path(told["log"]).with_suffix(".order.json")
             path.write_text(json.dumps({k: v for k, v in told.items() if k != "env"}))
@@ -331,7 +331,7 @@ class Ranks:
             told = json.loads(error_file(self._dir, self.attempt, rank).read_bytes())
             message = told["message"]
             text = message["message"] if isinstance(message, dict) else message
-            return str(text).strip().splitlines()[-1][:ERROR_SHOWN]
+            return "".join(str(text).strip().splitlines()[-1:])[:ERROR_SHOWN]
         return ""
 
 
