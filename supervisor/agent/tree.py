@@ -11,6 +11,7 @@ from pathlib import Path
 
 from supervisor.proc import exited
 
+LOOKS = 4
 WAITED = 256  # processes that are waited for at a time
 MARK = "SUPERV_MARK"  # run/node/attempt, in the environment of every rank
 
@@ -51,10 +52,7 @@ def find(
     What is found by parent or session is not asked for its environment: that takes the memory
     map's lock, which a rank may hold while it sleeps in a hung file system.
     """
-    table: dict[int, tuple[int, int, str]] = {}  # pid → parent, session, state
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
-            table[int(entry.name)] = (int(fields[1]), int(fields[3]), fields[0])
+    table = _table()
     gone = ended - table.keys()
     first = {pid for pid, (_, session, _) in table.items() if pid in roots or session in gone}
     found = _family(table, first - spare, spare)
@@ -66,6 +64,24 @@ def find(
                 marked.add(pid)
     found = _family(table, found | marked, spare)
     return {pid for pid in found if table[pid][2] not in "ZX"}
+
+
+def _table() -> dict[int, tuple[int, int, str]]:
+    """Parent, session and state of every process.
+
+    One that ended while this was looking may have forked another after its number had passed: then
+    it looks again, but not for ever on a node where processes come and go.
+    """
+    table: dict[int, tuple[int, int, str]] = {}
+    for _ in range(LOOKS):
+        table.clear()
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        for pid in pids:
+            if (fields := _stat(pid)) is not None:
+                table[pid] = (int(fields[1]), int(fields[3]), fields[0])
+        if len(table) == len(pids):
+            break
+    return table
 
 
 def _family(

@@ -239,7 +239,9 @@ def test_a_name_made_to_mislead(tmp_path: Path):
         deadline = time.monotonic() + 20
         while ") Z 1" not in Path(f"/proc/{child.pid}/comm").read_text():
             assert time.monotonic() < deadline
-        assert tree.state(child.pid) == "S"
+        while tree.state(child.pid) != "S":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     finally:
         child.kill()
         child.wait()
