@@ -106,13 +106,13 @@ SETTINGS = (
 )
 
 
-async def look(job: Job | None) -> list[Finding]:
+async def look(job: Job | None, *, deadline_s: float = ASK_S) -> list[Finding]:
     """Tools, settings and the job's partition."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     fix = "use a login node, put Slurm's commands on PATH, or write launcher: local for a trial"
     if missing:
         return [fail("slurm", f"not on PATH: {', '.join(missing)}", fix)]
-    slurm = Slurm(deadline_s=ASK_S)
+    slurm = Slurm(deadline_s=deadline_s)
     try:
         done = await slurm.run("scontrol", "show", "config")
         partitions = await slurm.partitions()

@@ -66,7 +66,7 @@ async def storage(path: Path) -> Storage | str:
     """The file system that the path is or would be on; or why it can't be told."""
     for place in (path, *path.parents):
         argv = ("stat", "--file-system", "--format=%T|%a|%S", str(place))
-        done = await proc.run(argv, deadline_s=STAT_S, env={"PATH": os.defpath, "LC_ALL": "C"})
+        done = await proc.run(argv, deadline_s=STAT_S, env={**os.environ, "LC_ALL": "C"})
         if done.rc == 0:
             kind, blocks, size = done.out.strip().split("|")
             return Storage(path=place, kind=kind, free_mb=int(blocks) * int(size) // 1_000_000)

@@ -45,7 +45,7 @@ def python_command(job: Job) -> list[str] | None:
     return [trainer.python, "-c", LOOK, folder, *modules]
 
 
-async def look(job: Job) -> list[Finding]:
+async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     """On this machine; a node may differ, which --probe tells."""
     found = await _directories(job)
     argv = python_command(job)
@@ -63,7 +63,7 @@ async def look(job: Job) -> list[Finding]:
         return [*found, fail("trainer", text, "mend trainer.script in the job file")]
     env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
-    done = await proc.run(argv, deadline_s=IMPORT_S, env=env, cwd=cwd)
+    done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
     return [*found, *judge("trainer", "here", done)]
 
 
@@ -92,7 +92,7 @@ async def _directories(job: Job) -> list[Finding]:
 def judge(check: str, where: str, done: proc.Completed) -> list[Finding]:
     """What LOOK has printed."""
     if done.timed_out:
-        text = f"its modules are not imported {where} within {IMPORT_S:.0f} s"
+        text = f"its modules were not imported {where} within {done.took_s:.0f} s"
         return [unknown(check, text, "see whether the storage that holds them answers")]
     try:
         told = json.loads(done.out.strip().splitlines()[-1])
