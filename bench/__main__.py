@@ -13,7 +13,6 @@ import click
 
 from bench.samples import Book, Measurement, NotMeasuredError, Setup, WrongError, load
 from bench.tables import report, verdicts
-from supervisor.core.errors import UserError
 
 MODULES = (
     "rank_killed",
@@ -56,9 +55,9 @@ def measure(book: Book, measurement: Measurement, setup: Setup) -> bool:
     except WrongError as why:
         book.end(measurement, wrong=str(why))
         return False
-    except (RuntimeError, OSError, TimeoutError, UserError) as why:
+    except Exception as why:  # also a bug: what was measured before is kept, the rest goes on
         traceback.print_exc()
-        book.end(measurement, broken=str(why))
+        book.end(measurement, broken=f"{type(why).__name__}: {why}")
         return False
     return True
 

@@ -1,53 +1,41 @@
-"""What `superv demo` plays, some times: TorchTitan on 2+1 nodes, and a node loses power."""
+"""What `superv demo` shows, some times: TorchTitan on 2+1 nodes, and a node loses power."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 
-from bench.lab_run import lab
-from bench.samples import OUT, Column, Measurement, Sample, Setup
+from bench.lab_run import LabRun, check_warm, lab
+from bench.samples import Column, Measurement, Sample, Setup
 from bench.torchtitan import MEASUREMENT as TITAN
-from bench.torchtitan import parts
-from supervisor.cli import demo
+from bench.torchtitan import NODES, parts, titan_job
+from supervisor.cli.demo import STEPS_BEFORE, VICTIM_SLOT
 
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What is shown meanwhile, also by child processes, goes to a file."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    kept = os.dup(1)
-    with (OUT / "demo.log").open("a") as log:
-        os.dup2(log.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+SPARES = 1
 
 
 def run(setup: Setup) -> Iterator[Sample]:
     python = setup.need_titan()
     for _ in range(setup.repeat):
-        with lab(3, python) as there:
-            with quiet():
-                status = demo.play(there, python)
-                demo.superv(there, "stop", demo.RUN, "--now")
-            fault = [at for at, name, _ in demo.read_faults(there) if name == "poweroff"][-1]
-            incident = status["incidents"][-1]
-            told = ("suspected", "confirmed", "stopped", "relaunched")
-            values = {name: incident[name] - fault for name in told}
-            yield Sample(
-                case="warm" if incident["warm"] else "cold",
-                values=values | {k: v for k, v in parts(incident, fault).items() if k != "stop"},
-                more={"steps_lost": incident["steps_lost"]},
-            )
+        with lab(NODES + SPARES, python) as there:
+            job = titan_job(there, python, "moe-demo", spares=SPARES, warm=True)
+            with LabRun(there, job) as training:
+                status = training.until_step(STEPS_BEFORE, within_s=240)
+                fault = there.poweroff(status["slots"][VICTIM_SLOT]["node"]).at
+                incident = training.until_recovered(1, within_s=240)
+                check_warm(incident, True)
+                told = ("suspected", "confirmed", "stopped", "relaunched")
+                values = {name: incident[name] - fault for name in told}
+                later = {k: v for k, v in parts(incident, fault).items() if k != "stop"}
+                yield Sample(
+                    case="warm",
+                    values=values | later,
+                    more={"steps_lost": incident["steps_lost"]},
+                )
 
 
 MEASUREMENT = Measurement(
     name="demo",
-    about="superv demo: deepseek_v3 on 2+1 nodes, a node powered off; times from the fault on",
+    about="a node powered off; deepseek_v3 (lab flavor), 2+1 nodes, as in superv demo",
     columns=(
         Column(key="suspected", title="off -> suspected", unit="s"),
         Column(key="confirmed", title="off -> confirmed", unit="s"),

@@ -58,9 +58,16 @@ def table(name: str, measured: dict[str, Any]) -> Iterator[str]:
             found = values(measured, case, column["key"])
             if found:
                 yield f"  {case:<{width}}  {_row(measured, case, column, found)}".rstrip()
-    loads = sorted(s["load"] for s in measured["samples"])
-    yield f"  load average meanwhile: {loads[0]:.1f} to {loads[-1]:.1f}"
+    yield f"  load average meanwhile: {_loads(measured, cases)}"
     yield ""
+
+
+def _loads(measured: dict[str, Any], cases: list[str]) -> str:
+    told = []
+    for case in cases:
+        loads = sorted(s["load"] for s in measured["samples"] if s["case"] == case)
+        told.append(f"{case} {loads[0]:.1f}-{loads[-1]:.1f}")
+    return "; ".join(told)
 
 
 def _row(measured: dict[str, Any], case: str, column: dict[str, str], found: list[float]) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bench.lab_run import LabRun, Status, as_user, check_warm, lab
-from bench.samples import Column, Measurement, Sample, Setup, Target
-from supervisor.cli import demo
+from bench.samples import REPO, Column, Measurement, Sample, Setup, Target
+from lab.cluster import Lab
 
+EXAMPLE = REPO / "examples/torchtitan_lab"
 NODES = 2
 STEPS_BEFORE = 8  # over those that it resumed from: more than one interval of checkpoints
 
@@ -29,21 +29,31 @@ def parts(incident: Status, fault: float) -> dict[str, float]:
     }
 
 
+def titan_job(there: Lab, python: Path, name: str, *, spares: int, warm: bool) -> dict[str, Any]:
+    """The job of the example; its tokenizer and data are made in the lab's home."""
+    as_user(there, str(python), str(EXAMPLE / "assets.py"), str(there.home))
+    config = str(EXAMPLE / "moe_lab.toml")
+    return {
+        "name": name,
+        "nodes": NODES,
+        "spares": spares,
+        "trainer": {
+            "script": str(EXAMPLE / "titan_cpu.py"),
+            "args": ["--job.config_file", config, "--training.steps", "2000"],
+            "python": str(python),
+            "hook": "torchtitan",
+            "preload": ["titan_cpu"] if warm else [],
+            "env": {"GLOO_SOCKET_IFNAME": "eth0"},
+        },
+        "checkpoints": {"dir": f"checkpoint-{name}"},
+    }
+
+
 def run(setup: Setup) -> Iterator[Sample]:
     python = setup.need_titan()
     with lab(NODES, python) as there:
-        as_user(there, str(python), str(demo.EXAMPLE / "assets.py"), str(there.home))
-        text = demo.JOB.format(
-            script=demo.EXAMPLE / "titan_cpu.py",
-            config=demo.EXAMPLE / "moe_lab.toml",
-            python=python,
-        )
         for case in ("warm", "cold"):
-            job: dict[str, Any] = yaml.safe_load(text)
-            job |= {"name": f"titan-{case}", "nodes": NODES, "spares": 0}
-            job["checkpoints"]["dir"] = f"checkpoint-{case}"
-            if case == "cold":
-                job["trainer"]["preload"] = []
+            job = titan_job(there, python, f"titan-{case}", spares=0, warm=case == "warm")
             yield from killed(setup, LabRun(there, job), case)
 
 
