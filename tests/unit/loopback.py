@@ -25,7 +25,8 @@ from supervisor.channel import Channel
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 
-RUN = "0123456789ab"
+# Two test sessions on one machine must not end each other's ranks; children know their session's.
+RUN = os.environ.setdefault("TEST_RUN_ID", os.urandom(6).hex())
 NODE = "n1"
 PORTS = (21000, 29999)
 WITHIN_S = 30.0

@@ -16,7 +16,7 @@ import pytest
 
 from supervisor.agent import tree
 
-RUN = "feedbeef0123"
+RUN = os.urandom(6).hex()
 MARK = f"{RUN}/n1/"
 EVERYWHERE = {"PATH": os.environ["PATH"]}
 
@@ -193,7 +193,7 @@ def test_a_zombie_is_gone(family: Family):
 def test_nothing_else_is_touched(family: Family):
     others = [
         family.start("exec sleep 600", mark=f"{RUN}/n2/1"),  # another node's
-        family.start("exec sleep 600", mark="feedbeef01234/n1/1"),  # another run's
+        family.start("exec sleep 600", mark=f"{RUN}4/n1/1"),  # another run's
         family.start("exec sleep 600", mark=f"x{MARK}1"),
         family.start("exec sleep 600", mark="", OTHER=f"{tree.MARK}={MARK}1"),
     ]
