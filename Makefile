@@ -3,7 +3,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 TITAN := .venv-titan
 BIN := $(VENV)/bin
-APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 python3-venv shellcheck
+APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
+       iproute2 nftables libfuse3-3 python3-venv shellcheck
 
 .PHONY: demo test lint unit lab titan bench clean packages
 .DELETE_ON_ERROR:
