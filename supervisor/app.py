@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import socket
@@ -252,8 +253,9 @@ def engine_address(job: Job | None, site: Site) -> str:
 
 def _note(text: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime())
-    sys.stdout.write(f"{stamp} {text}\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # the disk is full: the journal's failure ends the engine
+        sys.stdout.write(f"{stamp} {text}\n")
+        sys.stdout.flush()
 
 
 async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
@@ -298,13 +300,13 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
         take=engine.take,
         now=clock,
     )
+    engine.begin(effects, endpoint, socket.gethostname())
     server = await control.serve(engine, run_dir.socket)
     os.write(ready, b"ready\n")
-    os.close(ready)
     try:
-        await engine.live(effects, endpoint, socket.gethostname())
-        await asyncio.sleep(1.5)  # those who watch read the last lines
+        await engine.live()
     finally:
+        await asyncio.sleep(1.5)  # those who watch read the last lines
         server.close()
         run_dir.socket.unlink(missing_ok=True)
         channel.close()
@@ -332,8 +334,14 @@ def main(argv: list[str]) -> int:
         return 0
     except UserError as error:
         _note(str(error))
-        os.write(ready, f"{error}\n".encode())
+        with contextlib.suppress(OSError):  # who started it has heard "ready", and is gone
+            os.write(ready, f"{error}\n".encode())
         return 2
+    except OSError as error:
+        _note(f"{error.filename}: {error.strerror}")
+        with contextlib.suppress(OSError):
+            os.write(ready, f"{error.filename}: {error.strerror}\n".encode())
+        return 1
     return 0
 
 

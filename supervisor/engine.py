@@ -85,12 +85,16 @@ class Engine:
 
     # --- the loop -----------------------------------------------------------------------------
 
-    async def live(self, effects: Effects, endpoint: str, host: str) -> None:
-        """Until the run has ended; a bug or a full disk ends the engine, never the run."""
+    def begin(self, effects: Effects, endpoint: str, host: str) -> None:
+        """Take the run over. Raises UserError where the journal can't be written."""
         self._effects = effects
         asyncio.get_running_loop().set_exception_handler(self._broken)
         self._channel.epoch = self._epoch
         self.take(ev.EngineStarted(at=self._now(), epoch=self._epoch, host=host, endpoint=endpoint))
+
+    async def live(self) -> None:
+        """Until the run has ended; a bug or a full disk ends the engine, never the run."""
+        assert self._effects is not None
         work = [
             asyncio.ensure_future(part())
             for part in (self._listen, self._tick, self._poll, self._look)
@@ -101,7 +105,7 @@ class Engine:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-        await effects.close()
+        await self._effects.close()
         if self._failure is not None:
             raise self._failure
 
@@ -115,14 +119,26 @@ class Engine:
             self._over.set()
 
     def take(self, event: ev.Event) -> None:
-        """Fold an event into the run, journal it, then do what it calls for."""
+        """Fold an event into the run, journal it, then do what it calls for.
+
+        What can't be journaled is not done, and not acknowledged: the engine ends.
+        """
         if self._failure is not None:
             return
         if not isinstance(event, ev.Progress):
             self._journal_progress()
         before = self.run
         after, actions = step(before, event)
-        self._journal.append(event, actions, epoch=self._epoch)
+        try:
+            self._journal.append(event, actions, epoch=self._epoch)
+        except OSError as error:
+            self._failure = UserError(
+                f"{self._journal.path}: can't be written: {error.strerror or error}; this engine "
+                f"ends and the ranks go on; make room, then `superv attach {before.spec.name}`"
+            )
+            self._tell(Line(at=event.at, text=str(self._failure)))
+            self._over.set()
+            raise self._failure from None
         self.run = after
         for text in tell(before, event, after):
             self._tell(Line(at=event.at, text=text))

@@ -28,6 +28,11 @@ KEPT = 10  # attempts whose logs stay on the node, the current one included
 # Storage may hang, and the ranks' own start would say so only in their end.
 _LOOK = """
 cd -- "$1" || exit 3
+if [ -n "$3" ]; then
+  home=$3
+  until [ -e "$home" ]; do home=${home%/*}; : "${home:=/}"; done
+  [ -d "$home" ] && [ -w "$home" ] && [ -x "$home" ] || exit 5
+fi
 case $2 in */*) [ -f "$2" ] && [ -x "$2" ] && exit; exit 4 ;; esac
 IFS=:
 for folder in $PATH; do [ -f "$folder/$2" ] && [ -x "$folder/$2" ] && exit; done
@@ -228,12 +233,13 @@ class Ranks:
         }
 
     async def _look(self, job: Job, told: dict[str, Any]) -> None:
-        """See in an expendable child that the working directory and the program are there.
+        """See in an expendable child that working directory, program and a place to save are there.
 
         Raises CantStart.
         """
         program = job.python or told["argv"][0]
-        argv = ("/bin/sh", "-c", _LOOK, "sh", job.workdir, program)
+        home = told["env"]["SUPERV_SAVE_DIR"].rpartition("/")[0]
+        argv = ("/bin/sh", "-c", _LOOK, "sh", job.workdir, program, home)
         if proc.stuck(argv):
             raise CantStart(f"{job.workdir}: an earlier look at it still hangs")
         done = await proc.run(argv, deadline_s=LOOK_S, env=told["env"])
@@ -243,6 +249,8 @@ class Ranks:
             raise CantStart(f"{job.workdir}: the working directory can't be entered")
         if done.rc == 4:
             raise CantStart(f"{program}: there is no such program in {job.workdir} or on PATH")
+        if done.rc == 5:
+            raise CantStart(f"{home}: checkpoints.dir can't be written")
         if done.rc != 0:
             raise CantStart(f"looking for {program}: {done.why()}")
 
