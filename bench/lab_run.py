@@ -136,8 +136,8 @@ class LabRun:
     def clock_ahead(self) -> float:
         """How far the engine's clock is ahead of this process's, in seconds."""
         before = time.time()
-        now: float = self.status()["now"]
-        return float(now - (before + time.time()) / 2)
+        now = float(self.status()["now"])
+        return now - (before + time.time()) / 2
 
     def start_ordered(self, attempt: int) -> float:
         """When the ranks of the first attempt after this one were ordered to start."""
