@@ -161,7 +161,10 @@ class Launched:
 
     def ranks(self) -> list[Rank]:
         found = []
-        for process in self._of("", self.trainer):
+        script = "/" + Path(self.trainer).name  # of the copy that was made of it at launch
+        for process in self.lab.processes():
+            if not any(word.endswith(script) for word in process.argv):
+                continue
             fields, env = _stat(process.pid), _environ(process.pid)
             if fields and fields[0] not in "ZX" and int(fields[3]) == process.pid and "RANK" in env:
                 attempt, rank = int(env["SUPERV_ATTEMPT"]), int(env["RANK"])
@@ -338,6 +341,10 @@ class Runs:
             for run in self.launched.values():
                 if run.status()["phase"] not in ENDED:
                     self.superv("stop", "--now", run.name)
+            for run in self.launched.values():
+                until(lambda run=run: run.status()["phase"] in ENDED, f"the end of {run.name}")  # type: ignore[misc]
+                for job in run.jobs():  # the engine gives a job 15 s to end, where a node was lost
+                    self.do("scancel", job)
             for run in self.launched.values():
                 until(lambda run=run: not run.engines(), f"the end of the engine of {run.name}")  # type: ignore[misc]
         finally:

@@ -109,25 +109,21 @@ def test_a_node_goes_off_and_the_spare_takes_its_slot(runs: Runs, slot: int) -> 
     assert runs.faults()[-1] == fault
     check_lost(run, before, victim, fault.at)
     assert {(r.attempt, r.rank) for r in run.ranks()} == ALL
-    runs.superv("stop", run.name)
-    run.until_ended("stopped")
-    assert run.jobs() == []
+    if slot == 0:  # the batch script is gone, the dead node has not answered
+        runs.superv("stop", run.name)
+        run.until_ended("stopped")
+        assert run.jobs() == []
 
 
 def test_a_node_goes_off_where_slurm_waits_for_five_minutes(
     make_lab: Callable[..., Lab],
 ) -> None:
     lab = make_lab(NODES + SPARES, settings={**SETTINGS, "SlurmdTimeout": "300"})
-    here = Runs(lab)
-    try:
-        run = here.launch()
-        before = run.until_step(SAVE_EVERY + 2)
-        fault = lab.poweroff("n2")
-        after = check_lost(run, before, "n2", fault.at)
-        assert "n2" in after["allocations"][0]["nodes"], "Slurm has not taken it out"
-        lab.poweron("n2")
-    finally:
-        here.close()
+    run = Runs(lab).launch()  # it ends with the lab
+    before = run.until_step(SAVE_EVERY + 2)
+    fault = lab.poweroff("n2")
+    after = check_lost(run, before, "n2", fault.at)
+    assert "n2" in after["allocations"][0]["nodes"], "Slurm has not taken it out"
 
 
 def test_ranks_of_a_node_that_was_cut_off_disturb_nobody_and_are_ended(
