@@ -224,6 +224,7 @@ class Ranks:
             "argv": [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)],
             "env": rank_env(job, order, local, self._dir, node),
             "cwd": job.workdir,
+            "path": job.path,
             "log": str(log_file(self._dir, self.attempt, rank)),
             "hook": str(hook) if job.hook else "",
             "state": str(state_file(self._dir, self.attempt, rank)) if job.hook else "",
@@ -258,7 +259,7 @@ class Ranks:
         """Start one rank in an interpreter of its own."""
         rank = told["rank"]
         argv = ([job.python] if job.python else []) + told["argv"]
-        if job.hook:
+        if job.hook or job.path:  # for `-m`, Python itself would look into the directory first
             script, _ = write_files(self._dir, job)
             path = Path(told["log"]).with_suffix(".order.json")
             path.write_text(json.dumps({k: v for k, v in told.items() if k != "env"}))
