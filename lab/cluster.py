@@ -144,6 +144,9 @@ class Lab:
             late = [name for name in compute if states.get(name) != "idle"]
             if not late:
                 return
+            for ended in (self.layout.node(name) / "ended" for name in late):
+                if ended.exists():
+                    raise TimeoutError(ended.read_text().strip())
             if time.monotonic() > end:
                 seen = ", ".join(f"{name} {states.get(name, 'unknown')}" for name in late[:8])
                 raise TimeoutError(f"nodes not idle within {deadline_s:.0f} s: {seen}")
