@@ -136,7 +136,7 @@ class Engine:
                 f"{self._journal.path}: can't be written: {error.strerror or error}; this engine "
                 f"ends and the ranks go on; make room, then `superv attach {before.spec.name}`"
             )
-            self._tell(Line(at=event.at, text=str(self._failure)))
+            self._show(Line(at=event.at, text=str(self._failure)))
             self._over.set()
             raise self._failure from None
         self.run = after
@@ -316,6 +316,9 @@ class Engine:
 
     def _tell(self, line: Line) -> None:
         self._note(line.text)
+        self._show(line)
+
+    def _show(self, line: Line) -> None:
         for listener in self._listeners:
             if listener.full():
                 listener.get_nowait()  # a reader that can't keep up loses the oldest

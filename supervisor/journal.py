@@ -5,6 +5,7 @@ A line is on disk before its actions are done. The run is what folding the event
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import zlib
@@ -158,7 +159,7 @@ class Journal:
         data = _line(record)
         written = os.write(self._fd, data)
         if written != len(data):
-            raise OSError(f"{self.path}: short write")
+            raise OSError(errno.ENOSPC, "No space left on device (a line was cut)")
         if actions:
             os.fdatasync(self._fd)
         return record
