@@ -154,6 +154,11 @@ class Progress:
         states = [s for rank in self._ranks.ranks if (s := self._states.state(rank)) is not None]
         return min(states, key=lambda s: (s.step, s.changed)).phase if states else ""
 
+    def hooked(self, ranks: Ranks) -> list[int]:
+        """Living ranks whose hook has told something."""
+        told = self._states
+        return [r.rank for r in ranks.ranks.values() if r.alive and told and told.state(r.rank)]
+
     def standing(self, ranks: Ranks) -> list[Evidence]:
         """Where each local rank stands, as its hook told."""
         told = []

@@ -308,6 +308,9 @@ class Ranks:
             )
         )
 
+    def stacks_file(self, rank: int) -> Path:
+        return stacks_file(self._dir, self.attempt, rank)
+
     def find(self) -> set[int]:
         """All processes of this run's ranks on this node, of whatever attempt."""
         alive = frozenset(rank.pid for rank in self.ranks.values() if rank.alive)

@@ -35,6 +35,7 @@ PHASES = ("import", "build", "load", "step", "save", "done")
 # magic, phase, step, resumed step, time of the last change, first time of each phase, first step's
 STATE = struct.Struct("=4sIqqd6dd")
 MAGIC = b"SVR1"
+STACKS_SIGNAL = signal.SIGRTMIN + 6  # asks a rank for its stacks; trainers and NCCL use USR1, USR2
 
 
 class Rank:
@@ -186,7 +187,7 @@ def become(order: dict[str, Any]) -> None:
     faulthandler.enable()
     if order.get("stacks"):
         out = open(order["stacks"], "a")  # noqa: SIM115 - stays open for the handler
-        faulthandler.register(signal.SIGRTMIN + 6, file=out, all_threads=True, chain=False)
+        faulthandler.register(STACKS_SIGNAL, file=out, all_threads=True, chain=False)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.prctl(15, b"rank%d" % order.get("rank", 0), 0, 0, 0)  # PR_SET_NAME

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.agent import code, tree
+from supervisor.agent import code, stacks, tree
 from supervisor.agent import node as this_node
 from supervisor.agent.notes import Notes
 from supervisor.agent.progress import Progress
@@ -51,6 +51,7 @@ class Work:
         self._mark = f"{run_id}/{node}/"
         self._address = address
         self._starter: Starter | None = None
+        self._asking: asyncio.Future[list[Evidence]] | None = None  # for stacks, now
         self._over = 0  # the highest attempt that was stopped, or made way for another
         self._clearing = 0  # how many are at it
         self._clear = asyncio.Event()
@@ -255,6 +256,8 @@ class Work:
 
     async def stop(self, order: do.Stop) -> None:
         left: set[int] = set()
+        if self._asking is not None:  # ranks that hang are asked where before they are ended
+            await asyncio.wait({self._asking})
         if order.attempt >= (self.attempt or 0):  # an older one's ranks were gone before this one's
             left = await self._end_ranks(order.attempt, order.grace_s)
         self._report(
@@ -272,6 +275,16 @@ class Work:
         seen: list[Evidence] = []
         if self.ranks is not None and self.ranks.attempt == order.attempt:
             seen = self.progress.standing(self.ranks)
+            if order.stacks:
+                hooked = {
+                    rank: (self.ranks.ranks[rank].pid, self.ranks.stacks_file(rank))
+                    for rank in self.progress.hooked(self.ranks)
+                }
+                self._asking = asyncio.ensure_future(stacks.ask(self._node, hooked))
+                try:
+                    seen += await self._asking
+                finally:
+                    self._asking = None
             for rank in self.ranks.ranks.values():
                 if rank.alive and (state := tree.state(rank.pid)) in ("D", "T", "t"):
                     meaning = {"D": "in uninterruptible sleep"}.get(state, "stopped by a signal")

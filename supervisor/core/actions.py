@@ -77,7 +77,9 @@ class Stop(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collect(Order):
-    """Bring the last lines and the process states."""
+    """Bring the process states and, where nothing died, where the ranks stand in their code."""
+
+    stacks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

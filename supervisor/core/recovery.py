@@ -20,6 +20,7 @@ from supervisor.core.types import (
     Run,
 )
 
+STANDSTILLS = ("hang", "no-first-step")  # nothing died: where do the ranks stand?
 LAST_LOOK_S = 30.0  # how long a run that ends looks for what its last attempt saved
 STOP_SLACK_S = 10.0  # over the grace period: SIGKILL, reaping, the answer's way back
 
@@ -72,7 +73,8 @@ def stop_ranks(t: Turn, reason: str, grace_s: float) -> None:
     for node in answering(t.run, attempt):
         if t.run.goal is None:
             key = f"a{attempt.number}/collect/{node}"
-            t.do(do.Collect(key=key, node=node, attempt=attempt.number))
+            stuck = bool(t.run.incidents) and t.run.incidents[-1].cause in STANDSTILLS
+            t.do(do.Collect(key=key, node=node, attempt=attempt.number, stacks=stuck))
         key = f"a{attempt.number}/stop{'-now' if grace_s == 0 else ''}/{node}"
         t.do(do.Stop(key=key, node=node, attempt=attempt.number, grace_s=grace_s))
     if not answering(t.run, attempt):

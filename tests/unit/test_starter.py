@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.agent import tree
+from supervisor.agent import stacks, tree
 from supervisor.agent.ranks import Ended, Ranks
 from supervisor.agent.warm import Starter
 from supervisor.core.actions import Start
@@ -356,5 +356,40 @@ def test_fifty_forks_leave_nothing(tmp_path: Path, node: Callable[[Job], Node]) 
                 Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children").read_text().split()
             )
         assert children == []
+
+    play(node(job), scenario)
+
+
+def test_ranks_say_where_they_stand_in_their_code(
+    tmp_path: Path, node: Callable[[Job], Node]
+) -> None:
+    script = write(
+        tmp_path,
+        "train.py",
+        """
+        import threading, time
+        def wait_for_the_others():
+            print("up", flush=True)
+            time.sleep(600)
+        def train_step():
+            wait_for_the_others()
+        threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+        train_step()
+        """,
+    )
+    job = job_of(tmp_path, script, preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        while "up" not in n.log(0) or "up" not in n.log(1):
+            await asyncio.sleep(0.01)
+        assert n.ranks is not None
+        ranks = n.ranks
+        os.kill(ranks.ranks[1].pid, signal.SIGSTOP)
+        asked = {rank: (ranks.ranks[rank].pid, ranks.stacks_file(rank)) for rank in (0, 1)}
+        first, second = await stacks.ask("n1", asked)
+        assert first.text.startswith("rank 0: wait_for_the_others (train.py:5) < train_step")
+        assert second.text == "rank 1: no answer (its process is in state T)"
+        assert not n.ends
 
     play(node(job), scenario)
