@@ -164,6 +164,10 @@ _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine
 _to_agent: msgspec.msgpack.Decoder[ToAgent] = msgspec.msgpack.Decoder(ToAgent)
 
 
+# Bytes that are no text, and arrays within arrays, have exceptions of their own.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 def pack(message: ToEngine | ToAgent) -> bytes:
     return msgspec.msgpack.encode((WIRE, message))
 
@@ -171,7 +175,7 @@ def pack(message: ToEngine | ToAgent) -> bytes:
 def _body(frame: bytes) -> msgspec.Raw:
     try:
         wire, body = _envelope.decode(frame)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError(f"not a superv message: {error}") from None
     if wire != WIRE:
         raise WireError(f"speaks wire version {wire}; this side speaks {WIRE}")
@@ -182,7 +186,7 @@ def unpack_for_engine(frame: bytes) -> ToEngine:
     """Raises WireError."""
     try:
         return _to_engine.decode(_body(frame))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError(f"bad message from an agent: {error}") from None
 
 
@@ -190,7 +194,7 @@ def unpack_for_agent(frame: bytes) -> ToAgent:
     """Raises WireError."""
     try:
         return _to_agent.decode(_body(frame))
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError(f"bad message from the engine: {error}") from None
 
 
