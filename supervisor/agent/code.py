@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -27,6 +30,14 @@ def at_home(job: Job, node_dir: Path) -> Job:
         env={name: value.replace(CODE, home) for name, value in job.env.items()},
         path=job.path.replace(CODE, home),
     )
+
+
+def forget(node_dir: Path) -> None:
+    """Remove the copies: they are read-only, which keeps their owner from a plain rm -r."""
+    for folder, _, _ in os.walk(node_dir / "code"):
+        with contextlib.suppress(OSError):
+            Path(folder).chmod(0o700)
+    shutil.rmtree(node_dir / "code", ignore_errors=True)
 
 
 async def arrive(keys_path: Path, digest: str, node_dir: Path) -> str:

@@ -161,6 +161,7 @@ class Work:
         await self._end_ranks(FOR_GOOD, grace_s)
         if self._starter is not None:
             self._starter.stop()
+        await asyncio.to_thread(code.forget, self._dir)
 
     async def stop_orphans(self, why: str, grace_s: float) -> None:
         """End the ranks and tell how they ended: nobody ordered it."""
