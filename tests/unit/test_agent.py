@@ -56,6 +56,10 @@ def test_it_registers_and_beats(tmp_path: Path) -> None:
         assert (hello.run_id, hello.node, hello.job_id) == (RUN, NODE, "7")
         assert (hello.attempt, hello.ranks, hello.epoch, hello.problems) == (None, 0, 0, ())
         assert hello.address == "127.0.0.1" and hello.facts["cpus"]
+        status = Path(f"/proc/{place.agents[0].pid}/status").read_text()
+        locked = int(status.split("VmLck:")[1].split()[0])
+        assert (hello.facts["memory"] == "locked") is (locked > 0)
+        assert locked or hello.facts["memory"].startswith("not locked: ")
         await until(lambda: len(engine.beats) >= 2)
         assert len(engine.hellos) == 1
         assert engine.beats[0] == wire.Beat(
