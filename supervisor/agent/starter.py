@@ -227,7 +227,8 @@ def preload(names: list[str]) -> None:
     import gc
     import importlib
 
-    for name in names:
+    # The last ones are what every rank needs before its first line: 6 ms if each imports them.
+    for name in (*names, "faulthandler", "logging", "pkgutil", "random", "runpy"):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

@@ -31,7 +31,8 @@ def state(pid: int) -> str | None:
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat after the command's name."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return file.read(4096).rpartition(b")")[2].decode().split()
     except OSError:
         return None
 

@@ -20,7 +20,7 @@ from supervisor.wire import Job
 LOAD_S = 600.0  # the imports of a cold file system end within this
 CHECK_S = 2.0  # looking at the imported files' times; storage that takes longer is not waited for
 FORK_S = 10.0
-STATUS_S = 0.5  # the starter tells a rank's end after the kernel did
+STATUS_S = 5.0  # a living starter tells a rank's end right after the kernel did
 
 # Read while the agent starts: later the storage that it was installed on may hang.
 STARTER = (Path(__file__).parent / "starter.py").read_bytes()
@@ -123,6 +123,8 @@ class Starter:
             if not answer.done():
                 answer.set_exception(Cold(self._why))
         self._answers.clear()
+        for status in self._status.values():
+            status.cancel()
 
     def _readable(self, link: socket.socket) -> None:
         try:
@@ -144,7 +146,9 @@ class Starter:
 
     def _heard(self, words: dict[str, Any]) -> None:
         if "status" in words:
-            self._status_of(words["pid"]).set_result(words["status"])
+            told = self._status_of(words["pid"])
+            if not told.done():
+                told.set_result(words["status"])
         elif "ready" in words:
             self._note(f"preloaded {words['files']} files in {words['took_s']:.1f} s")
             if self._loaded is not None and not self._loaded.done():
@@ -167,14 +171,13 @@ class Starter:
         return self._status[pid]
 
     async def exit_status(self, pid: int) -> int | None:
-        """The wait status of a forked rank that has ended; None where nobody told it."""
-        try:
-            async with asyncio.timeout(STATUS_S):
-                return await asyncio.shield(self._status_of(pid))
-        except TimeoutError:
-            return None
-        finally:
-            self._status.pop(pid, None)
+        """The wait status of a forked rank that has ended; None where nobody can tell it."""
+        told = self._status_of(pid)
+        if self._link is None:
+            told.cancel()
+        await asyncio.wait({told}, timeout=STATUS_S)
+        self._status.pop(pid, None)
+        return told.result() if told.done() and not told.cancelled() else None
 
     async def _ask(self, key: str, words: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         if self._link is None or self._why:

@@ -69,7 +69,9 @@ def node(tmp_path: Path) -> Iterator[Path]:
 
 def env_of(tmp_path: Path, **changes: Any) -> dict[str, str]:
     order = start(5, slot=2, nnodes=3, master_addr="10.0.0.7", master_port=30007)
-    return rank_env(job(tmp_path, ranks_per_node=4, **changes), order, 1, tmp_path, NODE)
+    return rank_env(
+        job(tmp_path, ranks_per_node=4, **changes), order, 1, tmp_path, NODE, os.environ
+    )
 
 
 # --- what a rank is told ------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_the_jobs_environment_is_over_the_nodes_and_under_the_contract(
 
 def test_one_rank_a_node_has_all_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    env = rank_env(job(tmp_path, ranks_per_node=1), start(), 0, tmp_path, NODE)
+    env = rank_env(job(tmp_path, ranks_per_node=1), start(), 0, tmp_path, NODE, os.environ)
     assert "OMP_NUM_THREADS" not in env
 
 

@@ -83,7 +83,8 @@ class Node:
                 await asyncio.sleep(0.01)
 
     def log(self, rank: int = 0, attempt: int = 1) -> str:
-        return (self.dir / f"a{attempt:04d}" / f"rank{rank}.log").read_text()
+        path = self.dir / f"a{attempt:04d}" / f"rank{rank}.log"
+        return path.read_text() if path.exists() else ""
 
     def told(self, rank: int = 0, attempt: int = 1) -> Any:
         return json.loads(self.log(rank, attempt).splitlines()[-1])
@@ -275,7 +276,7 @@ def test_a_dead_starter_takes_no_ranks_with_it(tmp_path: Path, node: Callable[[J
         os.kill(n.starter.pid, signal.SIGKILL)
         while "no warm starts: the starter ended" not in n.notes:
             await asyncio.sleep(0.01)
-        assert all(tree.state(pid) in ("R", "S") for pid in pids) and not n.ends
+        assert all(tree.state(pid) not in (None, "Z", "X") for pid in pids) and not n.ends
         os.kill(pids[0], signal.SIGKILL)
         await n.ended(1)
         assert n.ends[0] == Ended(rank=0, code=None, signal=None)
@@ -310,7 +311,7 @@ def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[J
         assert len(n.ranks.find()) >= 4
         assert await n.ranks.stop(0.2) == set()
         assert n.ranks.find() == set()
-        assert n.starter.pid is not None and tree.state(n.starter.pid) in ("S", "R")
+        assert n.starter.pid is not None and tree.state(n.starter.pid) not in (None, "Z", "X")
         pid = n.starter.pid
         assert await n.start(2) == "" and n.starter.pid == pid
 
