@@ -13,7 +13,7 @@ from supervisor.agent import tree
 from supervisor.agent.starter import STACKS_SIGNAL
 from supervisor.core.types import Evidence
 
-ANSWER_S = 0.5  # the handler writes within milliseconds, unless the process is stopped or in D
+ANSWER_S = 2.0  # the handler writes within milliseconds, unless the process is stopped or in D
 FRAMES = 4
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$')
 
