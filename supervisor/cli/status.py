@@ -59,7 +59,7 @@ def document(run: RunDir) -> dict[str, Any]:
 
 
 def _page(told: dict[str, Any]) -> str:
-    from supervisor.cli.watch import stamp, summary
+    from supervisor.cli.watch import summary
 
     lines = [f"{told['name']}: {summary(told)}"]
     if told["reason"]:
@@ -76,13 +76,31 @@ def _page(told: dict[str, Any]) -> str:
         lines.append(f"  job      {job['job_id']} {job['raw']} ({len(job['nodes'])} nodes)")
     lines += _nodes(told)
     for incident in told["incidents"][-5:]:
-        culprits = ", ".join(incident["culprits"]) or "nobody named"
-        lines.append(
-            f"  incident {stamp(incident['confirmed'])} {incident['cause']}, {culprits}: "
-            f"{incident['remedy'] or 'under way'}"
-        )
-        lines += [f"             {e['text']}"[:100] for e in incident["evidence"][:3]]
+        lines += _incident(incident)
     return "\n".join(_folded(line) for line in lines)
+
+
+def _when(at: float) -> str:
+    """Runs last for weeks: with the day."""
+    import time
+
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _incident(incident: dict[str, Any]) -> list[str]:
+    culprits = ", ".join(incident["culprits"]) or "nobody named"
+    lines = [
+        f"  incident {_when(incident['confirmed'])} {incident['cause']}, {culprits}: "
+        f"{incident['remedy'] or 'under way'}"
+    ]
+    lines += [f"             {e['text']}"[:100] for e in incident["evidence"][:3]]
+    if incident["first_step"] is not None:
+        took = incident["first_step"] - (incident["fault"] or incident["suspected"])
+        since = "the fault" if incident["fault"] else "the suspicion"
+        lost = "" if incident["steps_lost"] is None else f", {incident['steps_lost']} steps lost"
+        lines.append(f"             new steps {took:.1f} s after {since}{lost}")
+    lines.append(f"             {incident['runbook']}")
+    return lines
 
 
 def _folded(line: str) -> str:
@@ -95,7 +113,6 @@ def _folded(line: str) -> str:
 
 
 def _nodes(told: dict[str, Any]) -> list[str]:
-    from supervisor.cli.watch import stamp
     from supervisor.core.nodeset import compress
 
     lines = []
@@ -106,12 +123,12 @@ def _nodes(told: dict[str, Any]) -> list[str]:
         lines.append(f"  spares   {compress(told['spares'])}"[:100])
     for node in told["unusable"]:
         lines.append(
-            f"  {node['state']:<8} {node['node']} since {stamp(node['since'])}: {node['reason']}"[
+            f"  {node['state']:<8} {node['node']} since {_when(node['since'])}: {node['reason']}"[
                 :100
             ]
         )
     for node in told["excluded"]:
         lines.append(
-            f"  excluded {node['node']} since {stamp(node['since'])}: {node['reason']}"[:100]
+            f"  excluded {node['node']} since {_when(node['since'])}: {node['reason']}"[:100]
         )
     return lines
