@@ -93,6 +93,12 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
         and first.node == first_told(incident) == first_told(last)
         and not _progressed_since(run, last)
     )
+    if _everywhere_the_same(run, first):
+        return Verdict(
+            cause="rank-exit",
+            why=f"{first.text()}, and so did ranks on other nodes before the first step: "
+            "that is the code's or the configuration's fault, and no node's",
+        )
     if again:
         return Verdict(
             cause="rank-exit",
@@ -102,6 +108,14 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
             "with no new verified checkpoint in between",
         )
     return Verdict(cause="rank-exit", why=f"{first.text()}; once is not enough to name the node")
+
+
+def _everywhere_the_same(run: Run, first: RankExit) -> bool:
+    """Whether ranks on several nodes ended by themselves with one code, before any step."""
+    attempt = run.attempt
+    if attempt is None or attempt.step is not None or first.code is None:
+        return False
+    return len({e.node for e in attempt.exits if e.code == first.code}) > 1
 
 
 def _failed_to_start(incident: Incident) -> tuple[str, ...]:

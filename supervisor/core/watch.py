@@ -11,6 +11,8 @@ from supervisor.core.types import NodeState, Phase, Run
 
 OVERDUE_FACTOR = 3.0  # a step is overdue at 3x the median interval …
 OVERDUE_FLOOR_S = 1.0  # … and not before a second
+BEAT_S = 1.0  # agents beat once a second
+LATELY_FLOOR_S = 1.25
 MAX_TICK_S = 1.0  # checks further apart than this mean that the engine itself stood still
 WATCHED = (NodeState.READY, NodeState.SUSPECT)
 
@@ -99,11 +101,16 @@ class Watch:
         watched = [n for n in run.pool.values() if n.state in WATCHED]
         for node in watched:
             self._heard.setdefault(node.name, now)
+        # Beats come once a second, not all at once: when this engine is cut off, its agents fall
+        # silent one after the other within that second. So the others must have been heard lately.
+        lately = max(LATELY_FLOOR_S, self._policy.silent_s - BEAT_S)
         silent = [n for n in watched if now - self._heard[n.name] > self._policy.silent_s]
+        quiet = [n for n in watched if now - self._heard[n.name] > lately]
         down = {name for alloc in run.allocations.values() for name in alloc.down}
-        unexplained = [n for n in silent if n.name not in down]
-        explained = len(silent) - len(unexplained)
-        self.isolated = bool(unexplained) and 2 * len(unexplained) >= len(watched) - explained
+        unexplained = [n for n in quiet if n.name not in down]
+        explained = len(quiet) - len(unexplained)
+        someone = any(n.name not in down for n in silent)
+        self.isolated = someone and 2 * len(unexplained) >= len(watched) - explained
         if self.isolated:
             return []
         return [

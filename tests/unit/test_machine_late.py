@@ -58,3 +58,16 @@ def test_what_ranks_at_a_wrong_step_have_saved_does_not_count() -> None:
     p.answer(do.Scan)
     assert p.phase is Phase.HELD
     assert [c.step for c in p.run.lineage] == [5]
+
+
+def test_a_trainer_that_ends_everywhere_at_once_is_no_nodes_fault() -> None:
+    p = Play(nodes=2, spares=1, restarts_without_progress=2).to(Phase.STARTING)
+    for _ in range(3):
+        for rank in (0, 1):
+            p.exit(rank, 1)  # the second agent told before the order to stop reached it
+        p.stopped()
+        if p.phase is Phase.CHECKING:
+            p.start()
+    assert p.phase is Phase.HELD
+    assert not p.run.excluded
+    assert all(i.verdict is not None and not i.verdict.culprits for i in p.run.incidents)

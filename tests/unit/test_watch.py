@@ -210,3 +210,15 @@ def test_an_engine_that_begins_when_steps_have_ended_still_sees_that_they_are_la
     assert clock.play.run.pool[victim].state is NodeState.LOST
     late = Clock(running(hang_floor_s=60).play, hang_floor_s=60)
     assert "Stalled" in names(late.go(62))  # nobody is silent, and no step is ever heard of
+
+
+def test_agents_that_fall_silent_one_after_the_other_within_a_beat_are_no_suspects() -> None:
+    clock = running(nodes=4, spares=1)
+    clock.go(8, steps_every=0.5)
+    now, told = clock.now, []
+    run = clock.play.run
+    for i, name in enumerate(sorted(run.pool)):  # their last beats, spread over a second
+        clock.watch.heard(name, now - 1.0 + i * 0.25, run)
+    for tick in range(1, 41):  # and then the engine is cut off
+        told += clock.watch.check(now + tick * TICK, run)
+    assert told == [] and clock.watch.isolated
