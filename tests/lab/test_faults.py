@@ -373,6 +373,7 @@ while True:
 """
 
 
+@pytest.mark.only("plain")  # the user reads the kernel log
 def test_kernel_lines_show_on_one_node(lab: Lab) -> None:
     with on(lab, "n1", PYTHON, "-c", FOLLOW) as here, on(lab, "n2", PYTHON, "-c", FOLLOW) as other:
         assert says(here) == says(other) == "follows"

@@ -166,6 +166,8 @@ def test_a_dead_node_is_silent_and_a_dead_process_is_not(
 
 @pytest.mark.both
 def test_poweroff_takes_everything_and_poweron_brings_a_fresh_node(lab: Lab) -> None:
+    assert ok(lab, "login", "srun", "-wn2", "hostname") == "n2\n"
+    lab.wait_idle()
     ok(lab, "n2", "sh", "-c", "touch /tmp/old; setsid sleep 600 >/dev/null 2>&1 &")
     boot_id = ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id")
     before = time.time()
@@ -179,6 +181,8 @@ def test_poweroff_takes_everything_and_poweron_brings_a_fresh_node(lab: Lab) -> 
     assert ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id") != boot_id
     assert ok(lab, "n2", "ls", "/tmp") == ""
     assert "sleep 600" not in ok(lab, "n2", "ps", "ax")
+    lab.wait_idle()
+    assert ok(lab, "login", "srun", "-wn2", "hostname") == "n2\n"  # its peers know it at once
     lab.wait_idle("n2")
     assert len(each(lab, "hostname")) == 3
 
