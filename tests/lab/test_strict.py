@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ def job(lab: Lab, *argv: str, rc: int = 0) -> str:
 
 def processes(lab: Lab, word: str) -> list[int]:
     return [process.pid for process in lab.processes() if word in process.argv]
+
+
+def until(reached: Callable[[], object], within_s: float = 30) -> None:
+    end = time.monotonic() + within_s
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.05)
 
 
 def test_slurm_tracks_jobs_in_cgroups_of_their_node(lab: Lab) -> None:
@@ -51,13 +59,9 @@ def test_the_epilog_kills_what_the_user_left_on_the_node(lab: Lab) -> None:
     lab.run("n1", leave)
     lab.run("n1", leave, user="root")
     lab.run("n2", leave)
-    before = processes(lab, "612")
-    assert len(before) == 3
+    until(lambda: len(processes(lab, "612")) == 3)  # sh may not have become sleep yet
     job(lab, "true")
-    end = time.monotonic() + 30
-    while len(left := processes(lab, "612")) != 2:
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
+    until(lambda: len(processes(lab, "612")) == 2)
     for node in ("n1", "n2"):
         lab.run(node, ["pkill", "-KILL", "-f", "sleep 612"], user="root")
 
@@ -65,10 +69,8 @@ def test_the_epilog_kills_what_the_user_left_on_the_node(lab: Lab) -> None:
 def test_the_epilog_spares_another_job_on_the_node(lab: Lab) -> None:
     submit = ["sbatch", "--parsable", "-n1", "-c1", "--mem=100", "--nodelist=n1", "--wrap"]
     assert lab.run("login", [*submit, "sleep 613"]).rc == 0
-    end = time.monotonic() + 30
-    while not (there := processes(lab, "613")):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: processes(lab, "613"))
+    there = processes(lab, "613")
     job(lab, "-n1", "-c1", "--mem=100", "true")
     lab.wait_idle("n2", "n3")
     assert processes(lab, "613") == there
