@@ -151,17 +151,9 @@ class LabRun:
     def scanned(self, incident: Status) -> float:
         """When the checkpoints had been looked at; the time of the stop where there are none."""
         seen = [e.at for e in self.events(ev.Scanned) if e.at >= incident["stopped"]]
-        return min(seen, default=incident["stopped"])
+        return float(min(seen, default=incident["stopped"]))
 
     # --- processes ---
-
-    def pids(self, word: str, node: str = "") -> list[int]:
-        """Processes of the lab with a word in their command line."""
-        return [
-            p.pid
-            for p in self.lab.processes()
-            if node in ("", p.node) and any(word in part for part in p.argv)
-        ]
 
     def engine(self) -> int:
         [pid] = [
@@ -238,20 +230,6 @@ def check_warm(incident: Status, warm: bool) -> None:
 
     if incident["warm"] is not warm:
         raise WrongError(f"a restart that is called {'warm' if warm else 'cold'} was not")
-
-
-def memory_mb(pid: int) -> float:
-    """Resident set of a process in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"{pid}: no VmRSS")
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time of a process so far: fields 14 and 15 of /proc/PID/stat, see proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def spawn(argv: list[str], log: Path) -> Any:

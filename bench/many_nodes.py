@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from statistics import fmean, median
 
-from bench.lab_run import PYTHON, LabRun, check_warm, cpu_s, lab, memory_mb
+from bench.footprint import COLUMNS as FOOTPRINT
+from bench.footprint import footprint
+from bench.lab_run import PYTHON, LabRun, check_warm, lab
 from bench.samples import REPO, Column, Measurement, Sample, Setup, Target
 from supervisor.core import events as ev
 
@@ -21,7 +21,6 @@ JOB = {
         "preload": ["socket"],
     },
 }
-WATCHED_S = 30.0
 LAUNCHES = 3
 
 
@@ -58,40 +57,6 @@ def launched(training: LabRun) -> Sample:
     )
 
 
-def footprint(training: LabRun, case: str) -> Sample:
-    """Memory and processor time of the engine and of every agent, without starters and ranks."""
-    agents, engine = training.agents(), training.engine()
-    before = {pid: cpu_s(pid) for pid in (*agents.values(), engine)}
-    began = time.monotonic()
-    time.sleep(WATCHED_S)
-    took = time.monotonic() - began
-    share = {pid: 100 * (cpu_s(pid) - spent) / took for pid, spent in before.items()}
-    memory = [memory_mb(pid) for pid in agents.values()]
-    used = [share[pid] for pid in agents.values()]
-    return Sample(
-        case=case,
-        values={
-            "engine_rss": memory_mb(engine),
-            "engine_cpu": share[engine],
-            "agent_rss": max(memory),
-            "agent_rss_median": median(memory),
-            "agent_cpu": fmean(used),
-            "agent_cpu_most": max(used),
-        },
-        more={"agents": len(agents)},
-    )
-
-
-FOOTPRINT_COLUMNS = (
-    Column(key="engine_rss", title="engine: resident", unit="MB"),
-    Column(key="engine_cpu", title="engine: of a core", unit="%"),
-    Column(key="agent_rss", title="agent: resident, the largest", unit="MB"),
-    Column(key="agent_rss_median", title="agent: resident, median", unit="MB"),
-    Column(key="agent_cpu", title="agent: of a core, mean", unit="%"),
-    Column(key="agent_cpu_most", title="agent: of a core, the busiest", unit="%"),
-)
-
-
 def killed(setup: Setup, training: LabRun) -> Iterator[Sample]:
     for number in range(1, setup.repeat + 1):
         status = training.until_step(1)
@@ -124,7 +89,7 @@ MEASUREMENT = Measurement(
         Column(key="registered", title="launch -> all agents registered", unit="s"),
         Column(key="ordered_first", title="launch -> ranks ordered", unit="s"),
         Column(key="ranks_first", title="launch -> all ranks started", unit="s"),
-        *FOOTPRINT_COLUMNS,
+        *FOOTPRINT,
         Column(key="known", title="kill -> known to the engine", unit="s"),
         Column(key="stop", title="known -> old ranks gone", unit="s"),
         Column(key="order", title="gone -> relaunch ordered", unit="s"),

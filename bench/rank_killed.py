@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.footprint import COLUMNS as FOOTPRINT
+from bench.footprint import footprint
 from bench.lab_run import LabRun, Status, check_warm, lab, ring_job
 from bench.samples import Column, Measurement, Sample, Setup, Target
 
 NODES, SPARES, RANKS = 4, 1, 8
 # case → whether ranks are forked, whether the trainer saves
-CASES = {"warm": (True, True), "warm, no checkpoints": (True, False), "cold": (False, True)}
+CASES = {"warm": (True, True), "no checkpoints": (True, False), "cold": (False, True)}
 
 
 def parts(run: LabRun, incident: Status, fault: float) -> dict[str, float]:
@@ -43,6 +45,9 @@ def run(setup: Setup) -> Iterator[Sample]:
     for case, (warm, saves) in CASES.items():
         job = ring_job("rank", nodes=NODES, spares=SPARES, ranks=RANKS, warm=warm, saves=saves)
         with lab(NODES + SPARES) as there, LabRun(there, job) as training:
+            if case == "warm":
+                training.until_step(15)
+                yield footprint(training, "training")
             for number in range(1, setup.repeat + 1):
                 status = training.until_step(15)
                 slot = number % NODES  # another node each time: none is blamed twice running
@@ -60,10 +65,12 @@ def run(setup: Setup) -> Iterator[Sample]:
 MEASUREMENT = Measurement(
     name="rank-killed",
     about=f"SIGKILL of a rank; {NODES}+{SPARES} nodes, {RANKS} ranks each, steps of 0.1 s",
-    columns=COLUMNS,
+    columns=(*COLUMNS, *FOOTPRINT),
     targets=(
         Target(case="warm", key="known", at_most=0.010),
         Target(case="warm", key="order", at_most=0.050),
+        Target(case="training", key="agent_rss", at_most=40.0),
+        Target(case="training", key="agent_cpu", at_most=1.0),
     ),
     repeat=10,
     run=run,

@@ -50,14 +50,16 @@ def table(name: str, measured: dict[str, Any]) -> Iterator[str]:
     if not cases:
         yield ""
         return
+    shown = [c for c in measured["columns"] if any(values(measured, k, c["key"]) for k in cases)]
     width = max(len(case) for case in cases)
-    head = f"  {'':<{width}}  {'':<34} {'n':>3} {'median':>8}  {'min-max':>13} {'IQR':>6}"
+    wide = max(len(column["title"]) for column in shown)
+    head = f"  {'':<{width}}  {'':<{wide}} {'n':>2} {'median':>7}  {'min-max':>12} {'IQR':>6}"
     yield f"{head} {'':<3}target"
     for case in cases:
-        for column in measured["columns"]:
+        for column in shown:
             found = values(measured, case, column["key"])
             if found:
-                yield f"  {case:<{width}}  {_row(measured, case, column, found)}".rstrip()
+                yield f"  {case:<{width}}  {column['title']:<{wide}} {_row(measured, case, column, found)}".rstrip()
     yield f"  load average meanwhile: {_loads(measured, cases)}"
     yield ""
 
@@ -86,7 +88,7 @@ def _row(measured: dict[str, Any], case: str, column: dict[str, str], found: lis
                 met = "met" if median(found) <= most else "NOT met"
                 told = f"<= {show(most)}{share} {met}"
     return (
-        f"{column['title']:<34} {len(found):>3} {show(median(found)):>8}  {spread:>13} "
+        f"{len(found):>2} {show(median(found)):>7}  {spread:>12} "
         f"{show(middle_half(found)):>6} {unit:<3}{told}"
     )
 
