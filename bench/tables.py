@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from statistics import median, quantiles
 from typing import Any
@@ -59,17 +60,18 @@ def table(name: str, measured: dict[str, Any]) -> Iterator[str]:
         for column in shown:
             found = values(measured, case, column["key"])
             if found:
-                yield f"  {case:<{width}}  {column['title']:<{wide}} {_row(measured, case, column, found)}".rstrip()
-    yield f"  load average meanwhile: {_loads(measured, cases)}"
+                head = f"  {case:<{width}}  {column['title']:<{wide}}"
+                yield f"{head} {_row(measured, case, column, found)}".rstrip()
+    yield from ("  load average meanwhile:", *_loads(measured, cases))
     yield ""
 
 
-def _loads(measured: dict[str, Any], cases: list[str]) -> str:
+def _loads(measured: dict[str, Any], cases: list[str]) -> list[str]:
     told = []
     for case in cases:
         loads = sorted(s["load"] for s in measured["samples"] if s["case"] == case)
-        told.append(f"{case} {loads[0]:.1f}-{loads[-1]:.1f}")
-    return "; ".join(told)
+        told.append(f"    {case} {loads[0]:.1f}-{loads[-1]:.1f}")
+    return told
 
 
 def _row(measured: dict[str, Any], case: str, column: dict[str, str], found: list[float]) -> str:
@@ -103,7 +105,7 @@ def report(document: dict[str, Any]) -> Iterator[str]:
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, "
         f"Linux {machine['kernel']}"
     )
-    yield ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield from textwrap.wrap(", ".join(f"{name} {text}" for name, text in versions.items()), 100)
     yield ""
     for name, measured in document["measurements"].items():
         yield from table(name, measured)
