@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
        iproute2 nftables libfuse3-3 python3-venv shellcheck
 
-.PHONY: demo test lint unit lab titan bench clean packages
+.PHONY: demo test soak lint bench clean packages
 .DELETE_ON_ERROR:
 
 # Without root the demo needs none of the packages: its nodes are processes then.
@@ -16,6 +16,10 @@ demo: $(if $(filter 0,$(shell id -u)),packages) $(VENV)/.done $(TITAN)/.done
 test: packages $(VENV)/.done $(TITAN)/.done
 	$(MAKE) --no-print-directory lint
 	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest
+
+# Everything: also the slow ones, and lab tests on plain and on strict labs. About an hour.
+soak: packages $(VENV)/.done $(TITAN)/.done
+	SUPERV_LAB=all SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .

@@ -329,6 +329,7 @@ def test_a_killed_srun_is_made_up_for(cluster: Cluster) -> None:
     cluster.beats(*NODES)
 
 
+@pytest.mark.soak
 def test_a_killed_srun_and_a_dead_node_together(cluster: Cluster) -> None:
     cluster.started()
     cluster.beats(*NODES)
@@ -340,6 +341,7 @@ def test_a_killed_srun_and_a_dead_node_together(cluster: Cluster) -> None:
     cluster.beats("n1", "n2")
 
 
+@pytest.mark.soak
 def test_agents_need_no_srun(cluster: Cluster) -> None:
     job = cluster.started()
     cluster.beats(*NODES)
@@ -373,6 +375,7 @@ def test_send_file(cluster: Cluster) -> None:
         assert cluster.lab.run(node, ["cat", "/tmp/sv-keys"]).out.encode() == secret
 
 
+@pytest.mark.soak
 def test_send_file_names_the_dead_node_and_reaches_the_others(cluster: Cluster) -> None:
     job = cluster.started()
     cluster.lab.poweroff("n2")
@@ -389,6 +392,7 @@ def test_send_file_to_a_job_that_is_gone(cluster: Cluster) -> None:
     assert (kind, "Invalid job id" in text) == ("TransientError", True), text
 
 
+@pytest.mark.soak
 def test_start_agent_on_one_node(cluster: Cluster) -> None:
     job = cluster.started()
     cluster.beats(*NODES)

@@ -35,6 +35,7 @@ def nodes(status: Status) -> list[str]:
 # --- ranks ---
 
 
+@pytest.mark.both
 def test_a_killed_rank_costs_one_restart_on_the_same_nodes(runs: Runs) -> None:  # noqa: F811
     run = runs.launch()
     before = run.until_step(SAVE_EVERY + 2)
@@ -99,6 +100,7 @@ def check_lost(run: Launched, before: Status, victim: str, at: float, number: in
     return after
 
 
+@pytest.mark.both
 @pytest.mark.parametrize("slot", [1, 0], ids=["another", "the-batch-host"])
 def test_a_node_goes_off_and_the_spare_takes_its_slot(runs: Runs, slot: int) -> None:  # noqa: F811
     run = runs.launch()

@@ -105,9 +105,9 @@ def kill_agent_for_good(home: Home) -> None:
         ("Scan", kill_rank, False),
         ("Prepare", kill_rank, False),
         ("Start", kill_rank, False),
-        ("Poll", freeze_node, False),
+        pytest.param("Poll", freeze_node, False, marks=pytest.mark.soak),
         ("Probe", freeze_node, False),
-        ("StartAgent", kill_agent_for_good, True),
+        pytest.param("StartAgent", kill_agent_for_good, True, marks=pytest.mark.soak),
     ],
 )
 def test_killed_while_it_recovers(
@@ -137,7 +137,9 @@ def test_killed_while_it_recovers(
 
 
 @pytest.mark.parametrize("when", WHENS)
-@pytest.mark.parametrize("kind", ["Stop", "Scan", "Leave", "Cancel"])
+@pytest.mark.parametrize(
+    "kind", ["Stop", "Scan", "Leave", pytest.param("Cancel", marks=pytest.mark.soak)]
+)
 def test_killed_while_the_run_ends(home: Home, kind: str, when: str) -> None:
     home.launched()
     engine = swap_engine(home, kind, when)
