@@ -176,7 +176,7 @@ def timeline(status: dict[str, Any], place: Place) -> list[str]:
         (incident["confirmed"], "confirmed", witness, "journal"),
         (incident["stopped"], "stopped", "the ranks that were left are gone", "journal"),
         (
-            incident["stopped"],
+            incident["judged"],
             "verdict",
             f"{incident['cause']}: {who} ({incident['confidence']})",
             "journal",

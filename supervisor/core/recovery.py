@@ -167,7 +167,8 @@ def judge(t: Turn) -> None:
     if t.run.goal is not None:
         if t.run.incidents and t.run.incidents[-1].verdict is None:
             last = t.run.incidents[-1]
-            t.incident(verdict=diagnose(t.run, last), remedy=f"the run is {t.run.goal.value}")
+            final = diagnose(t.run, last)
+            t.incident(verdict=final, judged_at=t.at, remedy=f"the run is {t.run.goal.value}")
         end(t, t.run.goal, t.run.reason)
         return
     if not t.run.incidents or t.run.incidents[-1].verdict is not None:  # a person resumed the run
@@ -182,7 +183,10 @@ def judge(t: Turn) -> None:
     t.set(fruitless={**t.run.fruitless, verdict.cause: tries})
     choice = remedy(t.run, verdict, tries)
     t.incident(
-        verdict=verdict, remedy=choice.text, resumed_from=newest.step if newest is not None else 0
+        verdict=verdict,
+        judged_at=t.at,
+        remedy=choice.text,
+        resumed_from=newest.step if newest is not None else 0,
     )
     if choice.kind == "hold":
         end(t, Phase.HELD, f"{choice.text} ({verdict.why})")

@@ -110,6 +110,7 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "suspected": incident.suspected_at,
         "confirmed": incident.confirmed_at,
         "stopped": incident.stopped_at,
+        "judged": incident.judged_at,
         "relaunched": incident.relaunched_at,
         "first_step": incident.first_step_at,
         "warm": incident.warm,

@@ -187,6 +187,7 @@ class Incident:
     confirmed_at: float = 0.0
     stopped_at: float | None = None  # the old ranks are gone
     verdict: Verdict | None = None
+    judged_at: float | None = None
     remedy: str = ""
     relaunched_at: float | None = None
     first_step_at: float | None = None

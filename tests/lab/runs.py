@@ -241,6 +241,7 @@ class Launched:
             "confirmed": {"Probed", "StepOverdue", "AllocationSeen"}
             | {"RankExited", "Stalled", "AgentJoined"},
             "stopped": {"RanksStopped", "AgentLeft", "Due", "Probed", "StepOverdue"},
+            "judged": {"Scanned", "RanksStopped", "Probed", "StepOverdue"},
             "relaunched": {"RanksStarted"},
             "first_step": {"Progress"},
         }

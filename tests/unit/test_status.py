@@ -48,6 +48,7 @@ KEYS = {
         "suspected",
         "confirmed",
         "stopped",
+        "judged",
         "relaunched",
         "first_step",
         "warm",
@@ -108,7 +109,7 @@ def test_it_says_what_happened(full):
     assert [r["step"] for r in document["rejected_checkpoints"]] == [20]
     told = document["incidents"][0]
     assert (told["cause"], told["culprits"], told["steps_lost"]) == ("node-lost", ["n2"], 14)
-    order = ["suspected", "confirmed", "stopped", "relaunched", "first_step"]
+    order = ["suspected", "confirmed", "stopped", "judged", "relaunched", "first_step"]
     assert [told[key] for key in order] == sorted(told[key] for key in order)
 
 
