@@ -1,0 +1,1 @@
+"""NCCL configuration. Nothing is here yet: set NCCL variables in trainer.env."""
