@@ -27,7 +27,7 @@ def refused(home: Home, *argv: str, rc: int = 2) -> str:
     told = home.superv(*argv, rc=rc)
     (line,) = told.strip().splitlines()
     assert line.startswith("superv: ")
-    assert changed(home) == []
+    until(lambda: changed(home) == [], "the end of all that it began", 10)
     return line
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,8 +158,13 @@ class Place:
     async def pids(self, attempt: int = 1, count: int = 2) -> list[int]:
         """Of the ranks, as they say it."""
         logs = range(count)
-        await until(lambda: all("pid" in self.log(n, attempt) for n in logs), "ranks' first lines")
-        return [int(self.log(n, attempt).split("pid ")[1].split()[0]) for n in logs]
+
+        def told() -> list[re.Match[str]]:
+            lines = [re.search(r"pid (\d+)\s", self.log(n, attempt)) for n in logs]
+            return [line for line in lines if line is not None]
+
+        await until(lambda: len(told()) == count, "ranks' first lines")
+        return [int(line[1]) for line in told()]
 
     def left(self) -> set[int]:
         return tree.find(f"{RUN}/{NODE}/")
