@@ -17,7 +17,7 @@ test: packages $(VENV)/.done $(TITAN)/.done
 	$(MAKE) --no-print-directory lint
 	SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest
 
-# Everything: also the slow ones, and lab tests on plain and on strict labs. About an hour.
+# Everything: also the slow ones, and lab tests on plain and on strict labs.
 soak: packages $(VENV)/.done $(TITAN)/.done
 	SUPERV_LAB=all SUPERV_TITAN=$(CURDIR)/$(TITAN)/bin/python $(BIN)/python -m pytest -m ""
 
