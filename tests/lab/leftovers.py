@@ -21,7 +21,7 @@ from lab.node import boot_pids
 from supervisor.core.errors import UserError
 
 PREFIX = "superv-test-"
-NAME = f"test-{os.getpid()}"  # labs of this test session are called so
+NAME = f"test-{os.getpid()}"  # labs of this test session are called so, with -WORD behind it
 # What a lab without jobs consists of.
 AT_REST = ("sleep", "munged", "slurmctld", "slurmscriptd", "slurmd")
 
@@ -132,7 +132,7 @@ def _is_ours(cgroup: str, lab: Lab | None) -> bool:
         return "slurm" in cgroup
     at_rest = lab is not None and re.fullmatch(rf"{lab.name}\.n\d+(/slurm_n\d+)?", name)
     slurms = any(f"/{controller}/" in cgroup for controller in cgroups.SLURMS)
-    return name.startswith(NAME) and not (at_rest and slurms)
+    return name.startswith(f"{NAME}-") and not (at_rest and slurms)
 
 
 def look(fence: Path, lab: Lab | None = None) -> World:
@@ -152,7 +152,7 @@ def look(fence: Path, lab: Lab | None = None) -> World:
         cgroups=frozenset(
             folder for folder, _, _ in os.walk("/sys/fs/cgroup") if _is_ours(folder, lab)
         ),
-        labs=frozenset(path.name for path in BASE.glob(f"{NAME}*")),
+        labs=frozenset(path.name for path in BASE.glob(f"{NAME}-*")),
         machine=frozenset(
             [f"interface {name}" for name in os.listdir("/sys/class/net")]
             + [f"/etc/slurm/{name}" for name in os.listdir("/etc/slurm")]

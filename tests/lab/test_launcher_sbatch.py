@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.lab
 REPO = Path(__file__).resolve().parents[2]
 NODES = ("n1", "n2", "n3")
 WITHIN_S = 90
+_numbers = count(1)
 
 # An agent in its simplest form: writes a line per start, beats, leaves when told, runs once a node.
 AGENT = """#!/bin/sh
@@ -141,7 +143,8 @@ class Cluster:
 
 @pytest.fixture
 def cluster(lab: Lab, request: pytest.FixtureRequest) -> Cluster:
-    return Cluster(lab, "sv-" + re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-"))
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-")
+    return Cluster(lab, f"sv-{name}-{next(_numbers)}")  # a test that is repeated begins afresh
 
 
 # --- submission ---
