@@ -1,6 +1,7 @@
 """Calls one method of the sbatch launcher, as the lab's user on a node of the lab.
 
 Standard input: {"method", "args", "kwargs", "deadline_s"}; `submit` takes a LaunchSpec's fields.
+"script_path" may give another PATH for the batch script.
 Standard output: {"result"} or {"error": [type, text]}.
 """
 
@@ -13,14 +14,15 @@ import json
 import sys
 from typing import Any
 
-from launchers.sbatch import Sbatch
+from launchers.sbatch import SCRIPT_PATH, Sbatch
 from launchers.slurm import Slurm
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import LaunchSpec
 
 
 async def call(order: dict[str, Any]) -> Any:
-    sbatch = Sbatch(slurm=Slurm(deadline_s=order["deadline_s"]))
+    path = order.get("script_path") or SCRIPT_PATH
+    sbatch = Sbatch(slurm=Slurm(deadline_s=order["deadline_s"]), path=path)
     if order["method"] == "submit":
         return await sbatch.submit(sbatch.plan(LaunchSpec(**order["kwargs"])))
     if order["method"] == "send_file":

@@ -59,9 +59,16 @@ class Cluster:
         Path(self.agent[0]).chmod(0o755)
 
     def ask(
-        self, method: str, *args: Any, deadline_s: float = 30, path: str = "", **spec: Any
+        self,
+        method: str,
+        *args: Any,
+        deadline_s: float = 30,
+        path: str = "",
+        script_path: str = "",
+        **spec: Any,
     ) -> Any:
         order = {"method": method, "args": args, "kwargs": spec, "deadline_s": deadline_s}
+        order["script_path"] = script_path
         env = {"PYTHONPATH": str(REPO), **({"PATH": path} if path else {})}
         done = self.lab.run(
             "login",
@@ -359,9 +366,20 @@ def test_agents_need_no_srun(cluster: Cluster) -> None:
 
 
 def test_a_dead_node_at_the_start_costs_itself_only(cluster: Cluster) -> None:
+    # The script's srun waits until the node is dead: a job for it can't be granted any more then.
+    shim = cluster.bin
+    (shim / "srun").write_text(
+        f"#!/bin/sh\ntouch {shim}/granted\nuntil [ -e {shim}/dead ]; do sleep 0.05; done\n"
+        'exec /usr/bin/srun "$@"\n'
+    )
+    (shim / "srun").chmod(0o755)
+    cluster.submit(script_path=f"{shim}:/usr/bin:/bin")
+    cluster.wait((shim / "granted").exists)
     cluster.lab.poweroff("n3")
-    cluster.started("n1", "n2")
+    (shim / "dead").touch()
+    cluster.wait(lambda: cluster.starts("n1") > 0 and cluster.starts("n2") > 0)
     cluster.beats("n1", "n2")
+    assert cluster.starts("n3") == 0
 
 
 # --- files and single agents ---

@@ -28,7 +28,7 @@ pytestmark = [
         "SUPERV_TITAN" not in os.environ, reason="SUPERV_TITAN names a Python with TorchTitan"
     ),
 ]
-RUN = "c0ffee000001"
+RUN = os.urandom(6).hex()  # two test sessions must not end each other's ranks
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "torchtitan_lab"
 STEP = re.compile(r"step:\s*(\d+)\s+loss:\s*([\d.]+)")
 RELAUNCHES = 20

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -21,7 +22,7 @@ from supervisor.agent.warm import Starter
 from supervisor.core.actions import Start
 from supervisor.wire import Job
 
-RUN = "feedfacecafe"
+RUN = os.urandom(6).hex()  # two test sessions must not end each other's ranks
 
 
 def job_of(folder: Path, *entry: str, preload: tuple[str, ...] = (), **changes: Any) -> Job:
@@ -235,21 +236,19 @@ def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: Callable[[Jo
     play(node(job), scenario)
 
 
-def test_a_process_that_has_opened_a_gpu_is_not_forked(
-    tmp_path: Path, node: Callable[[Job], Node]
-) -> None:
-    from supervisor.agent import starter
-
+def test_a_process_that_has_opened_a_gpu_is_not_forked() -> None:
+    if os.getuid() != 0:
+        pytest.skip("needs root, for a /dev of its own with a file nvidia0")
     # The device file is what it looks for; a file of that name in /dev stands in for one.
-    device = Path("/dev/nvidia0")
-    if device.exists() or os.getuid() != 0:
-        pytest.skip("needs root and a machine without GPUs to make /dev/nvidia0 for a moment")
-    device.write_bytes(b"")
-    try:
-        with device.open():
-            assert starter.unsafe().endswith("open: CUDA is initialised")
-    finally:
-        device.unlink()
+    look = "from supervisor.agent import starter; print(starter.unsafe())"
+    script = 'mount -t tmpfs none /dev && : >/dev/nvidia0 && exec "$@" 9</dev/nvidia0'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", look],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.endswith("open: CUDA is initialised\n"), done.stderr
 
 
 def test_a_module_that_cannot_be_imported_means_cold_ranks_and_says_why(
