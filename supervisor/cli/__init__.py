@@ -22,6 +22,7 @@ COMMANDS = {
         "supervisor.cli.checkpoints:checkpoints",
         "List, verify and quarantine checkpoints.",
     ),
+    "check": ("supervisor.cli.check:check", "Run health checks on this node."),
     "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),

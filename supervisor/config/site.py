@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervisor.config.document import At, Node, Scalar, parse, quoted, read_text, shown
+from supervisor.config.document import At, Node, Scalar, Table, parse, quoted, read_text, shown
 from supervisor.config.schema import read_fields
 from supervisor.core.errors import UserError
 from supervisor.core.setting import about
@@ -81,6 +81,14 @@ class Site:
             read=read_ports,
         ),
     )
+    checks: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata=about(
+            "Settings of health checks, by check; docs/checks.md has them all.",
+            valid="a mapping of checks to their settings",
+            read=lambda node, at: read_settings(node, at),
+        ),
+    )
     log_cap_mb: int = field(
         default=256,
         metadata=about(
@@ -91,6 +99,30 @@ class Site:
             most=1_000_000,
         ),
     )
+
+
+def read_settings(node: Node, at: At) -> Mapping[str, Mapping[str, Any]]:
+    """Check → key → plain value; the checks themselves say what is valid. Raises UserError."""
+    if not isinstance(node, Table):
+        raise at.error(f"expected a mapping of checks to their settings, got {shown(node)}")
+    found = {}
+    for name, inner in node.entries.items():
+        if not isinstance(inner, Table):
+            raise at.inside(name, inner).error(
+                f"expected a mapping of settings, got {shown(inner)}; for example "
+                "fs.local: {warn_percent: 80}"
+            )
+        found[name] = {key: plain(value) for key, value in inner.entries.items()}
+    return found
+
+
+def plain(node: Node) -> Any:
+    """The value without its place: text, lists and mappings; numbers stay text."""
+    if isinstance(node, Scalar):
+        return None if node.kind == "null" else node.text
+    if isinstance(node, Table):
+        return {key: plain(value) for key, value in node.entries.items()}
+    return [plain(item) for item in node.items]
 
 
 def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE) -> Site:

@@ -1,0 +1,1 @@
+"""The checks; each module is found by itself. docs/checks.md is generated from them."""
