@@ -95,13 +95,17 @@ class World(ABC):
     def pids(self, node: str, words: str) -> list[int]:
         """The processes of a node whose command line holds the words."""
 
+    def beat(self, node: str) -> str:
+        """The newest beat; empty before the first, and while it is being written."""
+        path = self.dir / f"beat.{node}"
+        return path.read_text() if path.exists() else ""
+
     def beats(self, *nodes: str) -> None:
         """Wait until the agents of the nodes have each beaten twice from now."""
         for _ in range(2):
             for node in nodes:
-                path = self.dir / f"beat.{node}"
-                old = path.read_text()
-                self.wait(lambda path=path, old=old: path.read_text() not in {"", old})  # type: ignore[misc]
+                old = self.beat(node)
+                self.wait(lambda node=node, old=old: self.beat(node) not in {"", old})  # type: ignore[misc]
 
     def wait(self, reached: Callable[[], bool], within_s: float = WITHIN_S) -> None:
         end = time.monotonic() + within_s

@@ -112,14 +112,18 @@ class Cluster:
         path = self.dir / f"starts.{node}"
         return len(path.read_text().split()) if path.exists() else 0
 
+    def beat(self, node: str) -> str:
+        """The newest beat; empty before the first, and while it is being written."""
+        path = self.dir / f"beat.{node}"
+        return path.read_text() if path.exists() else ""
+
     def beats(self, *nodes: str) -> None:
         """Wait until the agents of the nodes have each beaten twice from now."""
         for _ in range(2):
-            seen = {node: (self.dir / f"beat.{node}").read_text() for node in nodes}
+            seen = {node: self.beat(node) for node in nodes}
             self.wait(
                 lambda seen=seen: all(  # type: ignore[misc]
-                    (self.dir / f"beat.{node}").read_text() not in {"", old}
-                    for node, old in seen.items()
+                    self.beat(node) not in {"", old} for node, old in seen.items()
                 )
             )
 
