@@ -145,6 +145,12 @@ def _start_failed(run: Run, incident: Incident) -> Verdict:
             confidence="witnessed",
             why="the trainer can't be started there, and can be on other nodes",
         )
+    if run.attempt and run.attempt.slot0_first and not started:
+        return Verdict(
+            cause="start-failed",
+            why=f"the trainer can't be started on {slots[0]}, where it was tried first; the next "
+            "attempt asks all nodes at once",
+        )
     return Verdict(
         cause="start-failed",
         why=f"the trainer can't be started on {len(failed)} of {len(slots)} nodes",

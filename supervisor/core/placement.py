@@ -75,6 +75,7 @@ def place(t: Turn) -> None:
             slots=slots,
             resume=t.run.lineage[-1] if t.run.lineage else None,
             save_dir=f"{home}/a{number:04d}" if home else None,
+            slot0_first=t.run.attempt is not None and t.run.attempt.step is not None,
         )
     )
     t.phase(Phase.CHECKING, f"attempt {number}: preparing the nodes", (PREPARE_S, "prepare"))
@@ -101,13 +102,28 @@ def prepared(t: Turn, event: ev.Prepared) -> None:
 
 
 def start_ranks(t: Turn, attempt: Attempt) -> None:
-    assert attempt.master_port is not None
+    """Order the starts: slot 0's first where the attempt before made a step, else all at once.
+
+    A rank that dials torch's TCPStore before rank 0 listens sleeps 0.3 to 0.8 s before it tries
+    again (measured with torch 2.13). Slot 0's agent answers as soon as its processes exist, so
+    nobody waits for another node's imports: cold ranks import side by side, and so do starters.
+    What did not work before is started everywhere at once, because then who fails first, and who
+    does not, says where the fault is.
+    """
     resume = attempt.resume
     origin = f"step {resume.step}" if resume else "the beginning"
     limit = t.run.spec.policy.start_limit_s
     t.phase(Phase.STARTING, f"attempt {attempt.number} from {origin}", (limit, "start"))
     t.attempt(started_at=t.at)
+    order_starts(t, attempt, attempt.slots[:1] if attempt.slot0_first else attempt.slots)
+
+
+def order_starts(t: Turn, attempt: Attempt, nodes: tuple[str, ...]) -> None:
+    assert attempt.master_port is not None
+    resume = attempt.resume
     for slot, node in enumerate(attempt.slots):
+        if node not in nodes:
+            continue
         t.do(
             do.Start(
                 key=f"a{attempt.number}/start/{node}",
@@ -129,6 +145,11 @@ def ranks_started(t: Turn, event: ev.RanksStarted) -> None:
     if attempt is None or event.attempt != attempt.number or event.node in attempt.started:
         return
     t.attempt(started=(*attempt.started, event.node))
+    # RUNNING: ranks that wait for nobody may have made a step before this was told.
+    wanted = t.run.phase in (Phase.STARTING, Phase.RUNNING)
+    if attempt.slot0_first and event.node == attempt.slots[0] and wanted:
+        others = tuple(node for node in attempt.slots[1:] if node not in attempt.started)
+        order_starts(t, attempt, others)
     if not event.warm:
         t.attempt(cold=(*attempt.cold, f"{event.node}: {event.why_cold}"))
     everywhere = len(attempt.started) + 1 == len(attempt.slots)

@@ -15,7 +15,7 @@ def start_failed(t: Turn, event: ev.StartFailed) -> None:
     if attempt is None or event.attempt != attempt.number:
         return
     seen = Evidence(node=event.node, at=t.at, source="start", text=f"{event.node}: {event.why}")
-    if t.run.phase is Phase.STARTING:
+    if t.run.phase in (Phase.STARTING, Phase.RUNNING):  # other nodes' ranks may make steps already
         open_incident(t, "start-failed", seen)
     elif t.run.phase is Phase.STOPPING and t.run.goal is None:
         t.incident(evidence=(*t.run.incidents[-1].evidence, seen))

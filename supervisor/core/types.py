@@ -211,6 +211,7 @@ class Attempt:
     slots: tuple[str, ...]  # node names, by group rank
     resume: Checkpoint | None
     save_dir: str | None
+    slot0_first: bool = False  # the other nodes' ranks are ordered once slot 0's are started
     prepared: tuple[str, ...] = ()
     master_port: int | None = None
     started: tuple[str, ...] = ()  # nodes whose ranks run

@@ -183,6 +183,7 @@ class Play:
     def start(self) -> None:
         """From CHECKING: all nodes are free, the ranks start."""
         self.answer(do.Prepare)
+        self.answer(do.Start)  # of a relaunch only slot 0's
         self.answer(do.Start)
 
     def progress(self, number: int, loss: float | None = 2.5, after: float = 1.0) -> list[Action]:

@@ -468,6 +468,108 @@ def test_nothing_is_started_before_every_answering_node_has_confirmed():
     assert {s.attempt for s in p.starts} == {1, 2}
 
 
+# --- the order of starts ------------------------------------------------------------------------
+
+
+def relaunching(**more) -> Play:
+    """All nodes are free again after a rank's end; slot 0's start is ordered."""
+    p = Play(**{"nodes": 3, "spares": 1, **more}).to(Phase.RUNNING)
+    p.exit(1)
+    p.stopped()
+    p.answer(do.Prepare)
+    assert p.phase is Phase.STARTING
+    return p
+
+
+def ordered(p: Play) -> list[str]:
+    return [s.node for s in p.starts if s.attempt == p.run.attempt.number]
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_relaunch_starts_slot_0_and_the_others_when_its_processes_exist(warm):
+    p = relaunching()
+    assert ordered(p) == ["n1"]
+    p.reply(p.run.pending["a2/start/n1"], warm=warm)
+    assert ordered(p) == ["n1", "n2", "n3"]
+    assert len({(s.master_addr, s.master_port, s.save_dir) for s in p.starts[-3:]}) == 1
+    assert p.incident.relaunched_at is None
+    p.answer(do.Start)
+    assert p.incident.relaunched_at == p.now
+
+
+def test_an_attempt_after_one_without_a_step_starts_everywhere_at_once():
+    p = relaunching()
+    p.reply(p.run.pending["a2/start/n1"])
+    p.exit(0)
+    p.stopped()
+    p.answer(do.Prepare)
+    assert ordered(p) == ["n1", "n2", "n3"]
+
+
+def test_slot_0_that_says_twice_that_it_started_orders_the_others_once():
+    p = relaunching()
+    first = p.run.pending["a2/start/n1"]
+    p.reply(first)
+    assert p.reply(first) == [] and ordered(p) == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_an_engine_that_dies_between_the_starts_orders_what_has_no_answer(answered):
+    p = relaunching()
+    if answered:
+        p.reply(p.run.pending["a2/start/n1"])
+    again = p.take(ev.EngineStarted, epoch=2, host="login", endpoint="tcp://10.0.0.1:5555")
+    assert [a.node for a in again] == (["n2", "n3"] if answered else ["n1"])
+    assert rebuilt(p.events) == p.run
+    p.answer(do.Start)
+    p.answer(do.Start)
+    p.first_step()
+    assert p.phase is Phase.RUNNING
+
+
+def test_a_step_that_is_told_before_slot_0s_start_keeps_nobody_from_starting():
+    p = relaunching()
+    first = p.run.pending["a2/start/n1"]
+    p.first_step()
+    p.reply(first)
+    assert p.phase is Phase.RUNNING and ordered(p) == ["n1", "n2", "n3"]
+    fail(p, "n2")
+    assert (p.phase, p.incident.cause) == (Phase.STOPPING, "start-failed")
+
+
+def test_slot_0_that_is_lost_before_it_starts_is_replaced_and_nothing_else_was_started():
+    p = relaunching()
+    late = p.run.pending["a2/start/n1"]
+    p.silent("n1")
+    p.probed("n1", "unreachable")
+    assert (p.phase, p.incident.cause) == (Phase.STOPPING, "node-lost")
+    assert p.reply(late) == [], "told too late"
+    p.again()
+    assert (p.slots, list(p.run.excluded)) == ("n4 n2 n3", ["n1"])
+    assert [s.attempt for s in p.starts] == [1, 1, 1, 2, 3, 3, 3]
+
+
+def test_slot_0s_agent_that_comes_back_before_it_started_its_ranks_gets_the_order_again():
+    p = relaunching()
+    p.join("n1")
+    assert "a2/start/n1" in p.run.pending
+    p.answer(do.Start)
+    assert ordered(p) == ["n1", "n2", "n3"]
+
+
+def test_a_start_that_fails_on_slot_0_alone_is_tried_everywhere_before_anybody_is_blamed():
+    p = relaunching(backoff_s=(0.0,))
+    fail(p, "n1")
+    p.stopped()
+    assert p.incident.verdict.culprits == () and "tried first" in p.incident.verdict.why
+    p.answer(do.Prepare)
+    assert ordered(p) == ["n1", "n2", "n3"]
+    p.answer(do.Start, but="n1")
+    fail(p, "n1")
+    p.stopped()
+    assert list(p.run.excluded) == ["n1"]
+
+
 # --- starts that fail ---------------------------------------------------------------------------
 
 

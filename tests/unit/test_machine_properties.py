@@ -28,6 +28,7 @@ class World(Play):
 
     def __init__(self, **more: Any) -> None:
         self.unconfirmed: dict[str, int] = {}  # nodes that may have ranks, and of which attempt
+        self.starts_seen: list[tuple[int, int]] = []  # attempt and slot, as first ordered
         super().__init__(**more)
 
     def take(self, kind: type[ev.Event], *, after: float = 1.0, **fields: Any) -> list[Action]:
@@ -84,17 +85,27 @@ class World(Play):
     def _check_starts(self, starts: list[do.Start]) -> None:
         run = self.run
         for start in starts:
-            assert run.phase is Phase.STARTING and run.attempt is not None
+            assert run.phase in (Phase.STARTING, Phase.RUNNING) and run.attempt is not None
             assert start.attempt == run.attempt.number and run.slots[start.slot] == start.node
-            assert start.node not in run.excluded
-            assert run.pool[start.node].state in (NodeState.READY, NodeState.SUSPECT)
-            assert start.resume_path == (run.lineage[-1].path if run.lineage else None)
+            assert start.node not in run.excluded and start.node not in run.attempt.started
+            assert run.pool[start.node].state not in (NodeState.LOST, NodeState.LEFT)
+            assert start.resume_path == (run.attempt.resume.path if run.attempt.resume else None)
             old = {n: a for n, a in self.unconfirmed.items() if a < start.attempt}
             assert not old, f"attempt {start.attempt} starts while {old} may live"
         if starts:
-            assert [s.slot for s in starts] == list(range(run.spec.nodes))
-            assert len({s.node for s in starts}) == run.spec.nodes
+            self._check_order(starts)
         self.unconfirmed.update({s.node: s.attempt for s in starts})
+
+    def _check_order(self, starts: list[do.Start]) -> None:
+        """All at once, or slot 0's and then all others', each node's once."""
+        attempt = self.run.attempt
+        assert attempt is not None
+        self.starts_seen.extend((s.attempt, s.slot) for s in starts)
+        ordered = [slot for number, slot in self.starts_seen if number == attempt.number]
+        if attempt.slot0_first and not attempt.started:
+            assert ordered == [0]
+        else:
+            assert ordered == list(range(self.run.spec.nodes))
 
     # --- what may happen ----------------------------------------------------------------------
 
