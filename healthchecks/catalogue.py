@@ -30,8 +30,9 @@ _SCHEMA = """
 ## The document of --json
 
 `{schema: 1, node, at, status, tags, boot_id, took_s, cpu_s, notes, results}`; `at` in seconds
-since the epoch, `status` the worst of the results (FAIL, UNKNOWN, WARN, OK, SKIP), `notes` what kept the
-run from being a full one. Each of `results`: `{check, status, seen, expected, fix, metrics, took_s}`,
+since the epoch, `status` the worst of the results (FAIL, UNKNOWN, WARN, OK, SKIP), `notes` what
+kept the run from being a full one. Each of `results`:
+`{check, status, seen, expected, fix, metrics, took_s}`,
 `metrics` as `{name: {value, unit}}`, and where they apply `on` (the target: a mount point, a peer),
 `devices` (what is blamed), `facts` (what is compared with the other nodes), `shared` (the server or
 switch that other nodes would show too).

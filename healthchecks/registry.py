@@ -16,7 +16,7 @@ _loaded = False
 
 
 def registered() -> dict[str, Check]:
-    """All checks by name, in the order in which they run. Raises ValueError for a name used twice."""
+    """All checks by name, in the order in which they run. Raises ValueError for a taken name."""
     global _loaded
     if not _loaded:
         _loaded = True
