@@ -81,6 +81,21 @@ class Site:
             read=read_ports,
         ),
     )
+    fleet_file: Path | None = field(
+        default=None,
+        metadata=about(
+            "The fleet record: what health checks found on every node, and exclusions. On local "
+            "disk; let the users who launch runs read it, and cron write it.",
+            default="fleet.db in state_dir",
+        ),
+    )
+    drain: str = field(
+        default="off",
+        metadata=about(
+            "Whether `superv sweep` drains nodes that fail in Slurm, and lifts its own drains.",
+            choices=("off", "on"),
+        ),
+    )
     checks: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata=about(
@@ -99,6 +114,11 @@ class Site:
             most=1_000_000,
         ),
     )
+
+    @property
+    def fleet(self) -> Path:
+        """Where the fleet record is."""
+        return self.fleet_file or self.state_dir / "fleet.db"
 
 
 def read_settings(node: Node, at: At) -> Mapping[str, Mapping[str, Any]]:

@@ -1,0 +1,480 @@
+"""The fleet record: what every node was found to be, over weeks, and who excluded it and why.
+
+One SQLite file on local disk. A node's state is the fold of what its checks last said: a check that
+was not run does not change what it said before, and "unknown" cures nothing. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from healthchecks.check import Blame, Status, worst
+from healthchecks.registry import registered
+from healthchecks.report import Finding, Report
+from supervisor.core.errors import TransientError, UserError
+
+DAY_S = 86_400.0
+STRIKES_OVER_S = 28 * DAY_S  # repeat offenders are counted over four weeks
+KEEP_S = 92 * DAY_S  # looks and changes older than this are dropped
+WAIT_S = 10.0  # another writer is done by then
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS look (
+  id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, origin TEXT NOT NULL,
+  tags TEXT NOT NULL, status TEXT NOT NULL, took_s REAL NOT NULL, metrics BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS look_by_node ON look (node, at);
+CREATE TABLE IF NOT EXISTS standing (
+  node TEXT NOT NULL, finding TEXT NOT NULL, chk TEXT NOT NULL, status TEXT NOT NULL,
+  row TEXT NOT NULL, since REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (node, finding));
+CREATE TABLE IF NOT EXISTS change (
+  id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, origin TEXT NOT NULL,
+  finding TEXT NOT NULL, chk TEXT NOT NULL, was TEXT NOT NULL, status TEXT NOT NULL,
+  blame TEXT NOT NULL, seen TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS change_by_node ON change (node, at);
+CREATE TABLE IF NOT EXISTS exclusion (
+  id INTEGER PRIMARY KEY, node TEXT NOT NULL, since REAL NOT NULL, until REAL,
+  reason TEXT NOT NULL, who TEXT NOT NULL, lifted REAL, lifted_by TEXT);
+CREATE TABLE IF NOT EXISTS drain (
+  id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, reason TEXT NOT NULL, lifted REAL);
+CREATE TABLE IF NOT EXISTS baseline (
+  node TEXT PRIMARY KEY, at REAL NOT NULL, row TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a check says of a node at present."""
+
+    node: str
+    finding: Finding
+    since: float  # it has said so from then on
+    at: float  # and was last asked then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A check said something else than before."""
+
+    node: str
+    at: float
+    origin: str  # sweep, preflight, run NAME, accept …
+    finding: str
+    was: Status | None  # None: it was never asked
+    status: Status
+    seen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excluded:
+    """Somebody, or a run, keeps a node out of new runs."""
+
+    node: str
+    since: float
+    until: float | None  # None: until somebody includes it
+    reason: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """A drain in Slurm that superv set."""
+
+    node: str
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHealth:
+    """A node at a glance."""
+
+    name: str
+    state: str  # healthy, degraded, failed, unknown, excluded
+    since: float
+    why: str
+    looked_at: float
+    strikes: int  # times that it failed by itself within 28 days
+    excluded: Excluded | None = None
+    drain: Drain | None = None
+
+
+_WORDS = {
+    Status.OK: "healthy",
+    Status.SKIP: "unknown",
+    Status.WARN: "degraded",
+    Status.FAIL: "failed",
+    Status.UNKNOWN: "unknown",
+}
+
+
+class Fleet:
+    """The record. Every method raises TransientError where the file does not answer."""
+
+    def __init__(self, path: Path, *, write: bool = True) -> None:
+        """Open the record; `write` makes it where there is none. Raises UserError."""
+        self.path = path
+        if not write and not path.exists():
+            raise UserError(
+                f"{path}: no fleet record yet; superv sweep or superv preflight makes it"
+            )
+        try:
+            if write:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
+                self._db.executescript(_TABLES)
+            else:
+                self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=WAIT_S)
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"{path}: the fleet record can't be opened: {error}") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise TransientError(f"{self.path}: {error}") from error
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise TransientError(f"{self.path}: {error}") from error
+
+    # --- what was seen -------------------------------------------------------------------------
+
+    def record(self, reports: Iterable[Report], origin: str) -> list[Change]:
+        """Take in reports; returns what changed by them."""
+        changes = []
+        newest = 0.0
+        with self._change():
+            for report in reports:
+                newest = max(newest, report.at)
+                self._look(report, origin)
+                changes += self._fold(report, origin)
+            for table in ("look", "change"):
+                self._db.execute(f"DELETE FROM {table} WHERE at < ?", (newest - KEEP_S,))  # noqa: S608
+        return changes
+
+    def _look(self, report: Report, origin: str) -> None:
+        metrics = {
+            f"{f.name}.{name}": [m.value, m.unit]
+            for f in report.findings
+            for name, m in f.result.metrics.items()
+        }
+        packed = zlib.compress(json.dumps(metrics).encode())
+        self._db.execute(
+            "INSERT INTO look (node, at, origin, tags, status, took_s, metrics)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                report.node,
+                report.at,
+                origin,
+                ",".join(report.tags),
+                report.status.value,
+                report.took_s,
+                packed,
+            ),
+        )
+
+    def _fold(self, report: Report, origin: str) -> list[Change]:
+        before = {s.finding.name: s for s in self.standing(report.node)}
+        asked = {f.check for f in report.findings}
+        now = {f.name: f for f in report.findings}
+        changes = []
+        for name, finding in now.items():
+            old = before.get(name)
+            if old is not None and old.at > report.at:
+                continue  # an older report that came late
+            same = old is not None and old.finding.status is finding.status
+            since = old.since if same and old is not None else report.at
+            self._db.execute(
+                "INSERT OR REPLACE INTO standing VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    report.node,
+                    name,
+                    finding.check,
+                    finding.status.value,
+                    json.dumps(finding.document()),
+                    since,
+                    report.at,
+                ),
+            )
+            if not same and not (old is None and finding.status in (Status.OK, Status.SKIP)):
+                changes.append(self._changed(report, origin, old, finding))
+        for name, old in before.items():  # a target that is no more: a mount taken away
+            if old.finding.check in asked and name not in now and old.at <= report.at:
+                self._db.execute(
+                    "DELETE FROM standing WHERE node = ? AND finding = ?", (report.node, name)
+                )
+        return changes
+
+    def _changed(
+        self, report: Report, origin: str, old: Standing | None, finding: Finding
+    ) -> Change:
+        change = Change(
+            node=report.node,
+            at=report.at,
+            origin=origin,
+            finding=finding.name,
+            was=old.finding.status if old else None,
+            status=finding.status,
+            seen=finding.result.seen,
+        )
+        self._db.execute(
+            "INSERT INTO change (node, at, origin, finding, chk, was, status, blame, seen)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                change.node,
+                change.at,
+                origin,
+                change.finding,
+                finding.check,
+                change.was.value if change.was else "",
+                change.status.value,
+                blame(finding).value,
+                change.seen,
+            ),
+        )
+        return change
+
+    def standing(self, node: str | None = None) -> list[Standing]:
+        """What every check says at present, of one node or of all."""
+        where, values = ("WHERE node = ?", (node,)) if node is not None else ("", ())
+        rows = self._rows(f"SELECT node, row, since, at FROM standing {where}", *values)  # noqa: S608
+        return [
+            Standing(node=name, finding=_finding(json.loads(row)), since=since, at=at)
+            for name, row, since, at in rows
+        ]
+
+    def changes(self, since: float, node: str | None = None) -> list[Change]:
+        """Newest first."""
+        rows = self._rows(
+            "SELECT node, at, origin, finding, was, status, seen FROM change"
+            " WHERE at >= ? AND (? IS NULL OR node = ?) ORDER BY at DESC, id DESC",
+            since,
+            node,
+            node,
+        )
+        return [
+            Change(
+                node=name,
+                at=at,
+                origin=origin,
+                finding=finding,
+                was=Status(was) if was else None,
+                status=Status(status),
+                seen=seen,
+            )
+            for name, at, origin, finding, was, status, seen in rows
+        ]
+
+    def series(self, since: float, node: str | None = None) -> list[tuple[str, float, Metrics]]:
+        """Measurements: (node, at, {"check.metric": [value, unit]}), oldest first."""
+        rows = self._rows(
+            "SELECT node, at, metrics FROM look WHERE at >= ? AND (? IS NULL OR node = ?)"
+            " ORDER BY at",
+            since,
+            node,
+            node,
+        )
+        return [(name, at, json.loads(zlib.decompress(packed))) for name, at, packed in rows]
+
+    def looks(self, node: str, since: float) -> list[tuple[float, tuple[str, ...], Status]]:
+        """(at, tags, worst status) of the looks at a node, newest first."""
+        rows = self._rows(
+            "SELECT at, tags, status FROM look WHERE node = ? AND at > ? ORDER BY at DESC",
+            node,
+            since,
+        )
+        return [(at, tuple(tags.split(",")), Status(status)) for at, tags, status in rows]
+
+    def passes(self, node: str, since: float) -> int:
+        """How many of the newest looks with the preflight suite, after `since`, found no fault."""
+        count = 0
+        for _, tags, status in self.looks(node, since):
+            if "preflight" in tags:
+                if status not in (Status.OK, Status.WARN):
+                    break
+                count += 1
+        return count
+
+    def strikes(self, now: float) -> dict[str, int]:
+        """By node: how often it failed by itself within 28 days; a check counts once a day."""
+        rows = self._rows(
+            "SELECT node, COUNT(DISTINCT chk || CAST(at / ? AS INTEGER)) FROM change"
+            " WHERE at >= ? AND status = 'FAIL' AND blame = 'node' GROUP BY node",
+            DAY_S,
+            now - STRIKES_OVER_S,
+        )
+        return dict(rows)
+
+    def nodes(self, now: float) -> list[NodeHealth]:
+        """Every node that was ever looked at or excluded, by name."""
+        from supervisor.core.placement import natural
+
+        standing: dict[str, list[Standing]] = {}
+        for item in self.standing():
+            standing.setdefault(item.node, []).append(item)
+        excluded, drains = self.exclusions(now), self.drains()
+        strikes = self.strikes(now)
+        names = sorted({*standing, *excluded, *drains}, key=natural)
+        return [
+            _at_a_glance(
+                name, standing.get(name, []), strikes.get(name, 0), excluded.get(name),
+                drains.get(name),
+            )
+            for name in names
+        ]  # fmt: skip
+
+    # --- what people and runs decided ----------------------------------------------------------
+
+    def exclude(self, node: str, reason: str, who: str, now: float, until: float | None) -> None:
+        """Keep a node out of new runs; a second exclusion takes the place of the first."""
+        with self._change():
+            self._lift(node, who, now)
+            self._db.execute(
+                "INSERT INTO exclusion (node, since, until, reason, who) VALUES (?, ?, ?, ?, ?)",
+                (node, now, until, reason, who),
+            )
+
+    def include(self, node: str, who: str, now: float) -> None:
+        with self._change():
+            self._lift(node, who, now)
+
+    def _lift(self, node: str, who: str, now: float) -> None:
+        self._db.execute(
+            "UPDATE exclusion SET lifted = ?, lifted_by = ? WHERE node = ? AND lifted IS NULL",
+            (now, who, node),
+        )
+
+    def exclusions(self, now: float) -> dict[str, Excluded]:
+        """Those in force, by node."""
+        rows = self._rows(
+            "SELECT node, since, until, reason, who FROM exclusion"
+            " WHERE lifted IS NULL AND (until IS NULL OR until > ?) ORDER BY id",
+            now,
+        )
+        return {
+            node: Excluded(node=node, since=since, until=until, reason=reason, who=who)
+            for node, since, until, reason, who in rows
+        }
+
+    def past_exclusions(self, node: str, since: float) -> list[tuple[Excluded, float | None]]:
+        """All of a node, newest first, each with when it was lifted."""
+        rows = self._rows(
+            "SELECT node, since, until, reason, who, lifted FROM exclusion"
+            " WHERE node = ? AND since >= ? ORDER BY id DESC",
+            node,
+            since,
+        )
+        return [
+            (Excluded(node=n, since=s, until=u, reason=r, who=w), lifted)
+            for n, s, u, r, w, lifted in rows
+        ]
+
+    def drained(self, node: str, reason: str, now: float) -> None:
+        """superv is about to drain the node."""
+        with self._change():
+            self._db.execute(
+                "INSERT INTO drain (node, at, reason) VALUES (?, ?, ?)", (node, now, reason)
+            )
+
+    def undrained(self, node: str, now: float) -> None:
+        with self._change():
+            self._db.execute(
+                "UPDATE drain SET lifted = ? WHERE node = ? AND lifted IS NULL", (now, node)
+            )
+
+    def drains(self) -> dict[str, Drain]:
+        """superv's own drains that it has not lifted, by node."""
+        rows = self._rows("SELECT node, at, reason FROM drain WHERE lifted IS NULL ORDER BY id")
+        return {n: Drain(node=n, at=at, reason=reason) for n, at, reason in rows}
+
+    def accept(self, report: Report) -> None:
+        """Take a report's figures as the node's baseline."""
+        with self._change():
+            self._db.execute(
+                "INSERT OR REPLACE INTO baseline VALUES (?, ?, ?)",
+                (report.node, report.at, json.dumps(report.document())),
+            )
+
+    def baseline(self, node: str) -> Report | None:
+        from healthchecks.report import parse
+
+        rows = self._rows("SELECT row FROM baseline WHERE node = ?", node)
+        return parse(rows[0][0]) if rows else None
+
+
+Metrics = Mapping[str, tuple[float, str]]
+
+
+def blame(finding: Finding) -> Blame:
+    """Whose the finding is; what names a server or a switch is nobody's node."""
+    if finding.result.shared:
+        return Blame.SHARED
+    check = registered().get(finding.check)
+    return check.blame if check else Blame.NODE
+
+
+def _finding(row: Mapping[str, Any]) -> Finding:
+    from healthchecks.report import result_from
+
+    return Finding(
+        check=row["check"],
+        on=row.get("on", ""),
+        result=result_from(row),
+        took_s=row.get("took_s", 0.0),
+    )
+
+
+def _at_a_glance(
+    name: str,
+    standing: list[Standing],
+    strikes: int,
+    excluded: Excluded | None,
+    drain: Drain | None,
+) -> NodeHealth:
+    status = worst(s.finding.status for s in standing)
+    bad = sorted((s for s in standing if s.finding.status is status), key=lambda s: s.since)
+    looked_at = max((s.at for s in standing), default=0.0)
+    if excluded is not None:
+        state, since, why = "excluded", excluded.since, excluded.reason
+    elif status in (Status.OK, Status.SKIP):
+        state, since, why = _WORDS[status], max((s.since for s in standing), default=0.0), ""
+    else:
+        state, since = _WORDS[status], bad[0].since
+        why = f"{bad[0].finding.name}: {bad[0].finding.result.seen}"
+        if len(bad) > 1:
+            why += f" (and {len(bad) - 1} more)"
+    return NodeHealth(
+        name=name,
+        state=state,
+        since=since,
+        why=why,
+        looked_at=looked_at,
+        strikes=strikes,
+        excluded=excluded,
+        drain=drain,
+    )

@@ -1,0 +1,152 @@
+"""The fleet record: folding reports, changes, exclusions, strikes."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from healthchecks.check import Metric, Result, Status
+from healthchecks.report import Finding, Report
+from supervisor.core.errors import TransientError, UserError
+from supervisor.fleet import DAY_S, KEEP_S, Fleet
+
+T = 1_790_000_000.0
+
+
+def finding(check="fs.local", status=Status.OK, on="", seen="it", **more):
+    return Finding(check=check, on=on, result=Result(status=status, seen=seen, **more))
+
+
+def report(*findings, node="n1", at=T, tags=("preflight",)):
+    return Report(node=node, at=at, findings=findings, tags=tags)
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    with Fleet(tmp_path / "deep/fleet.db") as made:
+        yield made
+
+
+def test_a_failure_is_a_change_and_the_nodes_state(fleet):
+    assert fleet.record([report(finding())], "sweep") == []
+    (change,) = fleet.record([report(finding(status=Status.FAIL, seen="full"), at=T + 60)], "sweep")
+    assert (change.node, change.was, change.status) == ("n1", Status.OK, Status.FAIL)
+    (node,) = fleet.nodes(T + 61)
+    assert (node.state, node.since, node.why) == ("failed", T + 60, "fs.local: full")
+    assert fleet.changes(T) == [change]
+
+
+def test_what_was_not_asked_keeps_what_it_said(fleet):
+    fleet.record([report(finding(status=Status.FAIL), finding("cpu.steal"))], "preflight")
+    fleet.record([report(finding("cpu.steal"), at=T + 1, tags=("running",))], "run r")
+    assert fleet.nodes(T + 2)[0].state == "failed"
+
+
+def test_unknown_cures_nothing_and_since_is_kept_while_nothing_changes(fleet):
+    fleet.record([report(finding(status=Status.FAIL))], "sweep")
+    fleet.record([report(finding(status=Status.FAIL), at=T + 5)], "sweep")
+    assert fleet.nodes(T + 6)[0].since == T
+    fleet.record([report(finding(status=Status.UNKNOWN), at=T + 10)], "sweep")
+    assert fleet.nodes(T + 11)[0].state == "unknown"
+
+
+def test_an_older_report_that_comes_late_changes_nothing(fleet):
+    fleet.record([report(finding(status=Status.FAIL), at=T + 5)], "sweep")
+    assert fleet.record([report(finding(), at=T)], "sweep") == []
+    assert fleet.nodes(T + 6)[0].state == "failed"
+
+
+def test_a_target_that_is_gone_is_forgotten(fleet):
+    fleet.record([report(finding(on="/a", status=Status.FAIL), finding(on="/b"))], "sweep")
+    fleet.record([report(finding(on="/b"), at=T + 1)], "sweep")
+    assert fleet.nodes(T + 2)[0].state == "healthy"
+
+
+def test_exclusions_end_when_lifted_or_over(fleet):
+    fleet.exclude("n1", "bad link", "ops", T, T + 100)
+    fleet.exclude("n2", "noise", "ops", T, None)
+    assert set(fleet.exclusions(T + 50)) == {"n1", "n2"}
+    assert set(fleet.exclusions(T + 101)) == {"n2"}
+    assert [n.state for n in fleet.nodes(T + 50)] == ["excluded", "excluded"]
+    fleet.include("n2", "ops", T + 60)
+    assert set(fleet.exclusions(T + 61)) == {"n1"}
+    assert fleet.past_exclusions("n2", T)[0][1] == T + 60
+
+
+def test_a_second_exclusion_takes_the_place_of_the_first(fleet):
+    fleet.exclude("n1", "one", "ops", T, None)
+    fleet.exclude("n1", "two", "ops", T + 1, T + 10)
+    assert fleet.exclusions(T + 5)["n1"].reason == "two"
+    assert fleet.exclusions(T + 11) == {}
+
+
+def test_strikes_count_a_check_once_a_day_and_not_what_a_server_did(fleet):
+    for hour in range(4):
+        bad, at = (Status.FAIL if hour % 2 else Status.OK), T + 3600 * hour
+        fleet.record([report(finding(status=bad), at=at)], "sweep")
+    assert fleet.strikes(T + DAY_S) == {"n1": 1}
+    shared = finding("nfs.alive", Status.FAIL, shared="nfs server s")
+    fleet.record([report(shared, at=T + 5 * 3600)], "sweep")
+    assert fleet.strikes(T + DAY_S) == {"n1": 1}
+    assert fleet.strikes(T + 40 * DAY_S) == {}
+
+
+def test_passes_count_full_looks_since(fleet):
+    fleet.record([report(finding(status=Status.FAIL))], "sweep")
+    fleet.record([report(finding(), at=T + 1)], "sweep")
+    fleet.record([report(finding(), at=T + 2, tags=("running",))], "run r")
+    assert fleet.passes("n1", T) == 1
+    fleet.record([report(finding(), at=T + 3)], "sweep")
+    assert fleet.passes("n1", T) == 2
+    fleet.record([report(finding(status=Status.UNKNOWN), at=T + 4)], "sweep")
+    assert fleet.passes("n1", T) == 0
+
+
+def test_drains_and_baselines(fleet):
+    fleet.drained("n1", "superv: fs.local: full", T)
+    assert fleet.drains()["n1"].reason == "superv: fs.local: full"
+    fleet.undrained("n1", T + 1)
+    assert fleet.drains() == {}
+    assert fleet.baseline("n1") is None
+    fleet.accept(report(finding(metrics={"x": Metric(value=3.0, unit="B/s")})))
+    assert fleet.baseline("n1").findings[0].result.metrics["x"].value == 3.0
+
+
+def test_measurements_over_time(fleet):
+    for step in range(2):
+        metrics = {"used": Metric(value=step, unit="%")}
+        fleet.record([report(finding(on="/a", metrics=metrics), at=T + step)], "sweep")
+    assert [v["fs.local[/a].used"] for _, _, v in fleet.series(T)] == [[0, "%"], [1, "%"]]
+
+
+def test_old_looks_are_dropped(fleet):
+    fleet.record([report(finding(status=Status.FAIL))], "sweep")
+    fleet.record([report(finding(), at=T + KEEP_S + 1)], "sweep")
+    assert len(fleet.series(0.0)) == 1
+    assert [c.status for c in fleet.changes(0.0)] == [Status.OK]
+
+
+def test_it_is_kept_on_disk_and_read_without_writing(fleet):
+    fleet.record([report(finding())], "sweep")
+    with Fleet(fleet.path, write=False) as reader:
+        assert reader.nodes(T)[0].name == "n1"
+        with pytest.raises(TransientError, match="readonly"):
+            reader.include("n1", "me", T)
+
+
+def test_a_record_that_is_not_there_or_none_says_so(tmp_path):
+    with pytest.raises(UserError, match="no fleet record yet"):
+        Fleet(tmp_path / "fleet.db", write=False)
+    (tmp_path / "fleet.db").write_text("hello, this is no database at all" * 50)
+    with pytest.raises(UserError, match="can't be opened"):
+        Fleet(tmp_path / "fleet.db")
+
+
+def test_a_writer_that_holds_it_too_long_is_no_answer(fleet, monkeypatch):
+    other = sqlite3.connect(fleet.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    fleet._db.execute("PRAGMA busy_timeout = 10")
+    with pytest.raises(TransientError, match="locked"):
+        fleet.record([report(finding())], "sweep")
+    other.close()
