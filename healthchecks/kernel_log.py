@@ -1,0 +1,216 @@
+"""The kernel's log, as /dev/kmsg gives it: what is new since a check last looked.
+
+A record is `priority,number,microseconds since boot,flags;text`, its continuation lines begin with
+a blank (Documentation/ABI/testing/dev-kmsg of the kernel). The device gives one record a read, and
+EPIPE where the ring has gone round meanwhile; a plain file of records, as the lab binds over it,
+may be appended to, emptied and begun anew.
+
+A node in trouble writes the same line a hundred thousand times (NVIDIA/NVSentinel#1120: 800,000
+lines, 29 of them different), so lines of the same text are one `Line`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from stat import S_ISREG
+
+from healthchecks.check import Unknown
+from healthchecks.context import Ctx
+
+MOST_BYTES = 256 << 20  # of a plain file: its end; the ring of the kernel is far smaller
+MOST_TIMES = 256  # kept for each text
+_MARK = "kernel_log"
+_PATH = "dev/kmsg"
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
+_cached: tuple[object, bytes] = (None, b"")  # one read serves all checks of one run's child
+
+
+@dataclass(slots=True, kw_only=True)
+class Line:
+    """A text that the kernel wrote since the last look, once or many times."""
+
+    text: str
+    seq: int  # of the newest
+    count: int = 0
+    at: float = 0.0  # of the oldest, seconds since the epoch
+    last: float = 0.0  # of the newest: compare these where one line takes another back
+    times: list[float] = field(default_factory=list)  # of the newest MOST_TIMES, oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one look found."""
+
+    lines: list[Line]  # by the time of their oldest
+    begins: float | None  # when the oldest record that the log still has was written
+    first: bool  # nobody looked before in this boot: everything in the log is new
+    lost: int  # records that were overwritten between the last look and this one
+
+
+def new_lines(ctx: Ctx, *needles: str) -> list[Line]:
+    """What the kernel wrote since this check last looked in this boot; at first all it still has.
+
+    With `needles` only lines that contain one of them, exactly as written. The place is kept in
+    `ctx.memory`, so a check may look once in a run only, and keeps what it needs later itself.
+    Raises Unknown where the log may not be read.
+    """
+    return look(ctx, *needles).lines
+
+
+def look(ctx: Ctx, *needles: str) -> Look:
+    """As `new_lines`, with what is known of the log itself."""
+    blob = _blob(ctx)
+    mark = ctx.memory.get(_MARK)
+    begin, lost = 0, 0
+    oldest, newest = _first(blob), _last(blob)
+    if mark is not None and oldest is not None:
+        seq, stamp = mark
+        found = blob.rfind(b",%d,%d," % (seq, stamp))
+        if found >= 0:
+            begin = _line_end(blob, found)
+        elif oldest[0] > seq:
+            lost = oldest[0] - seq - 1
+    if newest is not None:
+        ctx.memory.put(_MARK, list(newest))
+    booted = ctx.now - float(ctx.text("proc/uptime").split()[0])
+    return Look(
+        lines=_folded(blob, begin, [n.encode() for n in needles], booted),
+        begins=booted + oldest[1] / 1e6 if oldest is not None else None,
+        first=mark is None,
+        lost=lost,
+    )
+
+
+def _blob(ctx: Ctx) -> bytes:
+    """All records that the log holds, a line each."""
+    global _cached
+    path = ctx.path(_PATH)
+    ctx.doing(f"read {path}")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Unknown(
+            f"there is no /{_PATH}, as in a container that was given none; "
+            "run the checks on the node itself"
+        ) from None
+    except PermissionError:
+        raise Unknown(
+            f"/{_PATH} may not be read by user {os.geteuid()}; run the checks as root "
+            "(superv healthcheck under slurmd), or set sysctl kernel.dmesg_restrict=0"
+        ) from None
+    try:
+        stat = os.fstat(fd)
+        key = (str(path), ctx.now, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if _cached[0] != key:
+            _cached = (key, _whole_file(fd, stat.st_size) if S_ISREG(stat.st_mode) else _ring(fd))
+    finally:
+        os.close(fd)
+        ctx.doing("")
+    return _cached[1]
+
+
+def _whole_file(fd: int, size: int) -> bytes:
+    os.lseek(fd, max(0, size - MOST_BYTES), os.SEEK_SET)
+    parts = []
+    while part := os.read(fd, 1 << 24):
+        parts.append(part)
+    blob = b"".join(parts)
+    if size > MOST_BYTES:
+        blob = blob[blob.find(b"\n") + 1 :]
+    return blob[: blob.rfind(b"\n") + 1]  # a line that is being written counts next time
+
+
+def _ring(fd: int) -> bytes:
+    records = []
+    size = 0
+    while size < MOST_BYTES:
+        try:
+            record = os.read(fd, 8192)
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # overwritten meanwhile: goes on at the oldest
+                continue
+            raise
+        if not record:
+            break
+        records.append(record)
+        size += len(record)
+    return b"".join(records)
+
+
+def _head(line: bytes) -> tuple[int, int] | None:
+    """Number and microseconds of a record; None for anything else."""
+    fields = line.partition(b";")[0].split(b",")
+    try:
+        return int(fields[1]), int(fields[2])
+    except (IndexError, ValueError):
+        return None
+
+
+def _first(blob: bytes) -> tuple[int, int] | None:
+    begin = 0
+    while begin < len(blob):
+        end = _line_end(blob, begin)
+        if (head := _head(blob[begin:end])) is not None:
+            return head
+        begin = end
+    return None
+
+
+def _last(blob: bytes) -> tuple[int, int] | None:
+    end = len(blob)
+    while end > 0:
+        begin = blob.rfind(b"\n", 0, end - 1) + 1
+        if (head := _head(blob[begin:end])) is not None:
+            return head
+        end = begin
+    return None
+
+
+def _line_end(blob: bytes, at: int) -> int:
+    end = blob.find(b"\n", at)
+    return len(blob) if end < 0 else end + 1
+
+
+def _matching(blob: bytes, begin: int, needles: list[bytes]) -> Iterator[bytes]:
+    if not needles:
+        yield from blob[begin:].splitlines()
+        return
+    any_of = b"|".join(re.escape(n) for n in needles)
+    for match in re.finditer(any_of, blob[begin:]):
+        start = blob.rfind(b"\n", 0, begin + match.start()) + 1
+        yield blob[start : _line_end(blob, start) - 1]
+
+
+def _folded(blob: bytes, begin: int, needles: list[bytes], booted: float) -> list[Line]:
+    found: dict[bytes, Line] = {}
+    newest = -1
+    for record in _matching(blob, begin, needles):
+        head, semicolon, text = record.partition(b";")
+        fields = head.split(b",", 3)
+        if not semicolon or len(fields) < 3 or record[:1] == b" ":
+            continue
+        try:
+            seq, at = int(fields[1]), booted + int(fields[2]) / 1e6
+        except ValueError:
+            continue
+        if seq == newest:  # two needles in one line
+            continue
+        newest = seq
+        line = found.get(text)
+        if line is None:
+            shown = _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), text)
+            line = found[text] = Line(text=shown.decode(errors="replace"), seq=seq, at=at)
+        line.seq, line.last = seq, at
+        line.count += 1
+        line.times.append(at)
+        if len(line.times) >= 2 * MOST_TIMES:
+            del line.times[:-MOST_TIMES]
+    for line in found.values():
+        del line.times[:-MOST_TIMES]
+    return list(found.values())
