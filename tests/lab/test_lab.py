@@ -341,20 +341,30 @@ def test_no_lab_names_those_that_are_there(lab: Lab) -> None:
 CREATOR = "import sys; from lab.cluster import Lab; Lab(sys.argv[1]).up(12)"
 
 
+@pytest.fixture
+def creator(world: None) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+    """A lab of twelve nodes, and the program that is bringing it up; ended with the test."""
+    there = Lab(f"{leftovers.NAME}-1")
+    child = subprocess.Popen(
+        [sys.executable, "-c", CREATOR, there.name], cwd=REPO, stderr=subprocess.DEVNULL
+    )
+    yield there, child
+    child.kill()
+    child.wait()
+    there.down()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("booted", [1, 3, 20])
 def test_an_interrupted_up_is_cleaned_by_down_and_by_up(
-    make_lab: MakeLab, how: signal.Signals, booted: int
+    creator: tuple[Lab, subprocess.Popen[bytes]], how: signal.Signals, booted: int
 ) -> None:
-    there = Lab(f"{leftovers.NAME}-1")
-    creator = subprocess.Popen(
-        [sys.executable, "-c", CREATOR, there.name], cwd=REPO, stderr=subprocess.DEVNULL
-    )
-    while len(boot_pids(there.layout)) < booted and creator.poll() is None:
+    there, child = creator
+    while len(boot_pids(there.layout)) < booted and child.poll() is None:
         time.sleep(0.001)
-    assert creator.poll() is None, "interrupted too late"
-    creator.send_signal(how)
-    creator.wait(30)
+    assert child.poll() is None, "interrupted too late"
+    child.send_signal(how)
+    child.wait(30)
     if how == signal.SIGINT:
         assert not there.layout.dir.exists() and not boot_pids(there.layout)
     else:
@@ -362,7 +372,7 @@ def test_an_interrupted_up_is_cleaned_by_down_and_by_up(
         with pytest.raises(UserError, match="there is no lab"):
             there.status()
     if booted == 3:
-        make_lab(2)
+        there.up(2)
         assert len(each(there, "hostname")) == 2
     else:
         assert there.down() == (how != signal.SIGINT)
@@ -370,13 +380,14 @@ def test_an_interrupted_up_is_cleaned_by_down_and_by_up(
     assert not there.layout.dir.exists() and not boot_pids(there.layout)
 
 
-def test_a_second_up_of_the_same_name_waits_for_nobody(make_lab: MakeLab) -> None:
-    there = Lab(f"{leftovers.NAME}-1")
-    creator = subprocess.Popen([sys.executable, "-c", CREATOR, there.name], cwd=REPO)
+def test_a_second_up_of_the_same_name_waits_for_nobody(
+    creator: tuple[Lab, subprocess.Popen[bytes]],
+) -> None:
+    there, child = creator
     until(lambda: bool(boot_pids(there.layout)))
     with pytest.raises(UserError, match="brought up or down by another command"):
         there.down()
-    assert creator.wait(60) == 0
+    assert child.wait(60) == 0
     assert there.down()
 
 

@@ -1,0 +1,16 @@
+"""What every test may rely on, however pytest was started."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start have signals as on a terminal.
+
+    `nohup` and a shell's `&` leave SIGHUP, SIGINT and SIGQUIT ignored, and children inherit that.
+    A handler is not inherited: pytest goes on ignoring what it was told to ignore.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
