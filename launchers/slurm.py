@@ -76,6 +76,23 @@ class Partition:
     nodes: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """A node as Slurm sees it."""
+
+    name: str
+    state: (
+        str  # sinfo's long word without suffix: idle, allocated, mixed, drained, draining, down …
+    )
+    answers: bool  # False: Slurm says that it does not respond
+    reason: str = ""  # of a drain or a death
+
+    @property
+    def drains(self) -> bool:
+        """Drained, or about to be once its job has ended."""
+        return self.state.startswith("drain")
+
+
 def state_of(raw: str) -> JobState:
     """What a state's first word means: `CANCELLED by 1000`, `COMPLETED+` are known; new ones not.
 
@@ -132,6 +149,21 @@ def parse_partitions(text: str) -> list[Partition]:
         Partition(name=name, default=name == default, nodes=frozenset(members))
         for name, members in nodes.items()
     ]
+
+
+def parse_nodes(text: str) -> dict[str, NodeStatus]:
+    """Read lines of `sinfo --Node --format=%N|%T|%E`; a node has a line for each partition."""
+    found = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition("|")
+        raw, _, reason = rest.partition("|")
+        found[name] = NodeStatus(
+            name=name,
+            state=re.sub(r"[^a-z_].*", "", raw.lower()),
+            answers="*" not in raw,
+            reason="" if reason.strip() == "none" else reason.strip(),
+        )
+    return found
 
 
 def parse_down(text: str) -> frozenset[str]:
@@ -235,6 +267,24 @@ class Slurm:
     async def partitions(self) -> list[Partition]:
         """All partitions with all their nodes."""
         return parse_partitions(await self._ask("sinfo", "--noheader", "--all", "--format=%P|%N"))
+
+    async def nodes(self, names: Iterable[str] = ()) -> dict[str, NodeStatus]:
+        """The nodes of these names, or all, with state and reason; unknown names are left out."""
+        argv = ["sinfo", "--noheader", "--all", "--Node", "--format=%N|%T|%E"]
+        wanted = compress(names)
+        return parse_nodes(await self._ask(*argv, *([f"--nodes={wanted}"] if wanted else [])))
+
+    async def drain(self, node: str, reason: str) -> str:
+        """Drain a node; returns why not where Slurm refuses (no rights)."""
+        return await self._update(node, "State=DRAIN", f"Reason={reason}")
+
+    async def resume(self, node: str) -> str:
+        """Lift a node's drain; returns why not where Slurm refuses."""
+        return await self._update(node, "State=RESUME")
+
+    async def _update(self, node: str, *settings: str) -> str:
+        done = await self.run("scontrol", "update", f"NodeName={node}", *settings)
+        return "" if done.rc == 0 else done.why()
 
     async def down(self, nodes: Iterable[str]) -> frozenset[str]:
         """Those of the nodes that Slurm reports DOWN or not answering."""

@@ -8,6 +8,7 @@ from launchers.slurm import (
     client_env,
     parse_down,
     parse_jobs,
+    parse_nodes,
     parse_partitions,
     refusal,
     state_of,
@@ -121,3 +122,14 @@ def test_the_environment_is_an_allow_list() -> None:
         }
     )
     assert set(env) == {"PATH", "HOME", "SLURM_CONF", "LC_ALL", "TZ"}
+
+
+def test_nodes_with_states_and_reasons() -> None:
+    text = "n1|idle|none\nn1|idle|none\nn2|drained*|superv: fs.local: a | b\nn3|mixed~|none\n"
+    found = parse_nodes(text)
+    assert list(found) == ["n1", "n2", "n3"]
+    assert (found["n1"].state, found["n1"].answers, found["n1"].reason) == ("idle", True, "")
+    assert (found["n2"].state, found["n2"].answers) == ("drained", False)
+    assert found["n2"].reason == "superv: fs.local: a | b"
+    assert found["n2"].drains and not found["n1"].drains
+    assert found["n3"].state == "mixed"
