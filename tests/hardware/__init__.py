@@ -1,0 +1,1 @@
+"""Fake hardware for tests: trees of /sys and /proc, libraries and programs at the real boundary."""
