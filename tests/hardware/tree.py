@@ -157,8 +157,7 @@ def _plan() -> tuple[list[str], list[tuple[str, bytes]], list[tuple[str, str]]]:
     for part in (_gpus(), tree_nics.files(), tree_os.files(), tree_os.cpus()):
         assert not part.keys() & files.keys()
         files |= part
-    for path, to in tree_nics.links().items():
-        links[path] = os.path.relpath(to, path.rpartition("/")[0])
+    links |= tree_nics.links()
     for path in tree_nics.unreadable():
         links[path] = path.rpartition("/")[2]  # a link to itself
     for path in [*files, *links]:

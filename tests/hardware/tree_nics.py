@@ -136,14 +136,14 @@ def files() -> dict[str, str]:
 
 
 def links() -> dict[str, str]:
-    """By path; targets are relative to the root."""
+    """By path, as the kernel makes them."""
     found = {}
     for nic in nics():
-        at = f"sys/bus/pci/devices/{nic.bdf}"
-        found[f"sys/class/infiniband/{nic.device}"] = f"{at}/infiniband/{nic.device}"
-        found[f"{at}/infiniband/{nic.device}/device"] = at
-        found[f"sys/class/net/{nic.netdev}"] = f"{at}/net/{nic.netdev}"
-        found[f"{at}/net/{nic.netdev}/device"] = at
+        at = f"bus/pci/devices/{nic.bdf}"
+        found[f"sys/class/infiniband/{nic.device}"] = f"../../{at}/infiniband/{nic.device}"
+        found[f"sys/{at}/infiniband/{nic.device}/device"] = f"../../../{nic.bdf}"
+        found[f"sys/class/net/{nic.netdev}"] = f"../../{at}/net/{nic.netdev}"
+        found[f"sys/{at}/net/{nic.netdev}/device"] = f"../../../{nic.bdf}"
     return found
 
 
