@@ -221,7 +221,8 @@ def check(
     target, as `look(ctx, target, **options)`, and each target is a resource of its own; `each` must
     read nothing that can hang, and raises Skip where there is no target.
 
-    Raises ValueError for a name that is taken and a tag that does not exist.
+    Raises ValueError for a name that is taken, a tag that does not exist, and a check that does not
+    say what it is.
     """
     unknown = set(tags) - TAGS.keys()
     if unknown:
@@ -231,6 +232,8 @@ def check(
         earlier = REGISTERED.get(name)
         if earlier is not None:
             raise ValueError(f"{name} is already a check, of {earlier.look.__module__}")
+        if not (look.__doc__ or "").strip():
+            raise ValueError(f"{name}: {look.__name__} needs a docstring, of one line at least")
         REGISTERED[name] = Check(
             name=name,
             look=look,

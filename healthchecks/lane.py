@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,10 @@ from healthchecks.state import start_time
 
 _HEAD = struct.Struct("dH")  # when the call began (monotonic; 0: none), length of its text
 _ROOM = 512
-_GRACE_S = 0.1  # a child may end its own commands before it is killed
+_CHUNK = 1 << 16
+_MOST_ANSWER = 1 << 22  # bytes
+_GRACE_S = 0.2  # a child may end its own commands before it is killed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that end a run of checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,43 +55,74 @@ class Probe:
         return f"host:{self.check.name}" if resource == "host" else resource
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a child said of one probe."""
+
+    probe: Probe
+    finding: Finding
+    memory: dict[str, Any]
+
+
+@dataclass(slots=True, eq=False)
 class Lane:
     """A child, and the probes that it has not answered yet."""
 
     waiting: list[Probe]
+    present: Probe = field(init=False)  # what it is at, or answered last
     pid: int = 0
     started: int = 0  # see start_time
     began: float = 0.0  # monotonic: when the present probe began
     pipe: int = -1
     notes: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, _ROOM))
     buffered: bytes = b""
+    garbage: str = ""  # why what the child wrote is no answer
+    ending: str = ""  # how the child ended, in words, once it has
+
+    def __post_init__(self) -> None:
+        self.present = self.waiting[0]
 
     def start(self, base: Ctx, memories: Mapping[str, dict[str, Any]]) -> None:
-        """Fork. Raises OSError where no process can be made."""
-        out, into = os.pipe()
-        os.set_blocking(out, False)
-        self.notes.seek(0)
-        self.notes.write(bytes(_HEAD.size))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        """Fork. Raises OSError where no process can be made. Call it with SIGNALS blocked."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         limit_s = sum(p.check.deadline_s for p in self.waiting) + 1.0
-        self.pid = os.fork()
+        out, into = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(out)
+            os.close(into)
+            raise
         if self.pid == 0:
             _child(self.waiting, base, memories, self.notes, into, limit_s)
         os.close(into)
+        os.set_blocking(out, False)
         self.pipe = out
         self.started = start_time(self.pid) or 0
         self.began = time.monotonic()
 
-    def due(self) -> float:
-        """When the present probe is over its time (monotonic)."""
-        check = self.waiting[0].check
-        at = self.began + check.deadline_s
+    def fileno(self) -> int:
+        return self.pipe
+
+    def limit(self) -> tuple[float, float]:
+        """Since when (monotonic) and how long the present probe may take, or its present call."""
+        check = self.present.check
+        limits = [(self.began, check.deadline_s)]
         call_began, _ = self.call()
         if check.call_deadline_s is not None and call_began:
-            at = min(at, call_began + check.call_deadline_s)
-        return at
+            limits.append((call_began, check.call_deadline_s))
+        return min(limits, key=sum)
+
+    def due(self) -> float:
+        """When that is over (monotonic)."""
+        return sum(self.limit())
+
+    def wake(self) -> float:
+        """When to look at it again (monotonic): a call that begins later says so to nobody."""
+        call_s = self.present.check.call_deadline_s
+        return self.due() if call_s is None else min(self.due(), time.monotonic() + call_s)
 
     def call(self) -> tuple[float, str]:
         """The call that the child announced last: when it began (0: none under way), and what."""
@@ -96,60 +130,53 @@ class Lane:
         text = self.notes[_HEAD.size : _HEAD.size + size].decode(errors="replace")
         return began, text
 
-    def read(self) -> tuple[list[tuple[Finding, dict[str, Any]]], bool]:
-        """Findings that arrived, with each check's new memory; and whether the child has ended."""
-        ended = False
-        while True:
-            try:
-                data = os.read(self.pipe, 65536)
-            except BlockingIOError:
-                break
-            if not data:
-                ended = True
-                break
-            self.buffered += data
-        *lines, self.buffered = self.buffered.split(b"\n")
-        found = []
-        for line in lines:
-            row = json.loads(line)
-            probe = self.waiting.pop(0)
-            found.append((_finding(probe, row), row["memory"]))
-            self.began = time.monotonic()
-        return found, ended
-
-    def end(self) -> bool:
-        """Kill the child and its session; True where it is gone, False where it can't be killed."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-            if number == signal.SIGKILL:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(self.pid, number)
-            until = time.monotonic() + _GRACE_S
-            while time.monotonic() < until:
-                if self._reaped():
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.killpg(self.pid, signal.SIGKILL)  # what it may have started
-                    self._close()
-                    return True
-                time.sleep(0.002)
-        self._close()
-        return False
-
-    def over(self) -> None:
-        """The child has ended by itself."""
-        until = time.monotonic() + 1.0
-        while not self._reaped() and time.monotonic() < until:
-            time.sleep(0.001)
-        self._close()
-
-    def _reaped(self) -> bool:
+    def read(self) -> tuple[list[Answer], bool]:
+        """Answers that arrived, and whether no more will: the child ended, or wrote garbage."""
         try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
-        except ChildProcessError:
-            return True
+            data = os.read(self.pipe, _CHUNK)  # one at a time: a child may never stop writing
+        except BlockingIOError:
+            return [], False
+        *lines, self.buffered = (self.buffered + data).split(b"\n")
+        answers = []
+        try:
+            for line in lines:
+                answers.append(_answer(self.waiting[0], json.loads(line)))
+                self.waiting = self.waiting[1:]
+                self.present = self.waiting[0] if self.waiting else self.present
+                self.began = time.monotonic()
+            if len(self.buffered) > _MOST_ANSWER:
+                raise ValueError(f"more than {_MOST_ANSWER} bytes")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            self.garbage = f"the probe's process wrote what is no answer: {error!r}"
+        return answers, not data or bool(self.garbage)
 
-    def _close(self) -> None:
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            self._kill_session()
+
+    def gone(self) -> bool:
+        """Whether the child has ended; then it and what it started are cleared away."""
+        if self.ending:
+            return True
+        try:
+            end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is None:
+                return False
+            self._kill_session()  # before the pid is free to be another's
+            os.waitpid(self.pid, os.WNOHANG)
+            self.ending = _ending(end.si_code, end.si_status)
+        except ChildProcessError:
+            self.ending = "ended"
+        self.close()
+        return True
+
+    def _kill_session(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
         if self.pipe >= 0:
             os.close(self.pipe)
             self.pipe = -1
@@ -159,6 +186,36 @@ class Lane:
         text = self.call()[1]
         state = place(self.pid)
         return "; ".join(part for part in (f"at {text}" if text else "", state) if part)
+
+    def death(self) -> str:
+        """How a child ended that did not answer, in words."""
+        text = self.call()[1]
+        at = f" at {text}" if text else ""
+        return (
+            self.garbage or f"the probe's process {self.ending or 'ended'}{at}, without an answer"
+        )
+
+
+def let_go(lanes: Iterable[Lane], *numbers: int) -> list[Lane]:
+    """Signal children, all of them with one number after another; returns those that don't end."""
+    left = [lane for lane in lanes if not lane.gone()]
+    for number in numbers:
+        for lane in left:
+            lane.signal(number)
+        until = time.monotonic() + _GRACE_S
+        while (left := [lane for lane in left if not lane.gone()]) and time.monotonic() < until:
+            time.sleep(0.002)
+    for lane in left:
+        lane.close()
+    return left
+
+
+def _ending(code: int, status: int) -> str:
+    if code == os.CLD_EXITED:
+        return f"exited with {status}"
+    with suppress(ValueError):
+        return f"was ended by signal {status} ({signal.Signals(status).name})"
+    return f"was ended by signal {status}"
 
 
 def place(pid: int) -> str:
@@ -172,12 +229,13 @@ def place(pid: int) -> str:
     return f"process {pid} is {words}" + (f" in {where}" if where not in ("", "0") else "")
 
 
-def _finding(probe: Probe, row: dict[str, Any]) -> Finding:
+def _answer(probe: Probe, row: dict[str, Any]) -> Answer:
     from healthchecks.report import result_from
 
-    return Finding(
-        check=probe.check.name, on=probe.on, result=result_from(row), took_s=row["took_s"]
+    finding = Finding(
+        check=probe.check.name, on=probe.on, result=result_from(row), took_s=float(row["took_s"])
     )
+    return Answer(probe=probe, finding=finding, memory=dict(row["memory"]))
 
 
 def _child(
@@ -194,9 +252,10 @@ def _child(
         gc.disable()
         os.setsid()
         os.chdir("/")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends commands under way
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         # Neither the state's lock nor a sibling's pipe may live on in a child that hangs.
         os.dup2(pipe, 3)
@@ -212,15 +271,29 @@ def _child(
 
         for probe in probes:
             doing("")
-            memory = Memory(memories.get(probe.name, {}), base.now)
-            began = time.monotonic()
-            result = look(probe, replace(base, memory=memory, doing=doing))
-            took = time.monotonic() - began
-            row = Finding(check=probe.check.name, result=result, took_s=took).document()
-            os.write(3, json.dumps(row | {"memory": memory.data}).encode() + b"\n")
+            os.write(3, _line(probe, base, memories.get(probe.name, {}), doing))
         code = 0
     finally:
         os._exit(code)
+
+
+def _line(
+    probe: Probe, base: Ctx, remembered: dict[str, Any], doing: Callable[[str], None]
+) -> bytes:
+    """Call the check; what it found, and remembers, as one line."""
+    memory = Memory(remembered, base.now)
+    began = time.monotonic()
+    result = look(probe, replace(base, memory=memory, doing=doing))
+    took = time.monotonic() - began
+
+    def line(result: Result, memory: Mapping[str, Any]) -> bytes:
+        row = Finding(check=probe.check.name, result=result, took_s=took).document()
+        return json.dumps(row | {"memory": memory}, allow_nan=False).encode() + b"\n"
+
+    try:
+        return line(result, memory.data)
+    except Exception as error:  # not a Result, a metric that is NaN, a set put into the memory
+        return line(_broken(error), remembered)
 
 
 def look(probe: Probe, ctx: Ctx) -> Result:
@@ -237,12 +310,16 @@ def look(probe: Probe, ctx: Ctx) -> Result:
         where = f"{error.filename}: " if error.filename else ""
         return Result(status=Status.UNKNOWN, seen=f"{where}{error.strerror or error}")
     except Exception as error:
-        last = error.__traceback__
-        while last is not None and last.tb_next is not None:
-            last = last.tb_next
-        line = f" ({last.tb_frame.f_code.co_name}, line {last.tb_lineno})" if last else ""
-        return Result(
-            status=Status.UNKNOWN,
-            seen=f"the check itself failed: {type(error).__name__}: {error}{line}",
-            fix="report this as a fault of superv",
-        )
+        return _broken(error)
+
+
+def _broken(error: Exception) -> Result:
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    line = f" ({last.tb_frame.f_code.co_name}, line {last.tb_lineno})" if last else ""
+    return Result(
+        status=Status.UNKNOWN,
+        seen=f"the check itself failed: {type(error).__name__}: {error}{line}",
+        fix="report this as a fault of superv",
+    )

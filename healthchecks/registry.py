@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import healthchecks.checks
 from healthchecks.check import REGISTERED, TAGS, Check
 from supervisor.core.errors import UserError
+from supervisor.core.setting import About
 
 GROUP = "superv.checks"  # entry points of other distributions: modules that register checks
 _loaded = False
@@ -40,15 +44,18 @@ def _load_entry_points() -> None:
 
 
 def select(names: Sequence[str] = (), tags: Iterable[str] = ()) -> list[Check]:
-    """The checks of these names (`gpu` means all of `gpu.*`), or those that carry one of the tags.
+    """The checks of these names (`gpu` means all of `gpu.*`) that carry one of the tags.
 
-    Raises UserError for a name or tag that does not exist.
+    No names mean all checks, no tags any. Raises UserError for a name or tag that does not exist,
+    where nothing is asked for, and where no check is left.
     """
     every = registered()
-    unknown = [tag for tag in tags if tag not in TAGS]
-    if unknown:
-        raise UserError(f"no tag {unknown[0]!r}; valid: {', '.join(TAGS)}")
-    wanted: set[str] = set()
+    wanted_tags = set(tags)
+    for tag in wanted_tags - TAGS.keys():
+        raise UserError(f"no tag {tag!r}; valid: {', '.join(TAGS)}")
+    if not names and not wanted_tags:
+        raise UserError("nothing to run: name checks or tags")
+    wanted: set[str] = set() if names else set(every)
     for name in names:
         found = {c for c in every if c == name or c.startswith(f"{name}.")}
         if not found:
@@ -56,9 +63,16 @@ def select(names: Sequence[str] = (), tags: Iterable[str] = ()) -> list[Check]:
                 f"no check {name!r}{_guess(name, every)}; superv check --list shows all"
             )
         wanted |= found
-    if not names:
-        wanted = {c.name for c in every.values() if c.tags & set(tags)}
-    return [every[name] for name in every if name in wanted]
+    chosen = [
+        c for n, c in every.items() if n in wanted and (not wanted_tags or c.tags & wanted_tags)
+    ]
+    if names and not chosen:
+        carried = {tag for name in wanted for tag in every[name].tags}
+        raise UserError(
+            f"{' '.join(names)}: not of {', '.join(sorted(wanted_tags))}, but of "
+            f"{', '.join(sorted(carried))}"
+        )
+    return chosen
 
 
 def _guess(name: str, known: Iterable[str]) -> str:
@@ -82,8 +96,39 @@ def settings_for(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in options:
             valid = ", ".join(options) or "none"
             raise UserError(f"{check.name}: no key {key!r}; valid: {valid}{_guess(key, options)}")
+        option = options[key]
         try:
-            values[key] = msgspec.convert(value, options[key].hint, strict=False)
+            values[key] = msgspec.convert(value, option.hint, strict=False, dec_hook=_path)
         except msgspec.ValidationError as error:
             raise UserError(f"{check.name}: {key}: {error}") from error
+        if not all(_fits(item, option.about) for item in _items(values[key])):
+            from supervisor.config.schema import describe
+
+            valid = describe(option.hint, option.about)
+            raise UserError(f"{check.name}: {key}: expected {valid}, got {value!r}")
     return values
+
+
+def _path(hint: type, value: Any) -> Any:
+    if hint is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError(f"expected a path, got {value!r}")
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _fits(value: Any, about: About) -> bool:
+    """Whether a value keeps the bounds of its key."""
+    if isinstance(value, (int, float)):
+        least, most = about.least, about.most
+        return (
+            math.isfinite(value)
+            and (least is None or value >= least)
+            and (most is None or value <= most)
+        )
+    text = str(value)
+    return (not about.choices or text in about.choices) and (
+        not about.pattern or re.fullmatch(about.pattern, text) is not None
+    )

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import resource
 import select
+import signal
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from healthchecks import state as kept
 from healthchecks.check import Check, Result, Status
 from healthchecks.context import Ctx, Memory
-from healthchecks.lane import Lane, Probe, look
+from healthchecks.lane import SIGNALS, Lane, Probe, let_go, look
 from healthchecks.registry import settings_for
 from healthchecks.report import Finding, Report
 from healthchecks.state import State, Stuck
 
-MOST_CHILDREN = 16
+MOST_CHILDREN = 64
 SUITE_S = 60.0  # of the whole run; Slurm kills a HealthCheckProgram at 60 s
 
 
@@ -47,30 +49,61 @@ def run(order: Order) -> Report:
     Raises UserError for settings that do not fit their check; whatever else goes wrong is in the
     report.
     """
+    end = time.monotonic() + order.deadline_s
     options = {c.name: settings_for(c, order.settings.get(c.name, {})) for c in order.checks}
-    name = order.node or socket.gethostname().partition(".")[0]
     base = Ctx(
-        root=order.root,
-        node=name,
+        root=order.root.absolute(),
+        node=order.node or socket.gethostname().partition(".")[0],
         now=time.time(),
         boot_id=_boot_id(order.root),
         memory=Memory({}, 0.0),
     )
-    if order.folder is None:
-        return _Run(order, base, State(boot_id=base.boot_id)).report(options)
-    try:
-        with kept.locked(order.folder, name) as ours:
-            state = kept.load(order.folder, name, base.boot_id)
-            notes = [state.problem] if state.problem else []
+    with _held(order, base) as (state, notes):
+        report = _Run(order, base, state).report(options, end)
+        if order.tags:
+            state.last[",".join(order.tags)] = report.document()
+    return replace(report, notes=tuple(notes))
+
+
+@contextmanager
+def _held(order: Order, base: Ctx) -> Iterator[tuple[State, list[str]]]:
+    """The node's state, and what keeps it from being kept.
+
+    Saved also where the user interrupts: the next run has to know what is stuck.
+    """
+    state, notes, ours = State(boot_id=base.boot_id), list[str](), False
+    folder, name = order.folder, base.node
+    if folder is None:
+        yield state, notes
+        return
+    with ExitStack() as stack:
+        try:
+            wait_s = min(kept.LOCK_S, order.deadline_s / 4)
+            ours = stack.enter_context(kept.locked(folder, name, wait_s))
+            state = kept.load(folder, name, base.boot_id)
+            if state.problem:
+                notes.append(state.problem)
             if not ours:
                 notes.append("another run of checks holds the state: nothing of this one is kept")
-            report = _Run(order, base, state).report(options, notes)
-            if ours:
-                kept.save(order.folder, name, state, report)
-            return report
-    except OSError as error:
-        note = f"no state is kept: {error.filename or order.folder}: {error.strerror or error}"
-        return _Run(order, base, State(boot_id=base.boot_id)).report(options, [note])
+        except OSError as error:
+            notes.append(_unkept(folder, error))
+        try:
+            yield state, notes
+        finally:
+            try:
+                if ours:
+                    kept.save(folder, name, state)
+            except OSError as error:
+                notes.append(_unkept(folder, error))
+
+
+def _unkept(folder: Path, error: OSError) -> str:
+    return f"no state is kept: {error.filename or folder}: {error.strerror or error}"
+
+
+def enough_s(checks: Iterable[Check]) -> float:
+    """How long a run may take: SUITE_S, or what its deep checks may take one after another."""
+    return max(SUITE_S, sum(c.deadline_s for c in checks if "deep" in c.tags))
 
 
 def _boot_id(root: Path) -> str:
@@ -89,18 +122,18 @@ class _Run:
         self._state = state
         self._found: dict[str, Finding] = {}  # by probe name
         self._queue: list[Lane] = []
-        self._lanes: dict[int, Lane] = {}  # by pipe
+        self._lanes: list[Lane] = []
 
-    def report(self, options: Mapping[str, Mapping[str, Any]], notes: Sequence[str] = ()) -> Report:
+    def report(self, options: Mapping[str, Mapping[str, Any]], end: float) -> Report:
         began, cpu = time.monotonic(), _cpu()
         probes = self._probes(options)
         self._share_out(probes)
         try:
-            self._work(began + self._order.deadline_s)
+            self._work(end)
         finally:  # also where the user interrupts
-            for lane in [*self._lanes.values()]:
-                self._give_up(lane, "the run of checks ended first", retry=False)
-            self._state.stuck = [s for s in self._state.stuck if s.still_there()]
+            with _uninterrupted():
+                self._give_up(self._lanes, "the run of checks ended first")
+                self._state.stuck = [s for s in self._state.stuck if s.still_there()]
         order = {probe.name: index for index, probe in enumerate(probes)}
         return Report(
             node=self._base.node,
@@ -110,7 +143,6 @@ class _Run:
             boot_id=self._base.boot_id,
             took_s=time.monotonic() - began,
             cpu_s=_cpu() - cpu,
-            notes=tuple(notes),
         )
 
     def _probes(self, options: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
@@ -131,7 +163,7 @@ class _Run:
             chooser = Probe(check=_with_look(check, ask), on="", options=given)
             result = look(chooser, self._base)
             if asked:
-                probes += [Probe(check=check, on=target, options=given) for target in asked]
+                probes += [Probe(check=check, on=on, options=given) for on in dict.fromkeys(asked)]
             else:
                 self._answer(Probe(check=check, on="", options=given), result)
         return probes
@@ -152,80 +184,84 @@ class _Run:
         while self._queue or self._lanes:
             while self._queue and len(self._lanes) < MOST_CHILDREN and time.monotonic() < end:
                 self._start(self._queue.pop(0))
-            due = min([end, *(lane.due() for lane in self._lanes.values())])
-            pipes = list(self._lanes)
-            ready = select.select(pipes, [], [], max(0.0, due - time.monotonic()))[0]
-            for pipe in ready:
-                self._take(self._lanes[pipe])
+            if self._lanes:
+                wake = min([end, *(lane.wake() for lane in self._lanes)])
+                left = max(0.0, wake - time.monotonic())
+                for lane in select.select(self._lanes, [], [], left)[0]:
+                    self._take(lane)
             now = time.monotonic()
-            for lane in [*self._lanes.values()]:
-                if now >= end:
-                    self._give_up(lane, "the deadline of the whole run came first", retry=False)
-                elif now >= lane.due():
-                    self._give_up(lane, "", retry=True)
-            if now >= end:
-                for lane in self._queue:
-                    self._none(lane.waiting, "the deadline of the whole run came first")
-                self._queue = []
+            if now < end:
+                self._give_up([lane for lane in self._lanes if now >= lane.due()])
+                continue
+            self._give_up(self._lanes, "the deadline of the whole run came first")
+            for lane in self._queue:
+                self._none(lane.waiting, "the deadline of the whole run came first")
+            self._queue = []
 
     def _start(self, lane: Lane) -> None:
-        try:
-            lane.start(self._base, self._state.memories)
-        except OSError as error:
-            self._none(lane.waiting, f"no process could be made for it: {error.strerror}")
-            return
-        self._lanes[lane.pipe] = lane
+        with _uninterrupted():
+            try:
+                lane.start(self._base, self._state.memories)
+            except OSError as error:
+                self._none(lane.waiting, f"no process could be made for it: {error.strerror}")
+                return
+            self._lanes.append(lane)
 
     def _take(self, lane: Lane) -> None:
-        pipe = lane.pipe
-        found, ended = lane.read()
-        for finding, memory in found:
-            self._found[finding.name] = finding
-            self._state.memories[finding.name] = memory
+        answers, ended = lane.read()
+        for answer in answers:
+            self._found[answer.finding.name] = answer.finding
+            self._state.memories[answer.finding.name] = answer.memory
         if not ended and lane.waiting:
             return
-        del self._lanes[pipe]
-        lane.over()
-        if lane.waiting:  # it died of its probe
-            self._answer(
-                lane.waiting.pop(0),
-                Result(status=Status.UNKNOWN, seen="the probe's process ended without an answer"),
-            )
-            self._go_on(lane)
-
-    def _go_on(self, lane: Lane) -> None:
+        self._end([lane], by_itself=not lane.garbage)
         if lane.waiting:
-            self._queue.append(Lane(waiting=lane.waiting))
+            died = Result(status=Status.UNKNOWN, seen=lane.death())
+            self._answer(lane.waiting[0], died, time.monotonic() - lane.began)
+            if rest := lane.waiting[1:]:
+                self._queue.append(Lane(waiting=rest))
 
-    def _give_up(self, lane: Lane, why: str, *, retry: bool) -> None:
-        """End a lane whose probe does not answer."""
-        self._lanes.pop(lane.pipe, None)
-        probe, rest = lane.waiting[0], lane.waiting[1:]
-        where = lane.where()
-        took = time.monotonic() - lane.began
-        gone = lane.end()
-        if not gone:
+    def _give_up(self, lanes: Sequence[Lane], why: str = "") -> None:
+        """End lanes whose probes do not answer; `why` where that is not what they are ended for."""
+        now = time.monotonic()
+        seen = [(lane, lane.where(), lane.limit()) for lane in lanes]
+        self._end(lanes)
+        for lane, where, (since, allowed_s) in seen:
+            if not lane.waiting:
+                continue
+            probe, rest = lane.waiting[0], lane.waiting[1:]
+            if why:
+                given_up = Result(status=Status.UNKNOWN, seen=f"{why} ({where})")
+                self._answer(probe, given_up, now - lane.began)
+                self._none(rest, why)
+                continue
+            hung = Result(
+                status=probe.check.hung,
+                seen=f"no answer within {now - since:.1f} s" + (f": {where}" if where else ""),
+                expected=f"an answer within {allowed_s:g} s",
+                fix=probe.check.hung_fix,
+            )
+            self._answer(probe, hung, now - lane.began)
+            if probe.resource.startswith("host:"):  # what hung one may hang others: each alone now
+                self._queue += [Lane(waiting=[other]) for other in rest]
+            else:
+                self._none(rest, f"not tried: {probe.name} got no answer")
+
+    def _end(self, lanes: Sequence[Lane], *, by_itself: bool = False) -> None:
+        """Let children go; those that can't be killed are remembered as stuck."""
+        first = (0,) if by_itself else ()
+        for lane in let_go(lanes, *first, signal.SIGTERM, signal.SIGKILL):
             self._state.stuck.append(
                 Stuck(
-                    resource=probe.resource,
-                    check=probe.name,
+                    resource=lane.present.resource,
+                    check=lane.present.name,
                     pid=lane.pid,
                     started=lane.started,
                     since=self._base.now,
-                    what=where,
+                    what=lane.where(),
                 )
             )
-        if why:
-            self._answer(probe, Result(status=Status.UNKNOWN, seen=f"{why} ({where})"), took)
-        else:
-            self._answer(probe, _hung_result(probe, took, where), took)
-        lane.waiting = rest
-        if not retry:
-            self._none(rest, why)
-        elif probe.resource.startswith("host:"):
-            self._go_on(lane)
-        else:
-            self._none(rest, f"not tried: {probe.name} got no answer")
+        self._lanes = [lane for lane in self._lanes if lane not in lanes]
 
     def _none(self, probes: Sequence[Probe], why: str) -> None:
         for probe in probes:
@@ -237,20 +273,18 @@ class _Run:
         )
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals that would end the run wait: no child may be made, or let go, unseen."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _with_look(check: Check, ask: Any) -> Check:
-    from dataclasses import replace
-
     return replace(check, look=ask, each=None)
-
-
-def _hung_result(probe: Probe, took_s: float, where: str) -> Result:
-    text = f"no answer within {took_s:.1f} s"
-    return Result(
-        status=probe.check.hung,
-        seen=f"{text}: {where}" if where else text,
-        expected=f"an answer within {probe.check.deadline_s:g} s",
-        fix=probe.check.hung_fix,
-    )
 
 
 def _stuck_result(probe: Probe, stuck: Stuck, now: float) -> Result:

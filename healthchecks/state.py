@@ -9,11 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-from healthchecks.report import Report
 
 LOCK_S = 5.0  # another run of checks on this node is shorter than this, or something hangs
 
@@ -49,7 +47,7 @@ class State:
     boot_id: str
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding name
     stuck: list[Stuck] = field(default_factory=list)
-    last: dict[str, Any] | None = None  # the last report, for the prolog
+    last: dict[str, Any] = field(default_factory=dict)  # the last report of each suite
     problem: str = ""  # why what was kept could not be used
 
 
@@ -68,11 +66,14 @@ def usable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, name: str) -> Iterator[bool]:
-    """Hold the state of one node; False where another run holds it for too long."""
+def locked(folder: Path, name: str, wait_s: float = LOCK_S) -> Iterator[bool]:
+    """Hold the state of one node; False where another run holds it for too long.
+
+    Raises OSError.
+    """
     usable(folder)
     with open(folder / f"{name}.lock", "w") as lock:
-        end = time.monotonic() + LOCK_S
+        end = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,24 +95,23 @@ def load(folder: Path, name: str, boot_id: str) -> State:
     except (OSError, ValueError) as error:
         return State(boot_id=boot_id, problem=f"the last run's state is lost: {error}")
     try:
-        memories = {str(k): dict(v) for k, v in data["memories"].items()}
+        memories = {str(k): {p: dict(m[p]) for p in m} for k, m in data["memories"].items()}
         if data["boot_id"] != boot_id:
-            memories = {k: {"lasting": m.get("lasting", {})} for k, m in memories.items()}
+            memories = {k: {"lasting": m["lasting"]} for k, m in memories.items() if "lasting" in m}
             return State(boot_id=boot_id, memories=memories)
         stuck = [s for s in (Stuck(**row) for row in data["stuck"]) if s.still_there()]
-        return State(boot_id=boot_id, memories=memories, stuck=stuck, last=data.get("last"))
+        return State(boot_id=boot_id, memories=memories, stuck=stuck, last=dict(data["last"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return State(boot_id=boot_id, problem=f"the last run's state is lost: {error!r}")
 
 
-def save(folder: Path, name: str, state: State, report: Report) -> None:
+def save(folder: Path, name: str, state: State) -> None:
     """Write the state anew. Raises OSError."""
-    stuck = [{n: getattr(s, n) for n in s.__slots__} for s in state.stuck]
     data = {
         "boot_id": state.boot_id,
         "memories": state.memories,
-        "stuck": stuck,
-        "last": report.document(),
+        "stuck": [asdict(s) for s in state.stuck],
+        "last": state.last,
     }
     new = folder / f"{name}.json.new"
     new.write_text(json.dumps(data))

@@ -22,7 +22,7 @@ COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta",
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option("--root", type=click.Path(path_type=Path), help="Read /proc and /sys below here.")
 @click.option("--state", type=click.Path(path_type=Path), help="Keep counters between runs here.")
-@click.option("--deadline", default=60.0, show_default=True, help="Seconds for all of it.")
+@click.option("--deadline", type=float, help="Seconds for all of it; 60, deep suites longer.")
 @click.option("--list", "listing", is_flag=True, help="Show the checks and their settings.")
 @click.option("--all", "everything", is_flag=True, help="Also show what passed or does not apply.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/checks.md.")
@@ -33,22 +33,23 @@ def check(
     sets: tuple[str, ...],
     root: Path | None,
     state: Path | None,
-    deadline: float,
+    deadline: float | None,
     listing: bool,
     everything: bool,
     as_json: bool,
     nagios: bool,
 ) -> None:
-    """Run the health checks named CHECK (`gpu` means all of gpu.*), or those of --tags.
+    """Run the health checks named CHECK (`gpu` means all of gpu.*); with --tags, only those of them.
 
     Exit code 0: nothing failed; 1: something did; 3: nothing failed, but something could not be
     measured. With --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     """
     import os
+    import signal
 
     from healthchecks import report as documents
     from healthchecks.registry import select
-    from healthchecks.runner import Order, run
+    from healthchecks.runner import Order, enough_s, run
     from healthchecks.settings import merged
     from healthchecks.state import default_folder
 
@@ -60,14 +61,16 @@ def check(
         chosen = ("preflight",)
     checks = select(names, chosen)
     folder = state if state is not None or root is not None else default_folder()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the checks' processes end with this one
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     report = run(
         Order(
             checks=checks,
             settings=merged(os.environ, sets),
-            tags=chosen,
+            tags=() if names else chosen,
             root=root or Path("/"),
             folder=folder,
-            deadline_s=deadline,
+            deadline_s=enough_s(checks) if deadline is None else deadline,
         )
     )
     if nagios:
