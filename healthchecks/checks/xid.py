@@ -1,0 +1,302 @@
+"""GPU errors that the driver wrote to the kernel's log."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from healthchecks import kernel_log
+from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.context import Ctx
+from supervisor.core.setting import About
+
+if TYPE_CHECKING:
+    from healthchecks.xid import Event
+
+EPISODE_S = 300.0  # lines nearer than this are one incident
+_TOGETHER_S = 600.0  # an error and what it drags along
+_STRIKES_S = 28 * 86400.0  # how long a recurring fault is counted against a GPU
+_MOST_TRACES = 128
+_MOST_EPISODES = 32
+_KEPT_LONGER = ("row remapped", "restart the application, once")  # beyond a boot, for recurrence
+
+
+@dataclass(slots=True, kw_only=True)
+class Trace:
+    """All lines of one GPU, one code and one action."""
+
+    device: str
+    code: int
+    name: str
+    act: str  # of xid.Act
+    meaning: str
+    fix: str
+    first: float
+    last: float
+    count: int = 0
+    recovery: int | None = None  # of Xid 154: the newest
+    episodes: list[float] = field(default_factory=list)  # when each began
+
+    @property
+    def key(self) -> str:
+        return f"{self.device} {self.name} {self.act}"
+
+    def add(self, event: Event, line: kernel_log.Line) -> None:
+        self.count += line.count
+        self.first = min(self.first, line.at)
+        if line.last >= self.last:
+            self.last = line.last
+            self.meaning, self.fix = event.xid.meaning, event.xid.advice()
+            self.recovery = event.recovery
+        merged = _episodes([*self.episodes, line.at, *line.times])
+        self.episodes = merged[-_MOST_EPISODES:]
+
+
+def _episodes(times: list[float]) -> list[float]:
+    """When each incident began: a time is of the last one where it is within EPISODE_S of it."""
+    found: list[float] = []
+    before = float("-inf")
+    for at in sorted(times):
+        if at - before > EPISODE_S:
+            found.append(at)
+        before = at
+    return found
+
+
+class Traces:
+    """What is remembered of the log. Bounded; what recurs over weeks is kept beyond a boot."""
+
+    def __init__(self, ctx: Ctx, window_s: float) -> None:
+        self._ctx = ctx
+        self._window_s = window_s
+        rows = [*(ctx.memory.get("traces") or []), *(ctx.memory.get("recurring") or [])]
+        self.all = {trace.key: trace for trace in (Trace(**row) for row in rows)}
+        self.loaded = float(ctx.memory.get("loaded") or 0.0)  # when the driver started last
+
+    def read(self) -> kernel_log.Look:
+        """Take in what is new. Raises Unknown."""
+        from healthchecks.xid import NEEDLES, driver_loaded, parse
+
+        look = kernel_log.look(self._ctx, *NEEDLES)
+        for line in sorted(look.lines, key=lambda line: line.last):
+            if driver_loaded(line.text):
+                self.loaded = max(self.loaded, line.last)
+            elif (event := parse(line.text)) is not None:
+                fresh = _fresh(event, line)
+                self.all.setdefault(fresh.key, fresh).add(event, line)
+        return look
+
+    def keep(self) -> None:
+        """Forget what is over, and write the rest to the check's memory."""
+        now = self._ctx.now
+        for key, trace in [*self.all.items()]:
+            if trace.act in _KEPT_LONGER:
+                trace.episodes = [at for at in trace.episodes if at > now - _STRIKES_S]
+                if not trace.episodes:
+                    del self.all[key]
+            elif not lasts(trace) and trace.last < now - self._window_s:
+                del self.all[key]
+        kept = sorted(self.all.values(), key=lambda t: (lasts(t), t.last))[-_MOST_TRACES:]
+        self.all = {trace.key: trace for trace in kept}
+        rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for trace in kept:
+            rows[trace.act in _KEPT_LONGER].append(asdict(trace))
+        self._ctx.memory.put("traces", rows[False])
+        self._ctx.memory.put("recurring", rows[True], lasting=True)
+        self._ctx.memory.put("loaded", self.loaded)
+
+    def recovery(self, device: str) -> Trace | None:
+        """The newest Xid 154 of a GPU: the driver's own word, which overrides the table."""
+        from healthchecks.xid import Act
+
+        return self.all.get(f"{device} Xid 154 {Act.RECOVERY.value}")
+
+    def cured(self, trace: Trace) -> bool:
+        """A later word of the driver that nothing is left to do, or its later start."""
+        from healthchecks.xid import Act
+
+        if trace.act not in (Act.RESET, Act.RECOVERY):
+            return False
+        if trace.act == Act.RECOVERY and trace.recovery not in (1, 4):
+            return trace.recovery == 0
+        later = self.recovery(trace.device)
+        if later is not None and later.recovery == 0 and later.last > trace.last:
+            return True
+        return self.loaded > trace.last
+
+    def alone(self, trace: Trace) -> bool:
+        """No other error on this node within minutes."""
+        from healthchecks.xid import Act
+
+        return not any(
+            other.act not in (Act.SOLO, Act.IGNORE)
+            and other.first - _TOGETHER_S < trace.last < other.last + _TOGETHER_S
+            for other in self.all.values()
+        )
+
+    def episodes(self, act: str) -> dict[str, list[float]]:
+        """When incidents of this action began, for each GPU."""
+        times: dict[str, list[float]] = {}
+        for trace in self.all.values():
+            if trace.act == act:
+                times.setdefault(trace.device, []).extend(trace.episodes)
+        return {device: _episodes(found) for device, found in times.items()}
+
+
+def _fresh(event: Event, line: kernel_log.Line) -> Trace:
+    return Trace(
+        device=event.device,
+        code=event.code,
+        name=event.name,
+        act=event.xid.act.value,
+        meaning=event.xid.meaning,
+        fix=event.xid.advice(),
+        first=line.at,
+        last=line.last,
+    )
+
+
+def lasts(trace: Trace) -> bool:
+    """A fault that time does not cure."""
+    from healthchecks.xid import POLICY, Act
+
+    return POLICY[Act(trace.act)].status is Status.FAIL
+
+
+@check("xid", tags={"preflight", "running"})
+def xid(
+    ctx: Ctx,
+    *,
+    window_h: Annotated[
+        float, About(doc="How long an error of an application is shown.", unit="h", least=0)
+    ] = 24.0,
+    repeats: Annotated[
+        int,
+        About(doc="Incidents on one GPU, and on no other, that make it suspect.", least=2),
+    ] = 3,
+    ignore: Annotated[tuple[int, ...], About(doc="Codes that are not looked at.")] = (),
+) -> Result:
+    """No GPU or NVSwitch has an error in the kernel's log that is not cured.
+
+    Actions from NVIDIA's Xid catalog; Xid 154 (the driver's recovery action) overrides them. An
+    error that asks for a reset, a reboot or support stays FAIL in this boot, until the driver
+    starts again or says that nothing is left to do. Errors of applications (13, 31, 32, 69 …) are
+    WARN; FAIL where they come again on one GPU and not on the others. A contained memory error (94)
+    is WARN once; FAIL where it comes again within 28 days, or rows were remapped (63) more than
+    once: arXiv 2605.09370 lost a node that way. 43 and 45 count only where nothing else is near.
+    """
+    traces = Traces(ctx, window_h * 3600)
+    found = Findings()
+    since = ""
+    try:
+        look = traces.read()
+    except Unknown as why:
+        found.unknown(str(why), expected="a kernel log that can be read")
+    else:
+        since = f", which begins {_when(look.begins)}" if look.begins is not None else ""
+        if look.lost:
+            found.warn(
+                f"{look.lost} lines of the kernel's log were overwritten before they were read",
+                expected="the log is read before it goes round",
+                fix="look what floods the log (dmesg), or boot with a larger log_buf_len",
+            )
+    for trace in [*traces.all.values()]:
+        if trace.code in ignore:
+            del traces.all[trace.key]
+    traces.keep()
+    gpus = ctx.names("proc/driver/nvidia/gpus")
+    if not gpus and not traces.all:
+        raise Skip("no NVIDIA GPU has a driver here")
+    names = {bdf.lower().rpartition(".")[0]: f"gpu{index}" for index, bdf in enumerate(gpus)}
+    for trace in sorted(traces.all.values(), key=lambda trace: trace.first):
+        name = f"xid_{trace.code}"
+        earlier = found.metrics[name].value if name in found.metrics else 0
+        found.metric(name, earlier + trace.count)
+        _judge(ctx, traces, trace, names.get(trace.device, trace.device), repeats, found)
+    count = sum(trace.count for trace in traces.all.values())
+    return found.result(
+        f"{count} Xids, none of which needs anything now"
+        if count
+        else f"no Xid in the kernel's log{since}"
+    )
+
+
+def _judge(
+    ctx: Ctx, traces: Traces, trace: Trace, device: str, repeats: int, found: Findings
+) -> None:
+    """What one trace means, together with the others."""
+    from healthchecks.xid import POLICY, Act
+
+    act = Act(trace.act)
+    status = POLICY[act].status
+    if status is Status.OK or traces.cured(trace):
+        return
+    if act is Act.SOLO and not traces.alone(trace):
+        return
+    fix, more = trace.fix, ""
+    if act is Act.APP and _suspect(traces.episodes(act), trace.device, repeats):
+        status = Status.FAIL
+        more = ", again and again on this GPU and not on the others"
+        fix = "drain the node and run dcgmi diag -r 3 on this GPU"
+    elif act is Act.CONTAINED:
+        status, more, fix = _contained(ctx, traces, trace)
+    if status is Status.FAIL and lasts(trace):
+        word = traces.recovery(trace.device)
+        if word is not None and word.recovery and word.last > trace.first - _TOGETHER_S:
+            fix = word.fix
+        strikes = _strikes(ctx, trace)
+        if strikes > 2:
+            fix += f"; {strikes} boots in 28 days did not cure it: have the hardware replaced"
+    if status is not Status.OK:
+        found.add(
+            status,
+            f"{trace.name} {trace.meaning} ({_where(trace)}){more}",
+            expected="no such error" if status is Status.FAIL else "no Xid",
+            fix=fix,
+            device=device,
+        )
+
+
+def _contained(ctx: Ctx, traces: Traces, trace: Trace) -> tuple[Status, str, str]:
+    """Xid 94: once is the application's; again, or with rows remapped again, is the GPU's."""
+    from healthchecks.xid import Act
+
+    times = len(traces.episodes(Act.CONTAINED)[trace.device])
+    remaps = len(traces.episodes(Act.REMAP).get(trace.device, []))
+    if times < 2 and remaps < 2:
+        old = trace.last < ctx.now - 86400.0
+        return Status.OK if old else Status.WARN, "", trace.fix
+    more = f", {times} incidents and {remaps} row remappings in 28 days"
+    fix = (
+        "drain the node, reset the GPU, and burn it in before it returns (superv accept); "
+        "replace it where it comes again"
+    )
+    return Status.FAIL, more, fix
+
+
+def _suspect(episodes: dict[str, list[float]], device: str, repeats: int) -> bool:
+    """Whether one GPU has many incidents and every other one less than half of them."""
+    mine = len(episodes[device])
+    others = max((len(found) for gpu, found in episodes.items() if gpu != device), default=0)
+    return mine >= repeats and 2 * others < mine
+
+
+def _strikes(ctx: Ctx, trace: Trace) -> int:
+    """In how many boots of the last 28 days the GPU had this code."""
+    key = f"boots:{trace.device} {trace.code}"
+    boots = {
+        boot: at for boot, at in (ctx.memory.get(key) or {}).items() if at > ctx.now - _STRIKES_S
+    }
+    boots[ctx.boot_id] = trace.last
+    ctx.memory.put(key, boots, lasting=True)
+    return len(boots)
+
+
+def _where(trace: Trace) -> str:
+    times = f"{trace.count} times, last {_when(trace.last)}" if trace.count > 1 else ""
+    return f"{trace.device}, {times or _when(trace.last)}"
+
+
+def _when(at: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
