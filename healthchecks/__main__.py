@@ -1,37 +1,45 @@
 """`python -m healthchecks`: what srun, ssh and agents run on a node.
 
-Reads an order as JSON on standard input, `{names, tags, settings, node, root, folder, deadline_s}`
-(names or tags, the rest optional; a root other than / keeps no state unless a folder is named), and
-prints the report as one line of JSON. Exit code 0 where there is a report.
+Reads an order, one line of JSON on standard input: `{names, tags, settings, node, root, folder,
+deadline_s, mark, leash}` (names or tags, the rest optional; a root other than / keeps no state
+unless a folder is named), and prints the report as one line of JSON. With a `mark` it prints the
+lines of healthchecks/frames.py. With `leash` it ends when its standard input does: that is how it
+learns that nobody waits for it any more. Exit code 0 where there is a report.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from healthchecks.frames import pieces
 from healthchecks.registry import select
 from healthchecks.runner import Order, enough_s, run
 from healthchecks.state import default_folder
 from supervisor.core.errors import UserError
+
+END_MS = 2000  # for a run of checks to end its own children
 
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # whoever carries this goes away
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        report = run(_order(json.loads(sys.stdin.read() or "{}")))
+        with open(0, "rb", buffering=0, closefd=False) as stdin:  # reads nothing beyond the line
+            asked = json.loads(stdin.readline() or "{}")
+        order, mark, leash = _order(asked), str(asked.get("mark", "")), bool(asked.get("leash"))
+        return _on_leash(order, mark) if leash else _answer(order, mark)
     except UserError as error:
         print(f"superv: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except ValueError as error:
         print(f"superv: not an order of checks: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(json.dumps(report.document()))  # noqa: T201
-    return 0
 
 
 def _order(asked: dict[str, Any]) -> Order:
@@ -47,12 +55,52 @@ def _order(asked: dict[str, Any]) -> Order:
             settings=asked.get("settings", {}),
             tags=() if names else tags,
             root=root,
-            node=asked.get("node", ""),
+            node=asked.get("node") or os.environ.get("SLURMD_NODENAME", ""),
             folder=None if folder is None else Path(folder),
             deadline_s=float(asked.get("deadline_s", enough_s(checks))),
         )
     except (AttributeError, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+def _answer(order: Order, mark: str) -> int:
+    """Raises UserError."""
+    if mark:
+        _say(pieces(mark, order.node, ""))
+    report = run(order)
+    text = json.dumps(report.document())
+    _say(pieces(mark, order.node, text) if mark else [text])
+    return 0
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)  # noqa: T201
+    sys.stdout.flush()
+
+
+def _on_leash(order: Order, mark: str) -> int:
+    """Answer in a child, which is ended when standard input ends; the child raises UserError."""
+    import select as polls
+
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        return _answer(order, mark)
+    ended = os.pidfd_open(child)
+    poll = polls.poll()
+    poll.register(ended, polls.POLLIN)
+    poll.register(0, polls.POLLIN)
+    try:
+        poll.poll()
+    finally:  # also where a signal ends this process
+        poll.unregister(0)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):  # the first may be lost
+            os.kill(child, number)  # it is not reaped yet
+            if poll.poll(END_MS):
+                break
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code
 
 
 if __name__ == "__main__":

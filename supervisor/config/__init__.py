@@ -4,7 +4,7 @@ Reads files; decides nothing and changes nothing. docs/configuration.md is made 
 """
 
 from supervisor.config.job import Checkpoints, Job, load_job, parse_job
-from supervisor.config.site import PortRange, Site, load_site
+from supervisor.config.site import PortRange, Site, Ssh, load_site
 from supervisor.config.trainer import PLACEHOLDERS, Progress, Trainer
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "PortRange",
     "Progress",
     "Site",
+    "Ssh",
     "Trainer",
     "load_job",
     "load_site",

@@ -41,6 +41,35 @@ def read_ports(node: Node, at: At) -> PortRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ssh:
+    """How nodes are entered that Slurm can't use."""
+
+    user: str | None = field(
+        default=None,
+        metadata=about(
+            "Who to log in as.", pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", default="yourself"
+        ),
+    )
+    key_file: Path | None = field(
+        default=None,
+        metadata=about("A private key without passphrase.", default="ssh-agent, then ~/.ssh/id_*"),
+    )
+    port: int = field(default=22, metadata=about("Of sshd on the nodes.", least=1, most=65535))
+    connect_timeout_s: float = field(
+        default=5.0,
+        metadata=about(
+            "A node that has not let in within this time does not answer.",
+            unit="s",
+            least=0.5,
+            most=120,
+        ),
+    )
+    most_at_once: int = field(
+        default=16, metadata=about("Connections open at the same time.", least=1, most=256)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """The merged site files."""
 
@@ -103,6 +132,33 @@ class Site:
             valid="a mapping of checks to their settings",
             read=lambda node, at: read_settings(node, at),
         ),
+    )
+    golden: Path | None = field(
+        default=None,
+        metadata=about(
+            "What nodes are to be like, as `superv preflight --pin` writes it; without it each is "
+            "compared with the others of its kind.",
+            default="none",
+        ),
+    )
+    node_python: str | None = field(
+        default=None,
+        metadata=about(
+            "The Python of the nodes that has superv, for checks over many nodes.",
+            pattern=r"/[^\0\n]*",
+            valid="an absolute path",
+            default="the one that runs superv here",
+        ),
+    )
+    srun_options: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "More options of the srun that checks nodes, as `--account=ops`.",
+        ),
+    )
+    ssh: Ssh = field(
+        default_factory=Ssh,
+        metadata=about("How health checks enter nodes that Slurm can't use."),
     )
     log_cap_mb: int = field(
         default=256,

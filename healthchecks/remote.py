@@ -1,0 +1,343 @@
+"""Asks many nodes for a report: which way to each of them, all at once, none waited for in vain.
+
+Slurm's word decides the way: nodes with nothing to do are asked through one srun, those that it
+can't use through ssh, busy ones are left alone. Compares nothing and decides nothing about health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from healthchecks import srun, ssh
+from healthchecks.check import Result, Status
+from healthchecks.places import FREE, Place, Way, gpus_used, holders, look_up, way
+from healthchecks.report import Finding, Report, parse
+from launchers.slurm import Slurm
+from supervisor.config import Site
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.nodeset import compress
+
+ANSWERS = "node.answers"  # the check whose finding says that a node gave no report
+DEADLINE_S = 60.0
+AROUND_S = 10.0  # of a deadline, for what is not the checks on the node: start, connect, collect
+TRIES = 3  # nodes may be taken between Slurm's word and srun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of asking one node."""
+
+    node: str
+    way: Way
+    state: str = ""  # Slurm's word; empty where Slurm was not asked
+    why: str = ""  # why it was left alone
+    report: Report | None = None  # None: it was left alone, and nothing is known of it
+
+    @property
+    def answered(self) -> bool:
+        """Whether the report is the node's own."""
+        return self.report is not None and not any(f.check == ANSWERS for f in self.report.findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """What to ask of every node."""
+
+    names: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by check
+
+    def order(self, mark: str, deadline_s: float, **more: Any) -> bytes:
+        """For `python -m healthchecks`."""
+        asked = {
+            "names": self.names,
+            "tags": self.tags,
+            "settings": self.settings,
+            "deadline_s": deadline_s,
+            "mark": mark,
+        }
+        return json.dumps(asked | more).encode() + b"\n"
+
+
+Told = Callable[[Answer], None]
+# Asks the agents of a run about its nodes; what they do not answer is left out.
+AskRun = Callable[[str, Sequence[str]], Awaitable[Mapping[str, Report]]]
+
+
+async def examine(
+    nodes: Sequence[str],
+    suite: Suite,
+    site: Site,
+    *,
+    via: Way | None = None,
+    partition: str | None = None,
+    deadline_s: float = DEADLINE_S,
+    told: Told = lambda _: None,
+    ask_run: AskRun | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Answer]:
+    """Ask the nodes (where none is named, all of the partition); an answer for every one, in order.
+
+    `told` is called with each answer as it comes. `via` forces one way for all nodes that are not
+    busy. Takes no longer than the deadline and a few seconds. Cancelled, it leaves nothing behind.
+
+    Raises UserError for a node or a partition that Slurm does not know, and where Slurm can't be
+    used from here; TransientError where Slurm does not answer.
+    """
+    slurm = Slurm(deadline_s=min(30.0, deadline_s), env=env)
+    if via is not Way.SRUN:
+        ssh.check(site.ssh)
+    here = _Examination(suite, site, slurm, time.monotonic() + deadline_s, told, partition)
+    await here.look_up(nodes, needed=via is not Way.SSH or not nodes)
+    jobs = await here.plan(via, ask_run)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for job in jobs:
+                group.create_task(job)
+    except* (UserError, TransientError) as errors:  # the first is as good as the others
+        raise errors.exceptions[0] from None
+    return {node: here.answers[node] for node in here.nodes}
+
+
+class _Examination:
+    """One look at many nodes."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        site: Site,
+        slurm: Slurm,
+        end: float,
+        told: Told,
+        partition: str | None,
+    ) -> None:
+        self._suite = suite
+        self._site = site
+        self._slurm = slurm
+        self._end = end
+        self._told = told
+        self._partition = partition
+        self._python = site.node_python or sys.executable
+        self._connections = asyncio.Semaphore(site.ssh.most_at_once)
+        self.nodes: tuple[str, ...] = ()
+        self.places: dict[str, Place] = {}
+        self.answers: dict[str, Answer] = {}
+
+    async def look_up(self, nodes: Sequence[str], *, needed: bool) -> None:
+        """What Slurm says of the nodes. Without Slurm they can still be asked through ssh."""
+        try:
+            self.places = await look_up(self._slurm, nodes, self._partition)
+        except (UserError, TransientError):
+            if needed:
+                raise
+        self.nodes = tuple(dict.fromkeys(nodes)) or tuple(self.places)
+        strangers = [node for node in nodes if node not in self.places]
+        if strangers and (needed or self.places):
+            raise UserError(
+                f"{compress(strangers)}: Slurm knows no such node"
+                + (f" in partition {self._partition}" if self._partition else "")
+                + "; sinfo -N lists them; --via ssh asks any host"
+            )
+
+    async def plan(self, via: Way | None, ask_run: AskRun | None) -> list[Any]:
+        """The jobs to do; nodes that are left alone are answered here."""
+        ways = {node: way(self.places[node]) for node in self.nodes if node in self.places}
+        mixed = [n for n, (w, _) in ways.items() if w is None]
+        used = await gpus_used(self._slurm, mixed) if mixed else set[str]()
+        by_srun, by_ssh, busy = [], [], []
+        for node in self.nodes:
+            how, why = ways.get(node, (Way.SSH, ""))
+            if how is None:
+                how = Way.NONE if node in used else Way.SRUN
+                why = "its GPUs are in use" if node in used else ""
+            if how is Way.NONE:
+                busy.append((node, why))
+            elif via is Way.SRUN and how is Way.SSH:
+                self._answer(node, Way.NONE, _unknown(f"Slurm can't use it: {why}", "--via ssh"))
+            elif (via or how) is Way.SSH:
+                by_ssh.append(node)
+            else:
+                by_srun.append(node)
+        jobs: list[Any] = await self._leave_alone(busy, ask_run)
+        jobs += [self._by_srun(step, TRIES) for step in self._steps(by_srun)]
+        jobs += [self._by_ssh(node) for node in by_ssh]
+        return jobs
+
+    # --- busy nodes ---
+
+    async def _leave_alone(
+        self, busy: Sequence[tuple[str, str]], ask_run: AskRun | None
+    ) -> list[Any]:
+        """Answers for nodes that are left alone; the jobs that ask runs about theirs."""
+        if not busy:
+            return []
+        held = await holders(self._slurm, [node for node, _ in busy])
+        runs: dict[str, list[str]] = {}
+        for node, why in busy:
+            run, text = held.get(node, ("", why))
+            if run and ask_run is not None:
+                runs.setdefault(run, []).append(node)
+            else:
+                self._alone(node, text)
+        if ask_run is None:
+            return []
+        return [self._by_agents(run, nodes, ask_run) for run, nodes in runs.items()]
+
+    async def _by_agents(self, run: str, nodes: Sequence[str], ask_run: AskRun) -> None:
+        reports = await ask_run(run, nodes)
+        for node in nodes:
+            if node in reports:
+                self._take(Answer(node=node, way=Way.NONE, report=reports[node]))
+            else:
+                self._alone(node, f"in run {run}, whose agent does not answer")
+
+    def _alone(self, node: str, why: str) -> None:
+        self._take(Answer(node=node, way=Way.NONE, state=self._state(node), why=why))
+
+    # --- srun ---
+
+    def _steps(self, nodes: Sequence[str]) -> list[srun.Step]:
+        """The fewest steps that take all of the nodes: what a job asks for is the same on each."""
+        alike: dict[tuple[str, str, bool], list[str]] = {}
+        for node in nodes:
+            place = self.places[node]
+            whole = place.word in FREE
+            alike.setdefault((place.partitions[0], place.gres, whole), []).append(node)
+        return [
+            srun.Step(
+                nodes=tuple(names),
+                partition=partition,
+                gres=gres,
+                whole=whole,
+                options=self._site.srun_options,
+            )
+            for (partition, gres, whole), names in alike.items()
+        ]
+
+    async def _by_srun(self, step: srun.Step, tries: int) -> None:
+        mark = secrets.token_hex(6)
+        left = self._left_s()
+        ended = await srun.ask(
+            step,
+            self._suite.order(mark, max(1.0, left - AROUND_S)),
+            mark,
+            python=self._python,
+            env=self._slurm.env,
+            deadline_s=left,
+            got=lambda node, text: self._arrived(node, Way.SRUN, text),
+        )
+        missing = [node for node in step.nodes if node not in self.answers]
+        if missing and ended.refused and tries > 1:
+            await self._again(missing, tries - 1)
+            return
+        for node in missing:
+            self._answer(node, Way.SRUN, _no_answer(node, ended, left))
+
+    async def _again(self, nodes: Sequence[str], tries: int) -> None:
+        """Slurm did not grant the step: somebody took a node meanwhile. Ask for the others."""
+        self.places |= await look_up(self._slurm, nodes, self._partition)
+        free = [node for node in nodes if way(self.places[node])[0] in (Way.SRUN, None)]
+        taken = [(node, "taken meanwhile") for node in nodes if node not in free]
+        await self._leave_alone(taken, None)
+        async with asyncio.TaskGroup() as group:
+            for step in self._steps(free):
+                group.create_task(self._by_srun(step, tries))
+
+    # --- ssh ---
+
+    async def _by_ssh(self, node: str) -> None:
+        async with self._connections:
+            left = self._left_s()
+            mark = secrets.token_hex(6)
+            came = await ssh.ask(
+                node,
+                self._site.ssh,
+                self._suite.order(mark, max(1.0, left - AROUND_S), node=node, leash=True),
+                mark,
+                python=self._python,
+                deadline_s=left,
+            )
+        if isinstance(came, str):
+            self._arrived(node, Way.SSH, came)
+        else:
+            result = Result(status=came.status, seen=came.seen, fix=came.fix)
+            self._answer(node, Way.SSH, result)
+
+    # --- answers ---
+
+    def _arrived(self, node: str, by: Way, text: str) -> None:
+        if node not in self.places and node not in self.nodes:
+            return  # a node that nobody asked
+        try:
+            report = parse(text)
+        except UserError as error:
+            self._answer(node, by, _unknown(str(error), "install one version everywhere"))
+            return
+        self._take(Answer(node=node, way=by, state=self._state(node), report=report))
+
+    def _answer(self, node: str, by: Way, result: Result) -> None:
+        """A report of superv's own, where the node gave none."""
+        place = self.places.get(node)
+        if place is not None and by is Way.SSH:
+            told = f" ({place.reason})" if place.reason else ""
+            result = _with_seen(result, f"{result.seen}; Slurm says {place.state}{told}")
+        report = Report(
+            node=node,
+            at=time.time(),
+            findings=(Finding(check=ANSWERS, result=result),),
+            tags=self._suite.tags,
+        )
+        self._take(Answer(node=node, way=by, state=self._state(node), report=report))
+
+    def _take(self, answer: Answer) -> None:
+        if answer.node not in self.answers:
+            self.answers[answer.node] = answer
+            self._told(answer)
+
+    def _state(self, node: str) -> str:
+        return self.places[node].state if node in self.places else ""
+
+    def _left_s(self) -> float:
+        return max(1.0, self._end - time.monotonic())
+
+
+def _unknown(seen: str, fix: str = "") -> Result:
+    return Result(status=Status.UNKNOWN, seen=seen, fix=fix)
+
+
+def _with_seen(result: Result, seen: str) -> Result:
+    from dataclasses import replace
+
+    return replace(result, seen=seen)
+
+
+def _no_answer(node: str, ended: srun.Ended, after_s: float) -> Result:
+    """What it means that a node of a step gave no report."""
+    said = ended.about(node)
+    if ended.refused:
+        return _unknown(f"Slurm did not grant it: {said}", "see squeue and sinfo; ask again")
+    if ended.rc is None:
+        began = "its checks began, but did not end" if node in ended.began else "nothing started"
+        return Result(
+            status=Status.FAIL,
+            seen=f"srun: {began} within {after_s:.0f} s" + (f": {said}" if said else ""),
+            fix="look at slurmd's log there and at the node's console",
+        )
+    if re.search("launch for|launch failed|communication|connect", said, re.IGNORECASE):
+        return Result(
+            status=Status.FAIL,
+            seen=f"srun could not start anything there: {said}",
+            fix="look at slurmd's log there and at the node's console",
+        )
+    return _unknown(
+        f"srun: the checks ended without a report: {said or 'nothing was said'}",
+        "install superv there at the same path, or set node_python in site.yaml",
+    )
