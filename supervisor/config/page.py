@@ -9,7 +9,7 @@ from typing import Any
 
 from supervisor.config.job import Checkpoints, Job
 from supervisor.config.schema import Key, describe, keys
-from supervisor.config.site import PortRange, Site
+from supervisor.config.site import PortRange, Site, Ssh
 from supervisor.config.slurm import OPTIONS, OWNED
 from supervisor.config.trainer import NAMED_PROGRESS, PLACEHOLDERS, Progress, Trainer
 from supervisor.core.policy import Policy
@@ -55,7 +55,7 @@ def page() -> str:
     ]
     parts += [_table(("name", "step", "resumed"), named), _keys(Progress)]
     parts += ["### checkpoints\n", _keys(Checkpoints), "### policy\n", _keys(Policy)]
-    parts += ["## site.yaml\n", _SITE, _keys(Site)]
+    parts += ["## site.yaml\n", _SITE, _keys(Site), "### ssh\n", _keys(Ssh)]
     return "\n".join(parts)
 
 
