@@ -52,7 +52,7 @@ def _order(asked: dict[str, Any]) -> Order:
             folder = default_folder()
         return Order(
             checks=checks,
-            settings=asked.get("settings", {}),
+            settings=dict(asked.get("settings", {})),
             tags=() if names else tags,
             root=root,
             node=asked.get("node") or os.environ.get("SLURMD_NODENAME", ""),

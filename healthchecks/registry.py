@@ -90,6 +90,8 @@ def settings_for(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     import msgspec
 
+    if not isinstance(given, Mapping):
+        raise UserError(f"{check.name}: expected a mapping of its keys, got {given!r}")
     options = check.options()
     values = {}
     for key, value in given.items():

@@ -173,13 +173,21 @@ def nagios(report: Report) -> tuple[str, int]:
         count = len(report.having(Status.OK))
         head = f"{count} checks passed" if count else "no check applies to this node"
     perf = [
-        f"'{_label(f'{f.name}.{name}')}'={m.value:.10g}{m.unit if m.unit in NAGIOS_UNITS else ''}"
+        f"'{_label(f'{f.name}.{name}')}'={_amount(m)}"
         for f in report.findings
         for name, m in f.result.metrics.items()
     ]
     line = f"{word}: {_plain(head)}" + (f" | {' '.join(perf)}" if perf else "")
     rest = [_plain(f"{f.status.value} {f.name}: {f.result.seen}") for f in bad[3:]]
     return "\n".join([line, *rest]), NAGIOS[status]
+
+
+def _amount(metric: Metric) -> str:
+    """Plugins may write digits, a sign and a point only, and few units."""
+    from decimal import Decimal
+
+    unit = metric.unit if metric.unit in NAGIOS_UNITS else ""
+    return format(Decimal(f"{metric.value:.10g}"), "f") + unit
 
 
 def _plain(text: str) -> str:
