@@ -1,0 +1,253 @@
+"""What is mounted where, and from which server: /proc/self/mountinfo and /etc/fstab as values.
+
+Text in, values out; nothing here touches a mounted file system. Field order: proc(5), fstab(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from healthchecks.check import Unknown
+from healthchecks.context import Ctx
+from supervisor.core.setting import about
+
+NFS = ("nfs", "nfs4")
+NFS_PORT = 2049
+# Clients that wait for a server. FUSE is told apart below: most of it is local, or one user's own.
+NETWORK = frozenset(
+    (*NFS, "lustre", "wekafs", "ceph", "gpfs", "beegfs", "panfs", "orangefs", "cifs", "smb3", "afs")
+)
+LOCAL_FUSE = frozenset(
+    f"fuse.{name}"
+    for name in (
+        "lxcfs",
+        "fuse-overlayfs",
+        "snapfuse",
+        "squashfuse",
+        "squashfuse_ll",
+        "gvfsd-fuse",
+        "portal",
+        "ntfs-3g",
+        "bindfs",
+    )
+)
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+_SOURCE = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:/\[\]]+)):(?P<path>/.*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A mount that should be there."""
+
+    path: str = field(metadata=about("Where; the mount point itself, not a link to it."))
+    source: str = field(default="", metadata=about("What, as 10.0.0.5:/export; any if empty."))
+    fstype: str = field(default="", metadata=about("`nfs` stands for nfs4 too; any if empty."))
+    options: tuple[str, ...] = field(
+        default=(), metadata=about("Options that must be in force, as rw, hard, nconnect=16.")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mounted:
+    """One line of mountinfo."""
+
+    id: int
+    parent: int
+    device: str  # major:minor
+    point: str
+    options: tuple[str, ...]  # of the mount
+    fstype: str
+    source: str
+    inner: tuple[str, ...]  # of the file system; here are NFS's own
+
+    @property
+    def in_force(self) -> set[str]:
+        """All options; `ro` of either kind wins, as it does in the kernel."""
+        every = {*self.options, *self.inner}
+        return every - {"rw"} if "ro" in every else every
+
+    def value(self, option: str) -> str:
+        """Of an option `name=value`; empty where it is not set."""
+        start = f"{option}="
+        return next((o.removeprefix(start) for o in self.inner if o.startswith(start)), "")
+
+    @property
+    def network(self) -> bool:
+        """Whether it waits for a server on behalf of the whole node.
+
+        FUSE counts where root mounted it for everybody (user_id=0, allow_other): what a user has
+        mounted for himself is his, and root may not even look at it.
+        """
+        if self.fstype == "fuse" or self.fstype.startswith("fuse."):
+            for_all = "allow_other" in self.inner and self.value("user_id") == "0"
+            return for_all and self.fstype not in LOCAL_FUSE
+        return self.fstype in NETWORK
+
+    @property
+    def server(self) -> Server | None:
+        """Of an NFS mount."""
+        host = host_of(self.source) if self.fstype in NFS else ""
+        if not host:
+            return None
+        port = self.value("port")
+        return Server(
+            host=host,
+            addr=self.value("addr"),
+            port=int(port) if port.isdecimal() and port != "0" else NFS_PORT,
+            proto=self.value("proto"),
+        )
+
+    @property
+    def shared(self) -> str:
+        """What other nodes have it from, in the words of `Result.shared`."""
+        server = self.server
+        return server.name if server else f"{self.fstype} {self.source}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where an NFS mount comes from."""
+
+    host: str  # as the mount command was given it
+    addr: str = ""
+    port: int = NFS_PORT
+    proto: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"nfs server {self.host}" + (f" ({self.addr})" if self._named else "")
+
+    @property
+    def _named(self) -> bool:
+        return self.addr not in ("", self.host)
+
+    @property
+    def door(self) -> str:
+        """Where to knock."""
+        return door_of(self.addr or self.host, self.port)
+
+    @property
+    def tcp(self) -> bool:
+        return self.proto.startswith("tcp")
+
+
+def door_of(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_of(source: str) -> str:
+    """The server in `host:/path` and `[fd00::1]:/path`; empty for anything else."""
+    match = _SOURCE.fullmatch(source)
+    return (match["v6"] or match["host"]) if match else ""
+
+
+def plain(text: str) -> str:
+    """Blanks and such are octal in these files: \\040."""
+    return _ESCAPE.sub(lambda m: chr(int(m[1], 8)), text)
+
+
+class Table:
+    """All mounts of a process, and which of them a path leads to."""
+
+    def __init__(self, mounts: Iterable[Mounted]) -> None:
+        self.mounts = tuple(mounts)
+        ids = {m.id for m in self.mounts}
+        self._below: dict[int, list[Mounted]] = {}
+        for mounted in self.mounts:
+            # A parent outside of what this process sees stands for "nothing": id 0 is never used.
+            key = mounted.parent if mounted.parent in ids else 0
+            if mounted.parent != mounted.id:
+                self._below.setdefault(key, []).append(mounted)
+
+    def under(self, path: str) -> Mounted | None:
+        """The mount that a path leads to, as the kernel walks it: newer mounts hide older ones."""
+        here: Mounted | None = None
+        while True:
+            doors = [
+                m for m in self._below.get(here.id if here else 0, []) if within(path, m.point)
+            ]
+            if not doors:
+                return here
+            first = min(len(m.point) for m in doors)
+            here = [m for m in doors if len(m.point) == first][-1]
+
+    def at(self, point: str) -> Mounted | None:
+        """What is seen on this mount point; None where nothing is mounted on it."""
+        found = self.under(point)
+        return found if found is not None and found.point == point else None
+
+    def stacked(self, point: str) -> list[Mounted]:
+        """Everything that was mounted on this point, oldest first, hidden or not."""
+        return [m for m in self.mounts if m.point == point]
+
+    def network(self) -> list[Mounted]:
+        """The network mounts that are not hidden, one for each mount point."""
+        return [m for m in self.mounts if m.network and self.at(m.point) is m]
+
+
+def within(path: str, point: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
+
+
+def table(ctx: Ctx) -> Table:
+    """What this node has mounted. Raises OSError, Unknown for a line that can't be read."""
+    return Table(parse_mountinfo(ctx.text("proc/self/mountinfo")))
+
+
+def parse_mountinfo(text: str) -> list[Mounted]:
+    """Raises Unknown for a line that is none of mountinfo's."""
+    found = []
+    for line in text.splitlines():
+        left, dash, right = line.partition(" - ")
+        try:
+            number, parent, device, _root, point, options, *_ = left.split(" ")
+            fstype, source, inner, *_ = [*right.split(" "), ""]
+            found.append(
+                Mounted(
+                    id=int(number),
+                    parent=int(parent),
+                    device=device,
+                    point=plain(point),
+                    options=tuple(options.split(",")),
+                    fstype=fstype,
+                    source=plain(source),
+                    inner=tuple(plain(inner).split(",")),
+                )
+            )
+        except ValueError:
+            dash = ""
+        if not dash:
+            raise Unknown(f"/proc/self/mountinfo has a line that is none: {line[:80]!r}")
+    return found
+
+
+def parse_fstab(text: str) -> list[Mount]:
+    """The network mounts that are mounted at boot; of their options only `ro` or `rw`.
+
+    fstab's other options are orders to mount(8), or come out changed; what must be in force is said
+    in the check's own configuration.
+    """
+    found = []
+    for line in text.splitlines():
+        fields = line.split("#", 1)[0].split()
+        if len(fields) < 3:
+            continue
+        source, point, fstype, options = map(plain, [*fields, "defaults"][:4])
+        words = options.split(",")
+        network = fstype in NETWORK or (fstype.startswith("fuse.") and fstype not in LOCAL_FUSE)
+        if network and point.startswith("/") and "noauto" not in words:
+            access = "ro" if "ro" in words else "rw"
+            path = point.rstrip("/") or "/"
+            found.append(Mount(path=path, source=source, fstype=fstype, options=(access,)))
+    return found
+
+
+def nfs_servers(mounts: Sequence[Mounted]) -> dict[str, list[Mounted]]:
+    """NFS mounts by the name of their server."""
+    found: dict[str, list[Mounted]] = {}
+    for mounted in mounts:
+        if (server := mounted.server) is not None:
+            found.setdefault(server.name, []).append(mounted)
+    return found

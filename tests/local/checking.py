@@ -1,0 +1,26 @@
+"""One run of health checks in a process of its own, as cron starts them: checking.py ORDER.
+
+ORDER is JSON: {names, settings, folder, deadline_s}; `deadline_s` is each check's, so that what
+hangs costs a test a second and not five. Prints the report's document.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from healthchecks.registry import select
+from healthchecks.runner import Order, run
+
+asked = json.loads(sys.argv[1])
+report = run(
+    Order(
+        checks=[replace(c, deadline_s=asked["deadline_s"]) for c in select(asked["names"])],
+        settings=asked["settings"],
+        folder=Path(asked["folder"]),
+        node="n1",
+    )
+)
+print(json.dumps(report.document()))
