@@ -211,6 +211,7 @@ def ring_job(
         "name": name,
         "nodes": nodes,
         "spares": spares,
+        "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
         "trainer": {
             "script": str(RING),
             "python": PYTHON,

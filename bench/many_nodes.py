@@ -13,6 +13,7 @@ from supervisor.core import events as ev
 NODES, SPARES, RANKS = 60, 3, 8
 JOB = {
     "nodes": NODES,
+    "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
     "spares": SPARES,
     "trainer": {
         "script": str(REPO / "bench/trainers/placeholder.py"),

@@ -82,6 +82,7 @@ def with_superv(setup: Setup, there: Lab, python: Path, warm: bool) -> Iterator[
     job: dict[str, Any] = {
         "name": f"gloo-{'warm' if warm else 'cold'}",
         "nodes": NODES,
+        "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
         "trainer": {
             "script": str(TRAINER),
             "python": str(python),

@@ -36,6 +36,7 @@ def titan_job(there: Lab, python: Path, name: str, *, spares: int, warm: bool) -
     return {
         "name": name,
         "nodes": NODES,
+        "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
         "spares": spares,
         "trainer": {
             "script": str(EXAMPLE / "titan_cpu.py"),

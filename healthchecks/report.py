@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from healthchecks.check import Metric, Result, Status, worst
+from healthchecks.check import REGISTERED, Blame, Metric, Result, Status, worst
 from supervisor.core.errors import UserError
 
 SCHEMA = 1
@@ -24,6 +24,7 @@ class Finding:
     result: Result
     on: str = ""  # the target, where the check has several: a mount point, a peer
     took_s: float = 0.0
+    blame: str = ""  # as another node's report had it; empty: as the check says
 
     @property
     def status(self) -> Status:
@@ -32,6 +33,13 @@ class Finding:
     @property
     def name(self) -> str:
         return f"{self.check}[{self.on}]" if self.on else self.check
+
+    def whose(self) -> str:
+        """Whose a failure is: node, shared (a server, a switch) or user."""
+        if self.result.shared:
+            return Blame.SHARED.value
+        check = REGISTERED.get(self.check)
+        return self.blame or (check.blame.value if check else Blame.NODE.value)
 
     def document(self) -> dict[str, Any]:
         result = self.result
@@ -51,6 +59,8 @@ class Finding:
             found["devices"] = list(result.devices)
         if result.shared:
             found["shared"] = result.shared
+        if result.status in (Status.FAIL, Status.WARN, Status.UNKNOWN):
+            found["blame"] = self.whose()
         return found | {"took_s": round(self.took_s, 4)}
 
 
@@ -117,6 +127,7 @@ def _finding(row: Mapping[str, Any]) -> Finding:
         check=str(row["check"]),
         on=str(row.get("on", "")),
         took_s=float(row.get("took_s", 0.0)),
+        blame=str(row.get("blame", "")),
         result=result_from(row),
     )
 

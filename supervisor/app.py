@@ -18,6 +18,7 @@ import msgspec
 
 from launchers import load as load_launcher
 from supervisor import control, proc, runs, snapshot, wire
+from supervisor.bookkeeping import Books
 from supervisor.channel import Channel
 from supervisor.config import Job, Site, load_site, parse_job
 from supervisor.core import actions as do
@@ -86,6 +87,21 @@ def wire_job(job: Job, site: Site, run_id: str, code: Snapshot | None) -> wire.J
         orphan_s=job.policy.orphan_s,
         code=code.digest if code is not None else "",
         path=code.path if code is not None else "",
+        health=_health(job, site),
+    )
+
+
+def _health(job: Job, site: Site) -> wire.Health | None:
+    """Which health checks agents run. A job's settings come before the site's."""
+    plan = job.preflight
+    if not plan.tags and not plan.running_s:
+        return None
+    names = {*site.checks, *plan.checks}
+    return wire.Health(
+        tags=plan.tags,
+        running_s=plan.running_s,
+        deadline_s=plan.deadline_s,
+        settings={n: {**site.checks.get(n, {}), **plan.checks.get(n, {})} for n in names},
     )
 
 
@@ -101,6 +117,7 @@ def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:
         first_attempt=first_attempt,
         keep=job.checkpoints.keep if job.checkpoints else 0,
         keep_every=job.checkpoints.keep_every if job.checkpoints else 0,
+        preflight=bool(job.preflight.tags),
     )
 
 
@@ -300,7 +317,10 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
         take=engine.take,
         now=clock,
     )
+    books = Books(site.fleet, job.name, clock, _note)
+    engine.record = books.record
     engine.begin(effects, endpoint, socket.gethostname())
+    following = asyncio.ensure_future(books.follow(lambda: engine.run, engine.barred))
     server = await control.serve(engine, run_dir.socket)
     os.write(ready, b"ready\n")
     try:
@@ -308,6 +328,8 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
     finally:
         await asyncio.sleep(1.5)  # those who watch read the last lines
         server.close()
+        following.cancel()
+        books.close()
         run_dir.socket.unlink(missing_ok=True)
         channel.close()
         journal.close()

@@ -79,6 +79,11 @@ async def _answers(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[st
                 str(ask["who"]), int(ask["step"]), str(ask["reason"]), and_later=ask["and_later"]
             )
             yield {"ok": True}
+        case "look":
+            looked = await engine.look(
+                str(ask["node"]), json.dumps(ask["order"]), float(ask["deadline_s"])
+            )
+            yield json.loads(looked.report)
         case "watch":
             async for answer in _watch(engine):
                 yield answer

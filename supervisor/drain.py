@@ -51,8 +51,8 @@ def decide(
 ) -> tuple[list[Decision], str]:
     """The decisions, and why nothing is drained where that is so.
 
-    `confirmed`: findings that two looks in a row made, by node; `looked`: how many nodes were looked
-    at; `own`: superv's drains that it has not lifted; `passes`: looks without a fault since then.
+    `confirmed`: findings that two looks in a row made, by node; `looked`: how many nodes were
+    looked at; `own`: superv's drains that it has not lifted; `passes`: looks without a fault since.
     """
     decisions = []
     for node, drain in own.items():

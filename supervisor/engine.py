@@ -42,6 +42,7 @@ REPORTABLE = (
     ev.Resumed,
     ev.Marks,
     ev.Collected,
+    ev.HealthSeen,
 )
 
 
@@ -77,6 +78,8 @@ class Engine:
         self._effects: Effects | None = None
         self._listeners: set[asyncio.Queue[Line]] = set()
         self._fetches: dict[str, asyncio.Future[wire.Chunk]] = {}
+        self._looks: dict[str, asyncio.Future[wire.Looked]] = {}
+        self.record: Callable[[str], None] = lambda report: None  # takes health reports
         self._journaled_step = 0.0
         self._unjournaled: ev.Progress | None = None  # the newest step that was heard of
         self._rank_phases: dict[str, str] = {}  # by node, as beats told last
@@ -220,6 +223,8 @@ class Engine:
                     future = self._fetches.pop(message.key, None)
                     if future is not None and not future.done():
                         future.set_result(message)
+                case wire.Looked():
+                    self._looked(identity, message)
 
     async def _hello(self, identity: bytes, hello: wire.Hello) -> None:
         why = ""
@@ -312,6 +317,17 @@ class Engine:
             self.take(event)
         await self._channel.answer(identity, wire.Ack(epoch=self._epoch, seq=report.seq))
 
+    def _looked(self, identity: bytes, looked: wire.Looked) -> None:
+        """A health report; nobody waits for one that comes late, but it is recorded."""
+        peer = self._channel.peer(identity)
+        if peer is None or peer.agent != looked.agent:
+            return
+        future = self._looks.pop(looked.key, None)
+        if future is not None and not future.done():
+            future.set_result(looked)
+        if looked.report:
+            self.record(looked.report)
+
     # --- people -------------------------------------------------------------------------------
 
     def _tell(self, line: Line) -> None:
@@ -352,6 +368,30 @@ class Engine:
             "isolated": self._watch.isolated,
             "rank_phases": phases,
         }
+
+    def barred(self, nodes: dict[str, str]) -> None:
+        """People keep these nodes out of runs, and why; told again and again."""
+        if nodes != dict(self.run.barred) and not self.run.ended:
+            self.take(ev.BarredSeen(at=self._now(), barred=nodes))
+
+    async def look(self, node: str, order: str, deadline_s: float) -> wire.Looked:
+        """A health report of a node in this run. Raises TransientError where there is none."""
+        key = f"look/{self._now():.6f}/{node}"
+        future: asyncio.Future[wire.Looked] = asyncio.get_running_loop().create_future()
+        self._looks[key] = future
+        ask = wire.Look(epoch=self._epoch, key=key, order=order, deadline_s=deadline_s)
+        try:
+            if not await self._channel.send(node, ask):
+                raise TransientError(f"the agent on {node} is not connected")
+            async with asyncio.timeout(deadline_s + 5.0):
+                looked = await future
+        except TimeoutError:
+            raise TransientError(f"the agent on {node} did not answer") from None
+        finally:
+            self._looks.pop(key, None)
+        if looked.error:
+            raise TransientError(f"{node}: {looked.error}")
+        return looked
 
     async def fetch(
         self, *, rank: int, attempt: int | None, offset: int, limit: int, wait_s: float

@@ -259,6 +259,15 @@ class Fleet:
         )
         return change
 
+    def strike(self, node: str, origin: str, why: str, now: float) -> None:
+        """A run named the node as the cause of an incident."""
+        with self._change():
+            self._db.execute(
+                "INSERT INTO change (node, at, origin, finding, chk, was, status, blame, seen)"
+                " VALUES (?, ?, ?, 'run', ?, '', 'FAIL', 'node', ?)",
+                (node, now, origin, f"run {now:.0f}", why),
+            )
+
     def standing(self, node: str | None = None) -> list[Standing]:
         """What every check says at present, of one node or of all."""
         where, values = ("WHERE node = ?", (node,)) if node is not None else ("", ())
@@ -321,7 +330,10 @@ class Fleet:
         return count
 
     def strikes(self, now: float) -> dict[str, int]:
-        """By node: how often it failed by itself within 28 days; a check counts once a day."""
+        """By node: how often it failed by itself, or a run named it, within 28 days.
+
+        A check counts once a day.
+        """
         rows = self._rows(
             "SELECT node, COUNT(DISTINCT chk || CAST(at / ? AS INTEGER)) FROM change"
             " WHERE at >= ? AND status = 'FAIL' AND blame = 'node' GROUP BY node",
@@ -432,10 +444,8 @@ Metrics = Mapping[str, tuple[float, str]]
 
 def blame(finding: Finding) -> Blame:
     """Whose the finding is; what names a server or a switch is nobody's node."""
-    if finding.result.shared:
-        return Blame.SHARED
-    check = registered().get(finding.check)
-    return check.blame if check else Blame.NODE
+    registered()  # checks say whose their failures are
+    return Blame(finding.whose())
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:
@@ -446,6 +456,7 @@ def _finding(row: Mapping[str, Any]) -> Finding:
         on=row.get("on", ""),
         result=result_from(row),
         took_s=row.get("took_s", 0.0),
+        blame=row.get("blame", ""),
     )
 
 

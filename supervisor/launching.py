@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor import app, control, runs, snapshot
+from supervisor import app, bookkeeping, control, runs, snapshot
 from supervisor.checkpoints import Scan
 from supervisor.config import Job, Site, load_job, load_site, parse_job
 from supervisor.core import actions as do
@@ -87,7 +87,13 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
         runs.write_keys(made, runs.new_keys())
         run_id = secrets.token_hex(6)
         journal = Journal(made.journal)
-        event = ev.Launched(at=app.clock(), spec=app.run_spec(job, run_id, first), seed=seed)
+        now = app.clock()
+        event = ev.Launched(
+            at=now,
+            spec=app.run_spec(job, run_id, first),
+            seed=seed,
+            barred=bookkeeping.barred(site.fleet, now),
+        )
         journal.append(event, step(None, event)[1], epoch=0)
         journal.close()
         with _in_place(made, there) as archived:

@@ -41,6 +41,15 @@ class Keys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     secret_key: str
 
 
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The health checks that an agent runs, in a process of their own."""
+
+    tags: tuple[str, ...]  # before ranks run; none: a node is taken as it is
+    running_s: float  # how often the `running` suite runs beside ranks; 0: never
+    deadline_s: float
+    settings: dict[str, dict[str, Any]] = {}
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """How the ranks of the run are started; the same for every attempt."""
 
@@ -61,6 +70,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     orphan_s: float
     code: str = ""  # names the copy of the trainer's code; empty: it is read where it is
     path: str = ""  # where a module of the trainer is looked for first; empty: as Python does
+    health: Health | None = None  # which health checks the agent runs; None: none
 
 
 # --- agent → engine ---------------------------------------------------------------------------
@@ -111,6 +121,15 @@ class Chunk(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_
     error: str = ""
 
 
+class Looked(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole report of health checks, for the fleet record and for whoever asked."""
+
+    agent: str
+    key: str  # of the Look that asked; empty where the agent looked by itself
+    report: str  # the JSON document of docs/checks.md; empty where there is none
+    error: str = ""
+
+
 # --- engine → agent ---------------------------------------------------------------------------
 
 
@@ -156,8 +175,17 @@ class Fetch(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_
     wait_s: float  # how long to wait for more when there is none
 
 
-ToEngine = Hello | Beat | Report | Chunk
-ToAgent = Welcome | Refused | WhoAreYou | Ack | Do | Fetch
+class Look(msgspec.Struct, tag=True, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Run health checks and bring the report."""
+
+    epoch: int
+    key: str
+    order: str  # JSON for `python -m healthchecks`
+    deadline_s: float
+
+
+ToEngine = Hello | Beat | Report | Chunk | Looked
+ToAgent = Welcome | Refused | WhoAreYou | Ack | Do | Fetch | Look
 
 _envelope = msgspec.msgpack.Decoder(tuple[int, msgspec.Raw])
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

@@ -14,6 +14,7 @@ from typing import Any
 
 from supervisor import __version__, wire
 from supervisor.agent import node as this_node
+from supervisor.agent.health import Health
 from supervisor.agent.link import Link
 from supervisor.agent.notes import Notes
 from supervisor.agent.ranks import log_file
@@ -60,6 +61,14 @@ class Agent:
             on_step=self._new_step,
             note=self._note,
         )
+        self._health = Health(
+            self._node,
+            self._agent,
+            busy=lambda: self._work.alive > 0,
+            report=self._report,
+            send=self._link.send,
+            note=self._note.once,
+        )
         self._beat_soon: asyncio.TimerHandle | None = None
         self._leaving: asyncio.Future[int] | None = None
         self._ending = False
@@ -80,7 +89,7 @@ class Agent:
         server = await asyncio.start_server(self._echo, host=self._address, port=0)
         self._port = server.sockets[0].getsockname()[1]
         await self._work.take_over()
-        for work in (self._listen(), self._pulse(), self._greet()):
+        for work in (self._listen(), self._pulse(), self._greet(), self._health.live()):
             self._background(work)
         code = await self._leaving
         deadline = loop.time() + FLUSH_S
@@ -182,6 +191,7 @@ class Agent:
                     if message.agent == self._agent:
                         self._work.employ(message.job)
                         self._link.welcomed()
+                        self._health.employ(message.job.health)
                 case wire.WhoAreYou():
                     self._link.welcome = False
                     self._hello()
@@ -191,6 +201,8 @@ class Agent:
                     self._order(message.action)
                 case wire.Fetch():
                     self._background(self._fetch(message))
+                case wire.Look():
+                    self._background(self._health.asked(message))
 
     def _obeys(self, epoch: int) -> bool:
         """Only the engine of the highest epoch seen is listened to."""
@@ -236,6 +248,8 @@ class Agent:
             self._beat_soon.cancel()
             self._beat()
         self._link.report(event)
+        if isinstance(event, ev.RankExited) and not event.exit.clean:
+            self._health.rank_ended()
 
     def _beat(self) -> None:
         self._beat_soon = None

@@ -39,6 +39,7 @@ trainer:
   env: {{GLOO_SOCKET_IFNAME: {interface}}}
 checkpoints: {{dir: checkpoint}}
 policy: {{stop_grace_s: 2}}
+preflight: {{tags: [], running_s: 0}} # its nodes are one machine, and that is not in question
 """
 
 

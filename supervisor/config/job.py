@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from supervisor.config.document import At, Table, parse, read_text
+from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_fields
 from supervisor.config.slurm import read_slurm
 from supervisor.config.trainer import (
@@ -126,6 +127,10 @@ class Job:
             "Without it every restart begins at step 0.",
             default="no checkpoints: restarts begin at step 0",
         ),
+    )
+    preflight: Preflight = field(
+        default_factory=Preflight,
+        metadata=about("Health checks of the nodes, before the ranks start and beside them."),
     )
     policy: Policy = field(
         default_factory=Policy, metadata=about("Limits and budgets; every key has a default.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config.job import Checkpoints, Job
+from supervisor.config.preflight import Preflight
 from supervisor.config.schema import Key, describe, keys
 from supervisor.config.site import PortRange, Site, Ssh
 from supervisor.config.slurm import OPTIONS, OWNED
@@ -54,7 +55,8 @@ def page() -> str:
         (f"`{name}`", _code(p.step), _code(p.resumed or "")) for name, p in NAMED_PROGRESS.items()
     ]
     parts += [_table(("name", "step", "resumed"), named), _keys(Progress)]
-    parts += ["### checkpoints\n", _keys(Checkpoints), "### policy\n", _keys(Policy)]
+    parts += ["### checkpoints\n", _keys(Checkpoints), "### preflight\n", _keys(Preflight)]
+    parts += ["### policy\n", _keys(Policy)]
     parts += ["## site.yaml\n", _SITE, _keys(Site), "### ssh\n", _keys(Ssh)]
     return "\n".join(parts)
 
@@ -81,7 +83,7 @@ def _default(key: Key) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, PortRange):
         return "see below"
     if isinstance(value, tuple):
-        return "`[" + ", ".join(f"{v:g}" for v in value) + "]`"
+        return "`[" + ", ".join(v if isinstance(v, str) else f"{v:g}" for v in value) + "]`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, float):

@@ -21,6 +21,7 @@ CAUSES = (
     "allocation-ended",
     "wrong-step",
     "quarantine",
+    "unhealthy-node",
 )
 SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
 SHARED_CAUSE_WINDOW_S = 60.0
@@ -40,6 +41,8 @@ def diagnose(run: Run, incident: Incident) -> Verdict:
     """Name the cause and, where the evidence names one, the culprit."""
     if incident.cause == "node-lost":
         return _node_lost(run, incident)
+    if incident.cause in HEALTH_EXPLAINS and (ill := _ill(run)):
+        return ill
     if incident.cause == "rank-exit":
         return _rank_exit(run, incident)
     if incident.cause == "start-failed":
@@ -72,6 +75,33 @@ def _node_lost(run: Run, incident: Incident) -> Verdict:
         culprits=lost,
         confidence="witnessed",
         why="silence, and a second witness",
+    )
+
+
+# A node whose own health checks fail is the likeliest reason for these.
+HEALTH_EXPLAINS = ("unhealthy-node", "rank-exit", "hang", "no-first-step", "start-failed")
+
+
+def _ill(run: Run) -> Verdict | None:
+    """The nodes of the attempt that failed health checks of their own, if these name few."""
+    slots = run.attempt.slots if run.attempt else ()
+    ill = [run.pool[name] for name in slots if name in run.pool and run.pool[name].own_faults]
+    if not ill:
+        return None
+    told = "; ".join(
+        f"{n.name} failed {n.own_faults[0].check}: {n.own_faults[0].text}" for n in ill
+    )
+    if len(ill) >= SHARED_CAUSE_NODES:
+        return Verdict(
+            cause="unhealthy-node",
+            why=f"{len(ill)} nodes fail health checks at once: a shared cause; they are replaced, "
+            f"and none is blamed ({told})",
+        )
+    return Verdict(
+        cause="unhealthy-node",
+        culprits=tuple(n.name for n in ill),
+        confidence="witnessed",
+        why=told,
     )
 
 

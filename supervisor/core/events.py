@@ -5,9 +5,10 @@ A field that is added needs a default, so that older journals can be read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from supervisor.core.types import Checkpoint, Evidence, RankExit, Rejected, RunSpec
+from supervisor.core.types import Checkpoint, Evidence, Fault, RankExit, Rejected, RunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Launched(Event):
 
     spec: RunSpec
     seed: Checkpoint | None = None
+    barred: Mapping[str, str] = field(default_factory=dict)  # nodes that people keep out: why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +230,23 @@ class Collected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSeen(Event):
+    """A node's agent ran health checks, and they said something new."""
+
+    node: str
+    agent: str
+    status: str  # OK, WARN, FAIL, UNKNOWN
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarredSeen(Event):
+    """The nodes that people keep out of runs, when that changed."""
+
+    barred: Mapping[str, str]  # why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopAsked(Event):
     """A person asked for the end of the run."""
 
@@ -305,6 +324,8 @@ EVENTS: dict[str, type[Event]] = {
         Progress,
         Scanned,
         Collected,
+        HealthSeen,
+        BarredSeen,
         StopAsked,
         ResumeAsked,
         QuarantineAsked,

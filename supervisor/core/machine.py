@@ -14,6 +14,7 @@ from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
 from supervisor.core.ending import cancel, end
+from supervisor.core.health import barred_seen, health_seen
 from supervisor.core.lineage import put_away
 from supervisor.core.membership import (
     agent_joined,
@@ -59,6 +60,7 @@ def step(run: Run | None, event: ev.Event) -> tuple[Run, tuple[Action, ...]]:
 def launched(t: Turn, event: ev.Launched) -> None:
     if event.seed:
         t.set(best_step=event.seed.step)
+    t.set(barred=dict(event.barred))
     ask(t)
 
 
@@ -160,6 +162,8 @@ _ON: dict[type[ev.Event], Callable[[Turn, Any], None]] = {
     ev.Progress: progress,
     ev.Scanned: scanned,
     ev.Collected: collected,
+    ev.HealthSeen: health_seen,
+    ev.BarredSeen: barred_seen,
     ev.StopAsked: stop_asked,
     ev.ResumeAsked: resume_asked,
     ev.QuarantineAsked: quarantine_asked,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.ending import cancel, change_allocation, end, leave
@@ -86,6 +88,7 @@ def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
     job = t.run.allocations.get(event.job_id)
     if job is None or job.state == "ended":
         return  # a node that outlived its job is not this run's any more
+    before = t.run.pool.get(event.node)
     node = Node(
         name=event.node,
         job_id=event.job_id,
@@ -96,6 +99,10 @@ def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
         state=NodeState.UNFIT if event.problems else NodeState.READY,
         reason="; ".join(event.problems),
     )
+    if before is not None and before.job_id == event.job_id:  # what was found is still true
+        node = replace(
+            node, health=before.health, faults=before.faults, checked_at=before.checked_at
+        )
     t.set(pool={**t.run.pool, event.node: node})
     t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
     if t.run.ended:

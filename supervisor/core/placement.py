@@ -7,7 +7,7 @@ import re
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.turn import Turn
-from supervisor.core.types import Attempt, NodeState, Phase, Run
+from supervisor.core.types import Attempt, Node, NodeState, Phase, Run
 
 PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
 
@@ -18,8 +18,31 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def usable(run: Run) -> list[str]:
-    ready = (n.name for n in run.pool.values() if n.state is NodeState.READY)
-    return sorted((name for name in ready if name not in run.excluded), key=natural)
+    """Nodes that may take a slot now, the healthiest first."""
+    ready = [
+        node
+        for node in run.pool.values()
+        if node.state is NodeState.READY
+        and node.name not in run.excluded
+        and node.name not in run.barred
+        and node.health != "FAIL"
+        and not unchecked(run, node)
+    ]
+    return [n.name for n in sorted(ready, key=lambda n: (_RANK.get(n.health, 0), natural(n.name)))]
+
+
+_RANK = {"OK": 0, "WARN": 1, "UNKNOWN": 2}
+
+
+def unchecked(run: Run, node: Node) -> bool:
+    """Whether the node's health checks have yet to say something. Its agent sees to a deadline."""
+    return run.spec.preflight and not node.health
+
+
+def mark_ill(t: Turn, name: str) -> None:
+    """Ranks don't run there until its health checks pass again."""
+    why = "; ".join(f"{f.check}: {f.text}" for f in t.run.pool[name].faults if f.status == "FAIL")
+    t.node(name, state=NodeState.UNFIT, since=t.at, reason=f"health: {why}", ill=True)
 
 
 def ask(t: Turn) -> None:
@@ -33,7 +56,7 @@ def ask(t: Turn) -> None:
             key=f"submit/{number}",
             job_name=f"superv-{spec.name}-{spec.run_id[:6]}-{number}",
             nodes=nodes,
-            exclude=tuple(sorted(t.run.excluded)),
+            exclude=tuple(sorted({*t.run.excluded, *t.run.barred})),
         )
     )
 
@@ -45,7 +68,8 @@ def gathered(t: Turn) -> None:
         return
     granted = {n for a in t.run.allocations.values() if a.state == "granted" for n in a.nodes}
     here = {n.name for n in t.run.pool.values()}
-    if granted <= here or len(usable(t.run)) >= spec.nodes + spec.spares:
+    coming = any(unchecked(t.run, n) for n in t.run.pool.values() if n.state is NodeState.READY)
+    if (granted <= here and not coming) or len(usable(t.run)) >= spec.nodes + spec.spares:
         place(t)
     elif t.run.deadline is None or t.run.deadline.what != "spares":
         t.phase(Phase.GATHERING, "waiting for the spares", (spec.policy.gather_s, "spares"))
@@ -57,9 +81,14 @@ def place(t: Turn) -> None:
     if not t.run.live_jobs:
         ask(t)
         return
+    for there in t.run.pool.values():
+        if there.state is NodeState.READY and there.health == "FAIL":
+            mark_ill(t, there.name)  # found while its ranks ran
     ready = usable(t.run)
     old = t.run.slots or ("",) * t.run.spec.nodes
     free = [name for name in ready if name not in old]
+    if not any(old):  # the healthiest take the slots, in the order of their names
+        free[: len(old)] = sorted(free[: len(old)], key=natural)
     slots = tuple(name if name in ready else (free.pop(0) if free else "") for name in old)
     t.set(slots=slots)
     if "" in slots:
@@ -165,5 +194,11 @@ def missing(run: Run) -> str:
     absent = [f"{name}: no agent came" for name in granted if name not in run.pool]
     unfit = [f"{n.name}: {n.reason}" for n in run.pool.values() if n.state is not NodeState.READY]
     gone = [f"{x.node}: excluded ({x.reason})" for x in run.excluded.values()]
-    told = [*absent, *unfit, *gone]
+    gone += [f"{n}: excluded by people ({why})" for n, why in run.barred.items() if n in run.pool]
+    waited = [
+        f"{n.name}: its health checks have not answered"
+        for n in run.pool.values()
+        if n.state is NodeState.READY and unchecked(run, n)
+    ]
+    told = [*absent, *unfit, *gone, *waited]
     return f" ({'; '.join(told)})" if told else ""

@@ -46,6 +46,18 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "excluded": [
             {"node": x.node, "reason": x.reason, "since": x.since} for x in run.excluded.values()
         ],
+        "health": [
+            {
+                "node": n.name,
+                "status": n.health or None,
+                "checked_at": n.checked_at,
+                "faults": [
+                    {"check": f.check, "status": f.status, "text": f.text, "own": f.own}
+                    for f in n.faults
+                ],
+            }
+            for n in run.pool.values()
+        ],
         "allocations": [
             {
                 "job_id": a.job_id,

@@ -58,8 +58,16 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
 
 
 def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
-    """What people ask for, and what became of checkpoints."""
+    """What people ask for, what checks found, and what became of checkpoints."""
     match event:
+        case ev.HealthSeen():
+            return _health(before, event)
+        case ev.BarredSeen():
+            return [
+                f"{node} is excluded by people: {why}"
+                for node, why in event.barred.items()
+                if node in after.pool and node not in before.barred
+            ]
         case ev.StopAsked():
             return [f"{event.who} asked for the end of the run"]
         case ev.ResumeAsked() if before.ended and not after.ended:
@@ -78,6 +86,21 @@ def _put_away(one: Retired) -> list[str]:
     if one.problem:
         return [f"checkpoint of step {one.step} can't be {what}: {one.problem}; left at {one.path}"]
     return [f"checkpoint of step {one.step} {what} ({one.why})"]
+
+
+def _health(before: Run, event: ev.HealthSeen) -> list[str]:
+    old = before.pool.get(event.node)
+    if old is None:
+        return []
+    known = {(f.check, f.status) for f in old.faults}
+    lines = [
+        f"{event.node} health: {f.check} {f.status}: {f.text}"
+        for f in event.faults
+        if (f.check, f.status) not in known
+    ]
+    if event.status in ("OK", "WARN") and old.health in ("FAIL", "UNKNOWN"):
+        lines.append(f"{event.node} passes its health checks again")
+    return lines
 
 
 def _cold(before: Run, event: ev.RanksStarted) -> list[str]:

@@ -54,6 +54,17 @@ class RunSpec:
     first_attempt: int = 1  # higher where the directory holds attempts of an earlier run
     keep: int = 0  # verified checkpoints that retention leaves; 0: all of them
     keep_every: int = 0  # those of steps that this divides are never removed; 0: no such steps
+    preflight: bool = False  # a node takes a slot only once its health checks have said something
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What a health check found on a node."""
+
+    check: str
+    status: str  # FAIL, UNKNOWN, WARN
+    text: str
+    own: bool = True  # the node's own fault, not a server's, a switch's or a user's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,17 @@ class Node:
     unconfirmed: bool = False  # UNFIT until it says that no rank of an older attempt is left
     unreachable: tuple[str, ...] = ()  # peers that could not reach it while it was suspect
     reachable: tuple[str, ...] = ()  # peers that could
+    health: str = (
+        ""  # the worst of its health checks: OK, WARN, FAIL, UNKNOWN; empty: not yet known
+    )
+    faults: tuple[Fault, ...] = ()
+    checked_at: float | None = None
+    ill: bool = False  # UNFIT until its health checks pass
+
+    @property
+    def own_faults(self) -> tuple[Fault, ...]:
+        """Failures that are the node's own: neither a server's nor a user's."""
+        return tuple(f for f in self.faults if f.status == "FAIL" and f.own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +275,7 @@ class Run:
     pool: Mapping[str, Node] = field(default_factory=dict)  # by node name
     slots: tuple[str, ...] = ()  # by group rank; an empty name waits for a node
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
+    barred: Mapping[str, str] = field(default_factory=dict)  # by people, for all runs: why
     attempt: Attempt | None = None
     lineage: tuple[Checkpoint, ...] = ()
     rejected: tuple[Rejected, ...] = ()
@@ -283,4 +306,5 @@ class Run:
             if n.state is NodeState.READY
             and n.name not in self.slots
             and n.name not in self.excluded
+            and n.name not in self.barred
         )

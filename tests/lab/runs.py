@@ -309,6 +309,7 @@ class Runs:
                 ],
             },
             "checkpoints": {"dir": f"{name}-checkpoints"},
+            "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
         }
         policy = {"stop_grace_s": 1, "backoff_s": [0], **changes.pop("policy", {})}
         return {**usual, "policy": policy, **changes}

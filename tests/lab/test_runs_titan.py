@@ -40,6 +40,7 @@ def job(name: str, python: Path) -> dict[str, Any]:
     return {
         "name": name,
         "nodes": 2,
+        "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
         "trainer": {
             "script": str(EXAMPLE / "titan_cpu.py"),
             "python": str(python),

@@ -62,6 +62,7 @@ class Home:
             },
             "checkpoints": {"dir": str(self.path / "checkpoint")},
             "policy": {"stop_grace_s": 1},
+            "preflight": {"tags": [], "running_s": 0},  # all nodes are one machine
             **more,
         }
         path = self.path / "job.yaml"

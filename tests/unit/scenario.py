@@ -11,6 +11,7 @@ from supervisor.core.machine import step
 from supervisor.core.policy import Policy
 from supervisor.core.types import (
     Checkpoint,
+    Fault,
     Incident,
     NodeState,
     Phase,
@@ -24,7 +25,14 @@ from supervisor.wire import event_from, plain
 HOME = "/ckpt"
 
 
-def spec(nodes: int = 2, spares: int = 1, ranks: int = 1, home: str | None = HOME, **policy: Any):
+def spec(
+    nodes: int = 2,
+    spares: int = 1,
+    ranks: int = 1,
+    home: str | None = HOME,
+    preflight: bool = False,
+    **policy: Any,
+):
     return RunSpec(
         name="moe",
         run_id="0123456789ab",
@@ -33,6 +41,7 @@ def spec(nodes: int = 2, spares: int = 1, ranks: int = 1, home: str | None = HOM
         ranks_per_node=ranks,
         checkpoint_dir=home,
         policy=Policy(**policy),
+        preflight=preflight,
     )
 
 
@@ -47,6 +56,8 @@ class Play:
         ranks: int = 1,
         home: str | None = HOME,
         seed: Checkpoint | None = None,
+        preflight: bool = False,
+        barred: dict[str, str] | None = None,
         **policy: Any,
     ) -> None:
         self.now = 1000.0
@@ -57,7 +68,8 @@ class Play:
         self._jobs = 0
         self._lives = 0
         self.run: Run = None  # type: ignore[assignment]
-        self.take(ev.Launched, spec=spec(nodes, spares, ranks, home, **policy), seed=seed)
+        wanted = spec(nodes, spares, ranks, home, preflight, **policy)
+        self.take(ev.Launched, spec=wanted, seed=seed, barred=barred or {})
         self.take(ev.EngineStarted, epoch=1, host="login", endpoint="tcp://10.0.0.1:5555")
 
     # --- what happens -------------------------------------------------------------------------
@@ -179,6 +191,11 @@ class Play:
         self.grant()
         for node in list(self.run.allocations.values())[-1].nodes:
             self.join(node)
+
+    def checked(self, node: str, status: str = "OK", *faults: Fault) -> list[Action]:
+        """The node's health checks said something."""
+        agent = self.run.pool[node].agent
+        return self.take(ev.HealthSeen, node=node, agent=agent, status=status, faults=faults)
 
     def start(self) -> None:
         """From CHECKING: all nodes are free, the ranks start."""

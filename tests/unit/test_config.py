@@ -256,9 +256,9 @@ MISTAKES = {
     "nodes:\n": "job.yaml:1: nodes: expected a whole number from 1 to 100000, got nothing",
     "spares: -1\n": "job.yaml:1: spares: expected a whole number from 0 to 10000, got -1",
     "node: 2\n": "job.yaml:1: node: unknown key; valid: checkpoints, launcher, name, nodes, "
-    "policy, progress, slurm, spares, trainer; did you mean nodes?",
+    "policy, preflight, progress, slurm, spares, trainer; did you mean nodes?",
     '"a\\nb": 2\n': "job.yaml:1: 'a\\nb': unknown key; valid: checkpoints, launcher, name, nodes, "
-    "policy, progress, slurm, spares, trainer",
+    "policy, preflight, progress, slurm, spares, trainer",
     "launcher: torchx\n": 'job.yaml:1: launcher: expected one of sbatch, local, got "torchx"',
     # slurm
     MINIMAL + "slurm: [a]\n": "job.yaml:4: slurm: expected a mapping of sbatch options to values, "
@@ -386,8 +386,8 @@ def test_options_that_superv_owns_are_refused(option):
 def test_deep_nesting_is_an_error(depth):
     assert error_of(parse, "a: " + "[" * depth + "]" * depth) in (
         "job.yaml:1: nested too deeply",
-        "job.yaml:1: a: unknown key; valid: checkpoints, launcher, name, nodes, policy, progress, "
-        "slurm, spares, trainer",
+        "job.yaml:1: a: unknown key; valid: checkpoints, launcher, name, nodes, policy, preflight, "
+        "progress, slurm, spares, trainer",
     )
 
 
@@ -485,8 +485,8 @@ def test_site_paths_start_at_their_file(tmp_path):
          'got "1 GB"'),
         ("engine_address: a b", '{f}:1: engine_address: expected an address, a host name or an '
          'interface, got "a b"'),
-        ("mounts: []", "{f}:1: mounts: unknown key; valid: engine_address, engine_ports, "
-         "log_cap_mb, node_dir, rank_ports, state_dir"),
+        ("mounts: []", "{f}:1: mounts: unknown key; valid: checks, drain, "
+         "engine_address, engine_ports, fleet_file, log_cap_mb, node_dir, rank_ports, state_dir"),
     ],
 )  # fmt: skip
 def test_site_mistakes(tmp_path, text, message):

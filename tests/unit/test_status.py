@@ -31,6 +31,7 @@ KEYS = {
     "spares": list,
     "unusable": ["node", "state", "reason", "since"],
     "excluded": ["node", "reason", "since"],
+    "health": ["node", "status", "checked_at", "faults"],
     "allocations": ["job_id", "job_name", "state", "raw", "nodes", "reason"],
     "last_checkpoint": ["step", "path", "verified", "verified_at"],
     "lineage": ["step", "path", "attempt", "verified_at", "bytes"],

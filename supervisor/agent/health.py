@@ -1,0 +1,158 @@
+"""Health checks on the agent's node: a process of their own, started by the clock and by faults.
+
+The checks run in another interpreter, with a deadline: what they touch may hang, and the agent
+never imports them. What they said is told when it changed; a report that never came is UNKNOWN,
+which is told too, so that nobody waits for this node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from supervisor import proc, wire
+from supervisor.core import events as ev
+from supervisor.core.types import Fault
+
+IDLE_TIMES = 5  # spares run the whole preflight suite so much less often than `running` …
+AFTER_EXIT_S = 5.0  # … and a rank's bad end is looked into at once, but not more often than this
+SLACK_S = 3.0  # over the checks' own deadline: interpreter start, and the way back
+
+
+class Health:
+    """Looks at the node, and tells what it found."""
+
+    def __init__(
+        self,
+        node: str,
+        agent: str,
+        *,
+        busy: Callable[[], bool],
+        report: Callable[[ev.Event], None],
+        send: Callable[[wire.Looked], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._node, self._agent = node, agent
+        self._busy = busy  # whether ranks live here
+        self._report, self._send, self._note = report, send, note
+        self._plan: wire.Health | None = None
+        self._told: tuple[str, tuple[Fault, ...]] | None = None
+        self._wanted = asyncio.Event()
+        self._exit_at = 0.0
+
+    def employ(self, plan: wire.Health | None) -> None:
+        """What the engine wants looked at. The first time begins with a look."""
+        first, self._plan = self._plan is None, plan
+        if first and plan is not None:
+            self._wanted.set()
+
+    def rank_ended(self) -> None:
+        """A rank ended badly: was it the node?"""
+        wanted = self._plan is not None and self._plan.running_s > 0
+        if wanted and time.monotonic() - self._exit_at > AFTER_EXIT_S:
+            self._exit_at = time.monotonic()
+            self._wanted.set()
+
+    async def live(self) -> None:
+        """For as long as the agent lives."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause()):
+                    await self._wanted.wait()
+            self._wanted.clear()
+            if self._plan is not None:
+                await self._look(self._plan)
+
+    def _pause(self) -> float | None:
+        """Seconds until the next look; None: only when there is a reason."""
+        if self._plan is None or not self._plan.running_s:
+            return None
+        well = self._told is not None and self._told[0] in ("OK", "WARN")
+        return self._plan.running_s * (IDLE_TIMES if well and not self._busy() else 1)
+
+    async def _look(self, plan: wire.Health) -> None:
+        tags = ("running",) if self._busy() else plan.tags
+        if not tags:
+            return
+        order = {"tags": tags, "settings": plan.settings, "node": self._node}
+        document, problem = await run_checks({**order, "deadline_s": plan.deadline_s})
+        if document is None:
+            self._note(f"health checks: {problem}")
+            fault = Fault(check="health", status="UNKNOWN", text=problem)
+            self._tell("UNKNOWN", (fault,))
+            return
+        self._send(wire.Looked(agent=self._agent, key="", report=json.dumps(document)))
+        faults = tuple(fault_of(row) for row in document["results"] if _bad(row))
+        if self._busy() or tags == ("running",):
+            faults = self._with_what_was_not_asked(document, faults)
+        self._tell(_status(document, faults), faults)
+
+    def _with_what_was_not_asked(
+        self, document: Mapping[str, Any], faults: tuple[Fault, ...]
+    ) -> tuple[Fault, ...]:
+        """The running suite asks less: what it did not ask is as it was."""
+        asked = {row["check"] for row in document["results"]}
+        before = self._told[1] if self._told else ()
+        return faults + tuple(f for f in before if f.check.partition("[")[0] not in asked)
+
+    def _tell(self, status: str, faults: tuple[Fault, ...]) -> None:
+        last, self._told = self._told, (status, faults)
+        if last is not None and _gist(last) == _gist(self._told):
+            return
+        self._report(
+            ev.HealthSeen(
+                at=time.time(), node=self._node, agent=self._agent, status=status, faults=faults
+            )
+        )
+
+    async def asked(self, look: wire.Look) -> None:
+        """Somebody wants a report now."""
+        document, problem = None, "the order is no JSON object"
+        with contextlib.suppress(ValueError):
+            order = json.loads(look.order)
+            if isinstance(order, dict):
+                document, problem = await run_checks({**order, "node": self._node})
+        text = json.dumps(document) if document is not None else ""
+        self._send(wire.Looked(agent=self._agent, key=look.key, report=text, error=problem))
+
+
+def _gist(told: tuple[str, tuple[Fault, ...]]) -> object:
+    """What makes two looks the same: not the measured values, which change every time."""
+    return told[0], {(f.check, f.status, f.own) for f in told[1]}
+
+
+def _bad(row: Mapping[str, Any]) -> bool:
+    return row["status"] in ("FAIL", "UNKNOWN", "WARN")
+
+
+def _status(document: Mapping[str, Any], faults: tuple[Fault, ...]) -> str:
+    states = {f.status for f in faults}
+    return next((s for s in ("FAIL", "UNKNOWN", "WARN") if s in states), "OK")
+
+
+def fault_of(row: Mapping[str, Any]) -> Fault:
+    """A row of a health report that is neither OK nor SKIP."""
+    name = f"{row['check']}[{row['on']}]" if row.get("on") else str(row["check"])
+    own = row.get("blame", "node") == "node" and not row.get("shared")
+    return Fault(check=name, status=row["status"], text=str(row["seen"])[:300], own=own)
+
+
+async def run_checks(order: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """Run `python -m healthchecks`; the report, or None and why there is none."""
+    deadline = float(order.get("deadline_s", 60.0)) + SLACK_S
+    argv = (sys.executable, "-I", "-m", "healthchecks")
+    if proc.stuck(argv):
+        return None, "an earlier run of the checks is still there, and can't be killed"
+    done = await proc.run(argv, deadline_s=deadline, stdin=json.dumps(order).encode())
+    if done.rc != 0:
+        return None, done.why()
+    try:
+        document = json.loads(done.out)
+        return {**document, "results": list(document["results"])}, ""
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"the checks printed no report: {error!r}"
