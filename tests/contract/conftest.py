@@ -22,7 +22,8 @@ def cluster() -> Iterator[Lab]:
     if os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip("a lab needs root and Slurm's packages")
     there = Lab(f"test-{os.getpid()}-contract")
-    there.up(4)
+    # Jobs with a dependency, such as the launcher's, are looked at in Slurm's main loop only.
+    there.up(4, settings={"SchedulerParameters": "batch_sched_delay=0,sched_interval=1"})
     yield there
     there.down()
 

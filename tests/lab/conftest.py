@@ -19,6 +19,7 @@ from pathlib import Path
 
 import leftovers
 import pytest
+from runs import SETTINGS
 
 from lab.cluster import Lab
 
@@ -67,7 +68,7 @@ def fence() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
     there = Lab(f"{leftovers.NAME}-shared")
-    there.up(3, strict=strict)
+    there.up(3, settings=SETTINGS, strict=strict)
     yield there
     there.down()
 

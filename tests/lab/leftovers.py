@@ -1,14 +1,17 @@
 """What this machine has running: compared before and after every lab test.
 
-Others may use the machine at the same time. So pytest moves into a cgroup of its own: whatever it
-starts stays in there, however it detaches, and `cgroup.procs` names all of it and nothing else.
+Others may use the machine at the same time, other workers of this session among them. So pytest
+moves into a cgroup of its own: whatever it starts stays in there, however it detaches, and
+`cgroup.procs` names all of it and nothing else. It gets a mount namespace of its own, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,6 +25,7 @@ from supervisor.core.errors import UserError
 
 PREFIX = "superv-test-"
 NAME = f"test-{os.getpid()}"  # labs of this test session are called so, with -WORD behind it
+CLONE_NEWNS = 0x20000  # include/uapi/linux/sched.h; os.unshare came with Python 3.12
 # What a lab without jobs consists of.
 AT_REST = ("sleep", "munged", "slurmctld", "slurmscriptd", "slurmd")
 
@@ -55,9 +59,18 @@ def _sweep_fences(cgroup: Path) -> None:
                 folder.rmdir()
 
 
+def _own_mounts() -> None:
+    """Mounts from now on are this process's and its children's, and nobody else's are seen."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
 @contextlib.contextmanager
 def fenced() -> Iterator[Path]:
-    """Move this process into a cgroup of its own; yields it."""
+    """Move this process into a cgroup of its own, which it yields, and away from others' mounts."""
+    _own_mounts()
     before = _own_cgroup()
     sweep()
     _sweep_fences(before)

@@ -16,6 +16,7 @@ from pathlib import Path
 import leftovers
 import pytest
 from click.testing import CliRunner
+from runs import SETTINGS
 
 from lab.cluster import Lab, exposed_by_default
 from lab.faults import read as read_faults
@@ -285,12 +286,12 @@ def test_unknown_names_say_what_is_valid(lab: Lab) -> None:
 @pytest.mark.both
 def test_up_again_changes_nothing_and_another_shape_is_refused(lab: Lab, strict: bool) -> None:
     before = boot_pids(lab.layout)
-    lab.up(3, strict=strict)
+    lab.up(3, settings=SETTINGS, strict=strict)
     assert boot_pids(lab.layout) == before
     with pytest.raises(UserError, match="is up with nodes 3, not 4"):
-        lab.up(4, strict=strict)
+        lab.up(4, settings=SETTINGS, strict=strict)
     with pytest.raises(UserError, match=f"is up with strict {strict}, not {not strict}"):
-        lab.up(3, strict=not strict)
+        lab.up(3, settings=SETTINGS, strict=not strict)
 
 
 @pytest.mark.both
@@ -338,12 +339,13 @@ def test_no_lab_names_those_that_are_there(lab: Lab) -> None:
         Lab("nowhere").status()
 
 
-CREATOR = "import sys; from lab.cluster import Lab; Lab(sys.argv[1]).up(12)"
+# So many nodes that it is far from its end when 20 processes are there, on a busy machine too.
+CREATOR = "import sys; from lab.cluster import Lab; Lab(sys.argv[1]).up(30)"
 
 
 @pytest.fixture
 def creator(world: None) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
-    """A lab of twelve nodes, and the program that is bringing it up; ended with the test."""
+    """A lab of 30 nodes, and the program that is bringing it up; ended with the test."""
     there = Lab(f"{leftovers.NAME}-1")
     child = subprocess.Popen(
         [sys.executable, "-c", CREATOR, there.name], cwd=REPO, stderr=subprocess.DEVNULL
