@@ -1,0 +1,381 @@
+"""NVML, the driver's own view of its GPUs, through nvidia-ml-py (imported only where a GPU is).
+
+One session for each process: the checks of the "nvml" lane share it. Every call goes through one
+place that announces it (so that a call that hangs has a name and a deadline) and sorts its error:
+Unsupported is the GPU's or driver's generation, Trouble is everything else. A GPU that is lost does
+not keep the others from being judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.context import Ctx
+
+GPU_IS_LOST, RESET_REQUIRED, UNKNOWN_ERROR = 15, 16, 999
+DRIVER_NOT_LOADED, CORRUPTED_INFOROM, VERSION_MISMATCH = 9, 14, 18
+# NOT_SUPPORTED, FUNCTION_NOT_FOUND, VGPU_ECC_NOT_SUPPORTED, ARGUMENT_VERSION_MISMATCH (a driver
+# that is older than the struct), DEPRECATED
+UNSUPPORTED = (3, 13, 22, 25, 26)
+INVALID_ARGUMENT = 2  # of one field: an id that this driver does not know
+DRIVER_FIX = (
+    "load the driver (modprobe nvidia) or install it (nvidia-smi must answer); if the kernel log "
+    "has NVRM errors, reboot the node"
+)
+HUNG_FIX = (
+    "reboot the node: its NVIDIA driver does not answer, and processes that asked it can't be "
+    "killed; if it comes back, look for Xids 119, 120 and 79 in the kernel log before the reboot"
+)
+_FIXES = {
+    GPU_IS_LOST: (
+        "reboot the node; in a virtual machine a guest's reboot may not bring the GPU back: page "
+        "the host (Xid 79)"
+    ),
+    RESET_REQUIRED: (
+        "end all processes on the GPU and reset it: nvidia-smi --gpu-reset -i N; else reboot"
+    ),
+    UNKNOWN_ERROR: "reboot the node; look for NVRM lines in its kernel log",
+    DRIVER_NOT_LOADED: DRIVER_FIX,
+    VERSION_MISMATCH: (
+        "the library was updated while the old driver is loaded: reboot the node, or unload and "
+        "load the nvidia modules"
+    ),
+}
+CALL_DEADLINE_S = 5.0  # one call; without persistence mode the first ones start up a GPU each
+
+
+class Unsupported(Exception):
+    """This GPU or this driver does not have it."""
+
+
+class Trouble(Exception):
+    """A call that failed."""
+
+    def __init__(self, call: str, code: int, text: str) -> None:
+        super().__init__(f"{call}: {text} ({code})")
+        self.code = code
+
+    @property
+    def fails(self) -> bool:
+        """Whether it says that the GPU can't be used; others may pass, as a timeout."""
+        return self.code in (GPU_IS_LOST, RESET_REQUIRED, UNKNOWN_ERROR)
+
+    @property
+    def fix(self) -> str:
+        return _FIXES.get(self.code, "")
+
+
+class Unusable(Unknown):
+    """NVML can't be used at all on a node that has GPUs."""
+
+    def __init__(self, why: str, code: int, fix: str) -> None:
+        super().__init__(why)
+        self.code = code
+        self.fix = fix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU that gave its handle."""
+
+    index: int
+    handle: Any = field(compare=False)
+    bdf: str = ""  # as in /sys: 0000:1b:00.0
+    uuid: str = ""
+    serial: str = ""
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"gpu{self.index}"
+
+    @property
+    def key(self) -> str:
+        """Outlives boots and moves to another slot."""
+        return self.uuid or self.serial or self.bdf
+
+    @property
+    def place(self) -> str:
+        return ", ".join(p for p in (self.bdf, f"serial {self.serial}" if self.serial else "") if p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A GPU that gave no handle, or lost its voice later."""
+
+    index: int
+    bdf: str
+    trouble: Trouble
+
+    @property
+    def label(self) -> str:
+        return f"gpu{self.index}"
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """What is known of the node's GPUs; for one process."""
+
+    count: int
+    gpus: list[Gpu] = field(default_factory=list)
+    missing: dict[int, Missing] = field(default_factory=dict)
+
+
+_sessions: dict[Path, Session | tuple[list[str], Unusable]] = {}
+
+
+def on_bus(ctx: Ctx) -> list[str]:
+    """PCI addresses of NVIDIA's GPUs: vendor 10de, class 0300 (VGA) or 0302 (3D controller)."""
+    found = []
+    for bdf in ctx.names("sys/bus/pci/devices"):
+        at = f"sys/bus/pci/devices/{bdf}"
+        if ctx.text(f"{at}/vendor") != "0x10de":
+            continue
+        if ctx.text(f"{at}/class")[:6] in ("0x0300", "0x0302"):
+            found.append(bdf)
+    return found
+
+
+def opened(ctx: Ctx) -> Nvml:
+    """The session of this process. Raises Skip where no GPU is, Unusable where NVML can't be used.
+
+    Which GPUs are there is asked of the PCI bus, so that a driver that sees none is not taken for a
+    node without any.
+    """
+    kept = _sessions.get(ctx.root)
+    if isinstance(kept, Session):
+        return Nvml(ctx, kept)
+    bus = on_bus(ctx)
+    if not bus:
+        if ctx.maybe("sys/module/nvidia/version") is None:
+            raise Skip("no NVIDIA GPU is on the PCI bus")
+        raise Unusable(
+            "the nvidia driver is loaded, but no GPU is on the PCI bus",
+            GPU_IS_LOST,
+            "reboot the node; in a virtual machine let the host attach its GPUs again",
+        )
+    if kept is None or kept[0] != bus:
+        try:
+            _sessions[ctx.root] = _open(ctx, bus)
+        except Unusable as error:
+            _sessions[ctx.root] = (bus, error)
+        return opened(ctx)
+    why = kept[1]
+    raise Unusable(str(why), why.code, why.fix)
+
+
+def _open(ctx: Ctx, bus: Sequence[str]) -> Session:
+    try:
+        _call(ctx, "nvmlInit")
+        session = Session(count=_call(ctx, "nvmlDeviceGetCount"))
+    except Unsupported as error:
+        raise Unusable(f"the NVML library is no NVML library: {error}", 13, DRIVER_FIX) from error
+    except Trouble as error:
+        raise Unusable(str(error), error.code, error.fix or DRIVER_FIX) from error
+    failed: dict[int, Trouble] = {}
+    for index in range(session.count):
+        try:
+            session.gpus.append(_identified(ctx, index))
+        except (Trouble, Unsupported) as error:
+            failed[index] = error if isinstance(error, Trouble) else Trouble(str(error), 13, "")
+    # Indices follow the order of the bus, so those that did not answer are the others, in order.
+    silent = [bdf for bdf in bus if bdf not in {gpu.bdf for gpu in session.gpus}]
+    for index, trouble in failed.items():
+        bdf = silent.pop(0) if silent else ""
+        session.missing[index] = Missing(index=index, bdf=bdf, trouble=trouble)
+    return session
+
+
+def _identified(ctx: Ctx, index: int) -> Gpu:
+    handle = _call(ctx, "nvmlDeviceGetHandleByIndex", index)
+    texts = {}
+    for name in ("UUID", "Serial", "Name"):
+        try:
+            texts[name] = as_text(_call(ctx, f"nvmlDeviceGet{name}", handle, of=f"gpu{index}"))
+        except Unsupported:
+            texts[name] = ""
+    pci = _call(ctx, "nvmlDeviceGetPciInfo", handle, of=f"gpu{index}")
+    return Gpu(
+        index=index,
+        handle=handle,
+        bdf=sysfs_bdf(as_text(pci.busId)),
+        uuid=texts["UUID"],
+        serial=texts["Serial"],
+        name=texts["Name"],
+    )
+
+
+def as_text(value: Any) -> str:
+    """nvidia-ml-py gives bytes in some versions and places, str in others."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def sysfs_bdf(bus_id: str) -> str:
+    """NVML's 00000000:1B:00.0 as /sys has it: 0000:1b:00.0."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"
+
+
+def _call(ctx: Ctx, name: str, *args: Any, of: str = "") -> Any:
+    """The one place that calls NVML. Raises Unsupported or Trouble."""
+    import pynvml  # type: ignore[import-untyped]
+
+    function = getattr(pynvml, name, None)
+    if function is None:
+        raise Unsupported(f"nvidia-ml-py has no {name}")
+    # A handle says nothing to a reader; an index or a link number does.
+    shown = [of, *(str(a) for a in args if isinstance(a, int))]
+    ctx.doing(" ".join([name, *(s for s in shown if s)]))
+    try:
+        return function(*args)
+    except pynvml.NVMLLibraryMismatchError as error:
+        raise Unsupported(name) from error
+    except pynvml.NVMLError as error:
+        if error.value in UNSUPPORTED:
+            raise Unsupported(name) from error
+        raise Trouble(" ".join(p for p in (name, of) if p), error.value, str(error)) from error
+
+
+class Nvml:
+    """What one check asks of NVML."""
+
+    def __init__(self, ctx: Ctx, session: Session) -> None:
+        self._ctx = ctx
+        self._session = session
+
+    @property
+    def count(self) -> int:
+        """As NVML says; more than `gpus` where one gave no handle."""
+        return self._session.count
+
+    @property
+    def gpus(self) -> Sequence[Gpu]:
+        """Those that gave a handle."""
+        return self._session.gpus
+
+    @property
+    def missing(self) -> Iterable[Missing]:
+        return self._session.missing.values()
+
+    def system(self, name: str, *args: Any) -> Any:
+        """A call that is for no GPU. Raises Unsupported or Trouble."""
+        return _call(self._ctx, name, *args)
+
+    def ask(self, gpu: Gpu, name: str, *args: Any) -> Any:
+        """A call for one GPU. Raises Unsupported or Trouble."""
+        return _call(self._ctx, name, gpu.handle, *args, of=gpu.label)
+
+    def maybe(self, gpu: Gpu, name: str, *args: Any) -> Any:
+        """A call for one GPU; None where it is not supported. Raises Trouble."""
+        try:
+            return self.ask(gpu, name, *args)
+        except Unsupported:
+            return None
+
+    def fields(self, gpu: Gpu, ids: Sequence[int], scope: int = 0) -> dict[int, float]:
+        """Values of NVML_FI_*; those that are not supported are left out. Raises Trouble.
+
+        `scope` is the link's number for fields of a link.
+        """
+        try:
+            values = self.ask(gpu, "nvmlDeviceGetFieldValues", [(i, scope) for i in ids])
+        except Unsupported:
+            return {}
+        found: dict[int, float] = {}
+        for one in values:
+            if one.nvmlReturn == 0:
+                found[one.fieldId] = _number(one)
+            elif one.nvmlReturn not in (*UNSUPPORTED, INVALID_ARGUMENT):
+                what = f"nvmlDeviceGetFieldValues {gpu.label} field {one.fieldId}"
+                raise Trouble(what, one.nvmlReturn, "no value")
+        return found
+
+    def fill(self, gpu: Gpu, name: str, struct: Any) -> Any:
+        """A call that fills a struct of nvidia-ml-py, which is returned."""
+        import ctypes
+
+        self.ask(gpu, name, ctypes.byref(struct))  # by value nvidia-ml-py would pass a copy
+        return struct
+
+    def in_use(self, gpu: Gpu) -> bool:
+        """Whether processes compute on it. Raises Trouble."""
+        return bool(self.maybe(gpu, "nvmlDeviceGetComputeRunningProcesses"))
+
+    def survey(
+        self, found: Findings, look: Callable[[Gpu], None], *, fine: str, what: str
+    ) -> Result:
+        """Look at every GPU; a GPU's trouble becomes a finding, and keeps no other from its look.
+
+        A lost GPU is a failure of the check that meets it first; for later ones it is unknown.
+        Raises Skip where no GPU supports `what`.
+        """
+        earlier, judged = [*self.missing], 0
+        for gpu in self.gpus:
+            if gpu.index in self._session.missing:
+                continue
+            try:
+                look(gpu)
+                judged += 1
+            except Unsupported:
+                continue
+            except Trouble as error:
+                self.report(found, gpu, error)
+                judged += 1
+        for lost in earlier:
+            at = f" ({lost.bdf})" if lost.bdf else ""
+            found.unknown(f"{lost.label}{at} was not asked: {lost.trouble}; see gpu.handle")
+        if not judged and not self._session.missing:
+            raise Skip(f"{what} is not supported by {self.names() or 'any GPU'}")
+        some = f"{judged} of {self.count}" if judged < self.count else f"{judged}"
+        return found.result(f"{some} GPU{'s' if judged > 1 else ''}: {fine}")
+
+    def report(self, found: Findings, gpu: Gpu, error: Trouble) -> None:
+        """Make a finding of a failed call."""
+        status = Status.FAIL if error.fails else Status.UNKNOWN
+        found.add(
+            status,
+            f"{error} ({gpu.place})",
+            expected="an answer",
+            fix=error.fix,
+            device=gpu.label,
+        )
+        if error.code in (GPU_IS_LOST, RESET_REQUIRED):
+            self._session.missing[gpu.index] = Missing(index=gpu.index, bdf=gpu.bdf, trouble=error)
+
+    def names(self) -> str:
+        return ", ".join(dict.fromkeys(gpu.name for gpu in self.gpus if gpu.name))
+
+
+def _number(value: Any) -> float:
+    """Of an nvmlFieldValue_t, by its valueType."""
+    union = value.value
+    kinds = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+    return float(getattr(union, kinds[value.valueType]))
+
+
+def nvml_check(
+    name: str,
+    *,
+    tags: Iterable[str],
+    deadline_s: float = 10.0,
+    cohort: Status | None = None,
+    untried: str = "no GPU: built against NVIDIA's NVML API Reference Guide",
+    **more: Any,
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """A check that asks NVML: one lane for all, and no answer means that the driver hangs."""
+    return check(
+        name,
+        tags=tags,
+        resource="nvml",
+        deadline_s=deadline_s,
+        call_deadline_s=CALL_DEADLINE_S,
+        hung=Status.FAIL,
+        hung_fix=HUNG_FIX,
+        cohort=cohort,
+        untried=untried,
+        **more,
+    )
