@@ -1,0 +1,387 @@
+"""What many reports say together: nodes that differ from their kind, and causes that they share.
+
+Pure. A node's kind is its GPU model, without one its CPU model; counts and versions are not part of
+it, so that a node that lost a GPU is still compared with its fellows. Each fact that a check tells
+is compared within a kind: the odd ones out differ from what at least two thirds of at least three
+nodes say. Where no value has two thirds, nobody is named. A pinned profile comes before the cohort.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from healthchecks.check import WORST_FIRST, Check, Result, Status, worst
+from healthchecks.report import Finding, Report
+from supervisor.core.errors import UserError
+from supervisor.core.nodeset import compress
+
+FEWEST = 3  # nodes that tell a fact before anybody is odd
+SHARE = 2 / 3  # of them that must agree
+COMMON = 3  # nodes with the same finding are one cause; or all but a few of a small fleet
+
+# Facts that name a node's kind, the telling one first: (check, fact).
+KIND = (("versions", "gpu"), ("cpu.layout", "model"))
+
+Golden = Mapping[str, Mapping[str, str]]  # finding's name → fact → value
+BAD = (Status.FAIL, Status.UNKNOWN, Status.WARN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One thing that is wrong, and every node that shows it."""
+
+    check: str  # name of the finding, with its target; the first where several checks show it
+    status: Status
+    nodes: tuple[str, ...]  # none where nodes disagree and nobody can be named
+    of: int  # reports that were judged
+    seen: tuple[tuple[str, tuple[str, ...]], ...]  # text, nodes that say so; the commonest first
+    expected: str = ""
+    fix: str = ""
+    shared: str = ""  # as "nfs server 10.0.0.5"
+    checks: tuple[str, ...] = ()  # all that show it
+    common: bool = False  # many nodes show it: look for one thing behind it, not at each node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Reports with what only their comparison shows."""
+
+    reports: Mapping[str, Report]
+    causes: tuple[Cause, ...]  # worst first, then the widest
+    kinds: Mapping[str, tuple[str, ...]]  # kind → nodes; "" where nothing names it
+    notes: tuple[str, ...] = ()  # what could not be compared
+
+    @property
+    def status(self) -> Status:
+        return worst([*(c.status for c in self.causes), *(r.status for r in self.reports.values())])
+
+
+def judge(
+    reports: Mapping[str, Report], checks: Mapping[str, Check], golden: Golden | None = None
+) -> Judged:
+    """Compare the reports, and group what they found by cause.
+
+    `checks` are the registered ones: their `cohort` says what a difference means; facts of a check
+    without it are not compared. A node's own findings stay as they are; a difference is one more
+    finding of the same check, on `cohort` or on `golden`.
+    """
+    kinds = kinds_of(reports)
+    more: dict[str, list[Finding]] = {}
+    split: list[Cause] = []
+    notes: list[str] = []
+    for kind, nodes in kinds.items():
+        group = {node: reports[node] for node in nodes}
+        ours = golden if golden and _is_of(golden, kind) else {}
+        for name in _compared(group, checks):
+            comparison = _Comparison(name, group, checks[_check(name)], kind, ours.get(name, {}))
+            for node, finding in comparison.odd():
+                more.setdefault(node, []).append(finding)
+            split += comparison.split(len(reports))
+        if len(nodes) < FEWEST and len(kinds) > 1:
+            notes.append(f"{compress(nodes)}: fewer than {FEWEST} of their kind ({kind or '?'})")
+    judged = {
+        node: replace(report, findings=(*report.findings, *more.get(node, ())))
+        for node, report in reports.items()
+    }
+    causes = sorted([*causes_of(judged), *split], key=_urgency)
+    return Judged(reports=judged, causes=tuple(causes), kinds=kinds, notes=tuple(notes))
+
+
+# --- kinds ---
+
+
+def kinds_of(reports: Mapping[str, Report]) -> dict[str, tuple[str, ...]]:
+    """Nodes by kind. A node that does not tell joins the only kind that fits what it tells."""
+    told = {
+        node: tuple(_fact(report, *place) for place in KIND) for node, report in reports.items()
+    }
+    kinds: dict[str, list[str]] = {}
+    for node, (gpu, cpu) in told.items():
+        kind = gpu
+        if not kind:
+            alike = {g for g, c in told.values() if g and (c == cpu or not cpu)}
+            kind = alike.pop() if len(alike) == 1 else cpu
+        if not kind and len(models := {c for _, c in told.values() if c}) == 1:
+            kind = models.pop()
+        kinds.setdefault(kind, []).append(node)
+    return {kind: tuple(nodes) for kind, nodes in sorted(kinds.items())}
+
+
+def _fact(report: Report, check: str, fact: str) -> str:
+    return next((f.result.facts.get(fact, "") for f in report.findings if f.check == check), "")
+
+
+def _is_of(golden: Golden, kind: str) -> bool:
+    """Whether the pinned profile is of this kind; one that tells no kind is of every kind."""
+    pinned = [golden.get(check, {}).get(fact, "") for check, fact in KIND]
+    return not any(pinned) or kind in pinned
+
+
+# --- differences ---
+
+
+def _check(name: str) -> str:
+    return name.partition("[")[0]
+
+
+def _compared(reports: Mapping[str, Report], checks: Mapping[str, Check]) -> list[str]:
+    """Names of the findings that tell facts of checks that are compared."""
+    names = {
+        f.name: None
+        for report in reports.values()
+        for f in report.findings
+        if f.result.facts and f.check in checks and checks[f.check].cohort is not None
+    }
+    return list(names)
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The facts of one check, on one target, over the nodes of a kind."""
+
+    name: str
+    reports: Mapping[str, Report]
+    check: Check
+    kind: str
+    golden: Mapping[str, str]
+    own: dict[str, Finding] = field(init=False)  # by node: its finding of this name
+    ran: list[str] = field(init=False)  # nodes on which the check was run at all
+
+    def __post_init__(self) -> None:
+        self.own = {
+            node: f for node, r in self.reports.items() for f in r.findings if f.name == self.name
+        }
+        self.ran = [
+            node
+            for node, r in self.reports.items()
+            if any(f.check == self.check.name for f in r.findings)
+        ]
+
+    def facts(self) -> list[str]:
+        names = {fact: None for f in self.own.values() for fact in f.result.facts}
+        return list({**names, **dict.fromkeys(self.golden)})
+
+    def told(self, fact: str) -> dict[str, str]:
+        return {n: f.result.facts[fact] for n, f in self.own.items() if fact in f.result.facts}
+
+    def lacking(self, fact: str) -> list[str]:
+        return [node for node in self.ran if fact not in self._facts(node)]
+
+    def _facts(self, node: str) -> Mapping[str, str]:
+        return self.own[node].result.facts if node in self.own else {}
+
+    def odd(self) -> Iterator[tuple[str, Finding]]:
+        """Nodes that differ from the cohort or from the pinned profile."""
+        for against in ("cohort", "golden"):
+            differ: dict[str, list[tuple[str, str]]] = {}  # node → (seen, expected)
+            for fact in self.facts():
+                if (fact in self.golden) != (against == "golden"):
+                    continue
+                right, words = self._right(fact)
+                if right is None:
+                    continue
+                usual = against == "golden" or self._is_usual(fact)
+                for node in self.ran:
+                    value = self._facts(node).get(fact)
+                    if value is None and not usual:
+                        continue
+                    if value != right and self._may_be_named(node, lacks=value is None):
+                        seen = f"{fact} {value}" if value is not None else self._without(node, fact)
+                        differ.setdefault(node, []).append((seen, f"{fact} {right}{words}"))
+            for node, pairs in differ.items():
+                yield node, self._finding(against, pairs)
+
+    def _right(self, fact: str) -> tuple[str | None, str]:
+        """What the fact should be (None: nobody knows), and who says so."""
+        if fact in self.golden:
+            return self.golden[fact], ", as pinned"
+        told = self.told(fact)
+        value, count = Counter(told.values()).most_common(1)[0]
+        enough = len(told) >= FEWEST and count >= SHARE * len(told)
+        if not enough or len(told) < SHARE * (len(told) + len(self._silent(fact))):
+            return None, ""
+        of = f" ({self.kind})" if self.kind else ""
+        return value, f", as {count} of the {len(self.reports)} nodes of its kind{of}"
+
+    def _is_usual(self, fact: str) -> bool:
+        """Whether most nodes have such a thing at all, so that one without it is odd."""
+        told = len(self.told(fact))
+        return told >= SHARE * (told + len(self.lacking(fact)))
+
+    def _may_be_named(self, node: str, *, lacks: bool) -> bool:
+        """Whether a difference says more of the node than its own finding does."""
+        own = self.own.get(node)
+        if own is None:  # the target is not there, or the check does not apply
+            return all(s is not Status.UNKNOWN for s in self._statuses(node))
+        if own.status is Status.UNKNOWN:
+            return not lacks
+        return own.status is not Status.FAIL
+
+    def _statuses(self, node: str) -> list[Status]:
+        return [f.status for f in self.reports[node].findings if f.check == self.check.name]
+
+    def _without(self, node: str, fact: str) -> str:
+        own = self.own.get(node)
+        if own is None:
+            return f"{self.name} is not there"
+        if own.status is Status.SKIP:
+            return f"no {fact}: {own.result.seen}"
+        return f"no {fact}"
+
+    def _finding(self, against: str, pairs: Sequence[tuple[str, str]]) -> Finding:
+        target = self.name.partition("[")[2].removesuffix("]")
+        assert self.check.cohort is not None
+        return Finding(
+            check=self.check.name,
+            on=f"{target} {against}".strip(),
+            result=Result(
+                status=self.check.cohort,
+                seen=_some(list(dict.fromkeys(seen for seen, _ in pairs))),
+                expected=_some([expected for _, expected in pairs]),
+                fix=f"compare with another node: superv check {self.check.name}; where the "
+                "difference is meant, pin the profile anew or give these nodes a run of their own",
+            ),
+        )
+
+    def split(self, of: int) -> list[Cause]:
+        """Facts of which nobody can say what is right."""
+        texts = []
+        for fact in self.facts():
+            if fact in self.golden:
+                continue
+            told = self.told(fact)
+            if self._right(fact)[0] is not None:
+                continue
+            if len(set(told.values())) > 1:
+                texts.append(f"{fact} is {_values(told)}")
+            elif len(told) > 1 and (silent := [n for n in self._silent(fact) if self._is_well(n)]):
+                texts.append(f"{fact} is told by {len(told)} nodes, and not by {compress(silent)}")
+        if not texts:
+            return []
+        return [
+            Cause(
+                check=self.name,
+                status=Status.UNKNOWN,
+                nodes=(),
+                of=of,
+                seen=(
+                    (f"nodes of one kind differ, and none is in the majority: {_some(texts)}", ()),
+                ),
+                expected=f"one value on {SHARE:.0%} of at least {FEWEST} nodes",
+                fix="decide which is right, then pin it: superv preflight NODES --pin FILE",
+                checks=(self.check.name,),
+            )
+        ]
+
+    def _is_well(self, node: str) -> bool:
+        return node in self.own and self.own[node].status in (Status.OK, Status.WARN)
+
+    def _silent(self, fact: str) -> list[str]:
+        """Nodes that should tell the fact and do not; not those where it has no place."""
+        return [
+            node
+            for node in self.lacking(fact)
+            if (node in self.own and self.own[node].status is not Status.SKIP)
+            or Status.UNKNOWN in self._statuses(node)
+        ]
+
+
+def _values(told: Mapping[str, str]) -> str:
+    nodes: dict[str, list[str]] = {}
+    for node, value in told.items():
+        nodes.setdefault(value, []).append(node)
+    parts = sorted(nodes.items(), key=lambda item: -len(item[1]))
+    return _some([f"{value} on {compress(names)}" for value, names in parts], " and ")
+
+
+def _some(texts: Sequence[str], glue: str = "; ", most: int = 4) -> str:
+    more = f"{glue}{len(texts) - most} more" if len(texts) > most else ""
+    return glue.join(texts[:most]) + more
+
+
+# --- causes ---
+
+
+def causes_of(reports: Mapping[str, Report]) -> list[Cause]:
+    """What was found, grouped: by what is shared, and by check where many nodes show the same."""
+    groups: dict[tuple[str, str, str], list[tuple[str, Finding]]] = {}
+    for node, report in reports.items():
+        for finding in report.findings:
+            if finding.status in BAD:
+                shared = finding.result.shared
+                key = (shared, "", "") if shared else ("", finding.name, finding.status.value)
+                groups.setdefault(key, []).append((node, finding))
+    causes = []
+    for (shared, _, _), members in groups.items():
+        nodes = dict.fromkeys(node for node, _ in members)
+        many = len(nodes) >= COMMON or (len(nodes) > 1 and 2 * len(nodes) > len(reports))
+        if shared or many:
+            causes.append(_cause(members, len(reports), shared=shared, common=many))
+        else:
+            causes += [_cause([member], len(reports)) for member in members]
+    return causes
+
+
+def _cause(
+    members: Sequence[tuple[str, Finding]], of: int, *, shared: str = "", common: bool = False
+) -> Cause:
+    status = worst(f.status for _, f in members)
+    telling = [(node, f) for node, f in members if f.status is status]
+    by_text: dict[str, list[str]] = {}
+    for node, finding in telling:
+        by_text.setdefault(finding.result.seen, []).append(node)
+    texts = sorted(by_text.items(), key=lambda item: -len(item[1]))
+    return Cause(
+        check=_commonest(f.name for _, f in telling),
+        status=status,
+        nodes=tuple(dict.fromkeys(node for node, _ in members)),
+        of=of,
+        seen=tuple((text, tuple(nodes)) for text, nodes in texts),
+        expected=_commonest(f.result.expected for _, f in telling),
+        fix=_commonest(f.result.fix for _, f in telling),
+        shared=shared,
+        checks=tuple(dict.fromkeys(f.check for _, f in members)),
+        common=common,
+    )
+
+
+def _commonest(texts: Iterable[str]) -> str:
+    return Counter(texts).most_common(1)[0][0]
+
+
+def _urgency(cause: Cause) -> tuple[int, int, str]:
+    return WORST_FIRST.index(cause.status), -len(cause.nodes), cause.check
+
+
+# --- the pinned profile ---
+
+
+def pin(reports: Mapping[str, Report], checks: Mapping[str, Check]) -> dict[str, dict[str, str]]:
+    """The profile that the majority of these nodes has; facts without a majority are left out.
+
+    Raises UserError where the nodes are of several kinds, or where nothing can be pinned.
+    """
+    kinds = kinds_of({node: r for node, r in reports.items() if _tells(r)})
+    if len(kinds) > 1:
+        told = "; ".join(f"{kind or 'unknown'}: {compress(nodes)}" for kind, nodes in kinds.items())
+        raise UserError(f"these nodes are of several kinds ({told}); pin one kind at a time")
+    found: dict[str, dict[str, str]] = {}
+    for kind, nodes in kinds.items():
+        group = {node: reports[node] for node in nodes}
+        for name in sorted(_compared(group, checks)):
+            comparison = _Comparison(name, group, checks[_check(name)], kind, {})
+            for fact in comparison.facts():
+                right, _ = comparison._right(fact)
+                if right is not None:
+                    found.setdefault(name, {})[fact] = right
+    if not found:
+        raise UserError(
+            f"nothing to pin: no fact is told alike by two thirds of at least {FEWEST} nodes"
+        )
+    return found
+
+
+def _tells(report: Report) -> bool:
+    return any(f.result.facts for f in report.findings)
