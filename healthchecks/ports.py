@@ -10,6 +10,7 @@ Manager and the port GUID").
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,9 +31,10 @@ class Port:
     number: int
     bdf: str  # PCI address; empty where the device is not a PCI function
     guid: str  # of the device; the key of what is remembered of it
+    board: str  # board_id of the device
     layer: str  # InfiniBand or Ethernet
-    role: str  # fabric, storage or lpf
-    doubt: str = ""  # why it might be an LPF all the same; empty where that is known
+    role: str = "fabric"  # fabric, storage or lpf
+    guess: str = ""  # of an LPF: why that is a guess
 
     @property
     def at(self) -> str:
@@ -53,7 +55,8 @@ def ports(ctx: Ctx, *, but: tuple[str, ...] = ()) -> list[Port]:
     """All RDMA ports in order of their devices' numbers, without the devices named in `but` (a
     name or a PCI address).
 
-    Raises Skip where the node has no RDMA device, Unknown where it has NICs without a driver.
+    Raises Skip where the node has no RDMA device, Unknown where it has NICs without a driver or
+    nothing tells fabric ports from LPF ports.
     """
     devices = ctx.names(SYS)
     if not devices:
@@ -65,26 +68,43 @@ def ports(ctx: Ctx, *, but: tuple[str, ...] = ()) -> list[Port]:
         raise Skip("no RDMA device")
     found = []
     for device in sorted(devices, key=_by_number):
-        bdf = _bdf(ctx, device)
-        if device in but or bdf in but:
-            continue
-        guid = ctx.maybe(f"{SYS}/{device}/node_guid") or ""
-        for number in ctx.names(f"{SYS}/{device}/ports"):
-            layer = ctx.maybe(f"{SYS}/{device}/ports/{number}/link_layer") or "InfiniBand"
-            lpf, doubt = (False, "") if layer == "Ethernet" else _is_lpf(ctx, bdf, guid)
-            found.append(
+        at, bdf = f"{SYS}/{device}", _bdf(ctx, device)
+        if device not in but and bdf not in but:
+            found += [
                 Port(
                     device=device,
                     number=int(number),
                     bdf=bdf,
-                    guid=guid,
-                    layer=layer,
-                    role="lpf" if lpf else "fabric",
-                    doubt=doubt,
+                    guid=ctx.maybe(f"{at}/node_guid") or "",
+                    board=ctx.maybe(f"{at}/board_id") or "",
+                    layer=ctx.maybe(f"{at}/ports/{number}/link_layer") or "InfiniBand",
                 )
-            )
-    if any(p.role == "fabric" and p.layer != "Ethernet" for p in found):
-        return [replace(p, role="storage") if p.layer == "Ethernet" else p for p in found]
+                for number in ctx.names(f"{at}/ports")
+            ]
+    return _with_roles(ctx, found)
+
+
+def _with_roles(ctx: Ctx, every: list[Port]) -> list[Port]:
+    """Where vital product data can't be read (only root may), LPF ports are guessed: they are of
+    another board than most InfiniBand ports. Raises Unknown where that does not tell either."""
+    lpf = {p: _is_lpf(ctx, p) for p in every if p.layer != "Ethernet"}
+    unsure = [p for p, known in lpf.items() if known is None]
+    boards = Counter(p.board for p, known in lpf.items() if not known)
+    usual = [board for board, count in boards.items() if count == max(boards.values())]
+    if unsure and len(usual) > 1:
+        raise Unknown(f"/{PCI}/{unsure[0].bdf}/vpd can't be read, so LPF ports can't be told apart")
+    found = []
+    for port in every:
+        if port.layer == "Ethernet":
+            fabric = not any(known is False or p.board in usual for p, known in lpf.items())
+            found.append(replace(port, role="fabric" if fabric else "storage"))
+        elif lpf[port]:
+            found.append(replace(port, role="lpf"))
+        elif lpf[port] is None and port.board not in usual:
+            guess = f"taken for an LPF port by its board {port.board}: its vpd can't be read"
+            found.append(replace(port, role="lpf", guess=guess))
+        else:
+            found.append(port)
     return found
 
 
@@ -128,27 +148,25 @@ def _bdf(ctx: Ctx, device: str) -> str:
         return ""
 
 
-def _is_lpf(ctx: Ctx, bdf: str, guid: str) -> tuple[bool, str]:
-    """Whether it manages NVLink switches, and why that could not be told.
+def _is_lpf(ctx: Ctx, port: Port) -> bool | None:
+    """Whether it manages NVLink switches; None where that can't be read.
 
     Vital product data is read through slow registers: once, then remembered. Virtual functions
     have none.
     """
-    if not bdf:
-        return False, ""
-    known = ctx.memory.get(f"lpf:{guid}") if guid else None
+    if not port.bdf:
+        return False
+    known = ctx.memory.get(f"lpf:{port.guid}")
     if known is not None:
-        return bool(known), ""
-    ctx.doing(f"read /{PCI}/{bdf}/vpd")
+        return bool(known)
+    ctx.doing(f"read /{PCI}/{port.bdf}/vpd")
     try:
-        lpf = b"SW_MNG" in ctx.path(f"{PCI}/{bdf}/vpd").read_bytes()
+        lpf = b"SW_MNG" in ctx.path(f"{PCI}/{port.bdf}/vpd").read_bytes()
     except FileNotFoundError:
-        return False, ""
-    except OSError as error:
-        why = f"/{PCI}/{bdf}/vpd can't be read ({error.strerror}), so it may be an LPF port"
-        return False, why
+        return False
+    except OSError:
+        return None
     finally:
         ctx.doing("")
-    if guid:
-        ctx.memory.put(f"lpf:{guid}", lpf, lasting=True)
-    return lpf, ""
+    ctx.memory.put(f"lpf:{port.guid}", lpf, lasting=True)
+    return lpf
