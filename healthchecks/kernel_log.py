@@ -35,6 +35,7 @@ class Line:
 
     text: str
     seq: int  # of the newest
+    level: int = 6  # syslog's: 0 emergency … 4 warning … 7 debug
     count: int = 0
     at: float = 0.0  # of the oldest, seconds since the epoch
     last: float = 0.0  # of the newest: compare these where one line takes another back
@@ -51,17 +52,18 @@ class Look:
     lost: int  # records that were overwritten between the last look and this one
 
 
-def new_lines(ctx: Ctx, *needles: str) -> list[Line]:
+def new_lines(ctx: Ctx, *needles: str, level: int = 7) -> list[Line]:
     """What the kernel wrote since this check last looked in this boot; at first all it still has.
 
-    With `needles` only lines that contain one of them, exactly as written. The place is kept in
-    `ctx.memory`, so a check may look once in a run only, and keeps what it needs later itself.
-    Raises Unknown where the log may not be read.
+    With `needles` only lines that contain one of them, exactly as written; with `level` only those
+    of that level or a more urgent one. The place is kept in `ctx.memory`, so a check may look once
+    in a run only, and keeps what it needs later itself. Raises Unknown where the log may not be
+    read.
     """
-    return look(ctx, *needles).lines
+    return look(ctx, *needles, level=level).lines
 
 
-def look(ctx: Ctx, *needles: str) -> Look:
+def look(ctx: Ctx, *needles: str, level: int = 7) -> Look:
     """As `new_lines`, with what is known of the log itself."""
     blob = _blob(ctx)
     mark = ctx.memory.get(_MARK)
@@ -78,7 +80,7 @@ def look(ctx: Ctx, *needles: str) -> Look:
         ctx.memory.put(_MARK, list(newest))
     booted = ctx.now - float(ctx.text("proc/uptime").split()[0])
     return Look(
-        lines=_folded(blob, begin, [n.encode() for n in needles], booted),
+        lines=_folded(_matching(blob, begin, [n.encode() for n in needles]), booted, level),
         begins=booted + oldest[1] / 1e6 if oldest is not None else None,
         first=mark is None,
         lost=lost,
@@ -187,25 +189,28 @@ def _matching(blob: bytes, begin: int, needles: list[bytes]) -> Iterator[bytes]:
         yield blob[start : _line_end(blob, start) - 1]
 
 
-def _folded(blob: bytes, begin: int, needles: list[bytes], booted: float) -> list[Line]:
+def _folded(records: Iterator[bytes], booted: float, level: int) -> list[Line]:
     found: dict[bytes, Line] = {}
     newest = -1
-    for record in _matching(blob, begin, needles):
+    for record in records:
         head, semicolon, text = record.partition(b";")
         fields = head.split(b",", 3)
         if not semicolon or len(fields) < 3 or record[:1] == b" ":
             continue
         try:
+            urgency = int(fields[0]) & 7  # above it is who wrote the line
             seq, at = int(fields[1]), booted + int(fields[2]) / 1e6
         except ValueError:
             continue
-        if seq == newest:  # two needles in one line
+        if seq == newest or urgency > level:  # two needles in one line
             continue
         newest = seq
         line = found.get(text)
         if line is None:
             shown = _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), text)
-            line = found[text] = Line(text=shown.decode(errors="replace"), seq=seq, at=at)
+            line = found[text] = Line(
+                text=shown.decode(errors="replace"), seq=seq, at=at, level=urgency
+            )
         line.seq, line.last = seq, at
         line.count += 1
         line.times.append(at)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from checks import NOW, Case, Change, both, each_of, garbled, looks, lost, run, wrote
+from checks import NOW, Case, Change, both, each_of, garbled, looks, lost, nothing, run, wrote
 
 from healthchecks.check import Status
 from healthchecks.context import Ctx, Memory
@@ -308,7 +308,377 @@ XID = [
     ),
 ]
 
-CASES: list[Case] = [*XID]
+
+def _mlx5(text: str, bus: str = "9a") -> str:
+    return f"mlx5_core 0000:{bus}:00.0{text}"
+
+
+_DOWN, _UP = _mlx5(" ib4: Link down"), _mlx5(" ib4: Link up")
+_IB4 = "sys/class/infiniband/mlx5_4/ports/1"
+
+
+def downs(*ago_s: float) -> Change:
+    """The port of mlx5_4 loses its link for two seconds, several times."""
+    return both(*(both(logged(_DOWN, ago_s=a), logged(_UP, ago_s=a - 2)) for a in ago_s))
+
+
+def counted(by: int) -> Change:
+    return lambda tree: tree.add(f"{_IB4}/counters/link_downed", by)
+
+
+FLAP = [
+    Case(check="ib.flap", name="healthy", status=Status.OK, seen="10 ports without repeated"),
+    Case(
+        check="ib.flap",
+        name="three in twelve hours",
+        change=downs(9000, 6000, 3000),
+        status=Status.WARN,
+        seen="mlx5_4: lost its link 3 times in 24 h",
+    ),
+    Case(check="ib.flap", name="two", change=downs(9000, 6000), status=Status.OK),
+    Case(check="ib.flap", name="three in a day", change=downs(80000, 70000, 60), status=Status.OK),
+    Case(
+        check="ib.flap",
+        name="six in a day",
+        change=downs(80000, 70000, 60000, 50000, 40000, 30000),
+        status=Status.FAIL,
+        seen="mlx5_4: lost its link 6 times",
+    ),
+    Case(
+        check="ib.flap",
+        name="once for a minute",
+        change=both(logged(_DOWN, ago_s=200), logged(_UP, ago_s=140)),
+        status=Status.WARN,
+        seen="once for 60 s",
+    ),
+    Case(check="ib.flap", name="while booting", change=downs(*([UP_S - 60] * 9)), status=Status.OK),
+    Case(
+        check="ib.flap",
+        name="by the counter",
+        earlier=[(9000, counted(7)), (6000, counted(4))],
+        change=counted(2),
+        status=Status.FAIL,
+        seen="mlx5_4: lost its link 6 times",
+    ),
+    Case(
+        check="ib.flap",
+        name="counter and log are the same losses",
+        earlier=[(9000, nothing)],
+        change=both(counted(3), downs(900, 600, 300)),
+        status=Status.WARN,
+        seen="lost its link 3 times",
+    ),
+    Case(
+        check="ib.flap",
+        name="remembered",
+        earlier=[(3600, both(at_uptime(3600), downs(9000, 6000, 4000)))],
+        change=at_uptime(0),
+        status=Status.WARN,
+        seen="lost its link 3 times",
+    ),
+    Case(
+        check="ib.flap",
+        name="counters alone",
+        earlier=[(60, lost("dev/kmsg"))],
+        status=Status.OK,
+        seen="by their counters alone",
+    ),
+    Case(check="ib.flap", name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN),
+    Case(
+        check="ib.flap",
+        name="no counter",
+        change=garbled(f"{_IB4}/counters/link_downed"),
+        status=Status.UNKNOWN,
+    ),
+    Case(check="ib.flap", name="no ports", empty=True, status=Status.SKIP),
+]
+
+NIC = [
+    Case(check="nic.kmsg", name="healthy", status=Status.OK, seen="nothing about 14 NICs"),
+    Case(
+        check="nic.kmsg",
+        name="health",
+        change=logged(
+            _mlx5(": poll_health:801:(pid 0): device's health compromised - reached miss count")
+        ),
+        status=Status.FAIL,
+        seen="mlx5_4: the NIC's firmware does not answer",
+    ),
+    Case(
+        check="nic.kmsg",
+        name="command",
+        change=logged(
+            _mlx5(
+                ": wait_func:1195:(pid 1967): ENABLE_HCA(0x104) timeout. Will cause a leak of a "
+                "command resource"
+            ),
+            ago_s=9 * DAY_S,
+        ),
+        status=Status.FAIL,
+        seen="mlx5_4: a command to the NIC's firmware got no answer",
+    ),
+    Case(
+        check="nic.kmsg",
+        name="started again",
+        change=logged(
+            _mlx5(": poll_health:801:(pid 0): device's health compromised - reached miss count"),
+            _mlx5(": firmware version: 28.43.2026"),
+        ),
+        status=Status.OK,
+    ),
+    Case(
+        check="nic.kmsg",
+        name="another was started again",
+        change=logged(
+            _mlx5(": poll_health:801:(pid 0): device's health compromised - reached miss count"),
+            _mlx5(": firmware version: 28.43.2026", bus="ab"),
+        ),
+        status=Status.FAIL,
+    ),
+    Case(
+        check="nic.kmsg",
+        name="power",
+        change=logged(
+            _mlx5(
+                ": mlx5_pcie_event:301:(pid 2): Detected insufficient power on the PCIe slot (27W)."
+            ),
+            ago_s=3 * DAY_S,
+        ),
+        status=Status.WARN,
+        seen="too little power",
+    ),
+    Case(
+        check="nic.kmsg",
+        name="temperature",
+        change=logged(_mlx5(": Port module event[error]: module 0, Cable error, High Temperature")),
+        status=Status.WARN,
+        seen="mlx5_4: a transceiver is too hot",
+    ),
+    Case(
+        check="nic.kmsg",
+        name="temperature of yesterday",
+        change=logged(
+            _mlx5(": Port module event[error]: module 0, Cable error, High Temperature"),
+            ago_s=DAY_S + 60,
+        ),
+        status=Status.OK,
+    ),
+    Case(
+        check="nic.kmsg",
+        name="module",
+        change=logged(_mlx5(": Port module event[error]: module 0, Cable error, Bus stuck")),
+        status=Status.WARN,
+        seen="a transceiver or cable has an error",
+    ),
+    Case(check="nic.kmsg", name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN),
+    Case(
+        check="nic.kmsg",
+        name="no driver",
+        change=both(lost("sys/class/infiniband"), lost("sys/module/mlx5_core")),
+        status=Status.SKIP,
+    ),
+]
+
+
+def edac(ue: int, ce: int) -> Change:
+    mc = "sys/devices/system/edac/mc/mc0"
+    return both(wrote(f"{mc}/ue_count", str(ue)), wrote(f"{mc}/ce_count", str(ce)))
+
+
+_CORRUPTED = "HardwareCorrupted:        0 kB"
+
+POISON = [
+    Case(check="mem.poison", name="healthy", status=Status.OK, seen="no memory lost"),
+    Case(
+        check="mem.poison",
+        name="corrupted",
+        change=lambda tree: tree.change("proc/meminfo", _CORRUPTED, "HardwareCorrupted: 8 kB"),
+        status=Status.FAIL,
+        seen="8 kB of memory are lost",
+    ),
+    Case(
+        check="mem.poison",
+        name="uncorrected",
+        change=edac(1, 0),
+        status=Status.FAIL,
+        seen="mc0: 1 uncorrected errors",
+    ),
+    Case(check="mem.poison", name="corrected before", change=edac(0, 10**6), status=Status.OK),
+    Case(
+        check="mem.poison",
+        name="corrected now",
+        earlier=[(3600, edac(0, 10**6))],
+        change=edac(0, 10**6 + 500),
+        status=Status.WARN,
+        seen="mc0: 500 corrected errors in 1.0 h",
+    ),
+    *(
+        Case(check="mem.poison", name=name, change=logged(line), status=status, seen=seen)
+        for name, line, status, seen in (
+            (
+                "page",
+                "Memory failure: 0x1c0f2a3: recovery action for dirty LRU page: Recovered",
+                Status.FAIL,
+                "a page of memory was lost",
+            ),
+            (
+                "edac line",
+                "EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
+                Status.FAIL,
+                "MC0: uncorrected memory error",
+            ),
+            (
+                "edac line of a corrected error",
+                "EDAC MC0: 1 CE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
+                Status.OK,
+                "",
+            ),
+            (
+                "firmware",
+                "{1}[Hardware Error]: event severity: recoverable",
+                Status.FAIL,
+                "the firmware reported",
+            ),
+            (
+                "firmware corrected",
+                "{1}[Hardware Error]: event severity: corrected",
+                Status.OK,
+                "",
+            ),
+            (
+                "machine check",
+                "mce: [Hardware Error]: Machine check events logged",
+                Status.WARN,
+                "machine check",
+            ),
+        )
+    ),
+    Case(check="mem.poison", name="no meminfo", change=lost("proc/meminfo"), status=Status.UNKNOWN),
+    Case(check="mem.poison", name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN),
+    Case(
+        check="mem.poison",
+        name="not counted",
+        change=lambda tree: tree.change("proc/meminfo", _CORRUPTED, ""),
+        status=Status.SKIP,
+    ),
+]
+
+KERNEL = [
+    Case(check="kernel", name="healthy", status=Status.OK, seen="no lockup, stall, oops"),
+    *(
+        Case(check="kernel", name=name, change=logged(line), status=status, seen=seen)
+        for name, line, status, seen in (
+            (
+                "soft lockup",
+                "watchdog: BUG: soft lockup - CPU#15 stuck for 48s! [jfsz:2290]",
+                Status.FAIL,
+                "a CPU was stuck",
+            ),
+            (
+                "hard lockup",
+                "NMI watchdog: Watchdog detected hard LOCKUP on cpu 31",
+                Status.FAIL,
+                "interrupts off",
+            ),
+            (
+                "hung task",
+                "INFO: task python3:16371 blocked for more than 120 seconds.",
+                Status.WARN,
+                "a process was stuck",
+            ),
+            (
+                "rcu",
+                "rcu: INFO: rcu_preempt self-detected stall on CPU",
+                Status.WARN,
+                "a CPU did not answer",
+            ),
+            (
+                "rcu others",
+                "rcu: INFO: rcu_sched detected stalls on CPUs/tasks:",
+                Status.WARN,
+                "a CPU did not answer",
+            ),
+            ("oops", "Oops: 0000 [#1] PREEMPT SMP NOPTI", Status.WARN, "kernel oops"),
+            ("bug at", "kernel BUG at mm/slub.c:4023!", Status.WARN, "kernel bug"),
+            (
+                "null pointer",
+                "BUG: kernel NULL pointer dereference, address: 0000000000000010",
+                Status.WARN,
+                "kernel bug",
+            ),
+            (
+                "general protection",
+                "general protection fault, probably for non-canonical address 0xdead: 0000 [#1] "
+                "PREEMPT SMP",
+                Status.WARN,
+                "may not",
+            ),
+            (
+                "a user's fault",
+                "traps: python3[4242] general protection fault ip:7f1 sp:7ff error:0 in libc.so.6",
+                Status.OK,
+                "",
+            ),
+        )
+    ),
+    Case(
+        check="kernel",
+        name="long ago",
+        change=logged("watchdog: BUG: soft lockup - CPU#15 stuck for 48s! [a:1]", ago_s=DAY_S + 9),
+        status=Status.OK,
+    ),
+    Case(
+        check="kernel",
+        name="killed",
+        earlier=[(60, nothing)],
+        change=lambda tree: tree.change("proc/vmstat", "oom_kill 0", "oom_kill 3"),
+        status=Status.WARN,
+        seen="3 processes were killed for want of memory",
+    ),
+    Case(
+        check="kernel",
+        name="killed before",
+        change=lambda tree: tree.change("proc/vmstat", "oom_kill 0", "oom_kill 26"),
+        status=Status.OK,
+    ),
+    Case(check="kernel", name="no vmstat", change=lost("proc/vmstat"), status=Status.UNKNOWN),
+    Case(check="kernel", name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN),
+    Case(check="kernel", name="", status=Status.SKIP, none="every node has a kernel"),
+]
+
+NOVELTY = [
+    Case(check="kmsg.novelty", name="first look", status=Status.OK, seen="first look: 0 kinds"),
+    Case(
+        check="kmsg.novelty",
+        name="new",
+        earlier=[(60, logged("Bluetooth: hci0: command 0x0c03 tx timeout"))],
+        change=logged("Bluetooth: hci0: command 0x0c05 tx timeout", "fuse: bad argument 7"),
+        status=Status.OK,
+        seen="1 new kinds of warnings: fuse: bad argument 7",
+    ),
+    Case(
+        check="kmsg.novelty",
+        name="nothing new",
+        earlier=[(60, logged("a line of 5 words"))],
+        change=logged("a line of 7 words"),
+        status=Status.OK,
+        seen="no new kind",
+    ),
+    Case(
+        check="kmsg.novelty",
+        name="expected by the site",
+        earlier=[(60, nothing)],
+        change=logged("sitefs: 5 stripes are away"),
+        options={"expected": ["sitefs:"]},
+        status=Status.OK,
+        seen="no new kind",
+    ),
+    Case(check="kmsg.novelty", name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN),
+    Case(check="kmsg.novelty", name="bad", status=Status.WARN, none="it informs and never warns"),
+    Case(check="kmsg.novelty", name="", status=Status.SKIP, none="every node has a kernel"),
+]
+
+CASES: list[Case] = [*XID, *FLAP, *NIC, *POISON, *KERNEL, *NOVELTY]
 
 
 @each_of(CASES)

@@ -70,6 +70,12 @@ def test_needles_choose_and_the_place_moves_all_the_same(node: Node) -> None:
     assert node.texts() == []
 
 
+def test_only_what_is_urgent(node: Node) -> None:
+    node.append(record(0, 1, "emergency", 0), record(1, 1, "info", 6), record(2, 1, "user", 12))
+    lines = kernel_log.new_lines(node.ctx(), level=4)
+    assert [(line.text, line.level) for line in lines] == [("emergency", 0), ("user", 4)]
+
+
 def test_lines_of_one_text_are_one(node: Node) -> None:
     node.append(*(record(i, i, "again" if i % 2 else "and") for i in range(6)))
     first, second = kernel_log.new_lines(node.ctx())
