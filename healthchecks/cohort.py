@@ -1,4 +1,4 @@
-"""What many reports say together: nodes that differ from their kind, and causes that they share.
+"""What only the comparison of many reports shows: nodes that differ from their kind.
 
 Pure. A node's kind is its GPU model, without one its CPU model; counts and versions are not part of
 it, so that a node that lost a GPU is still compared with its fellows. Each fact that a check tells
@@ -9,39 +9,22 @@ nodes say. Where no value has two thirds, nobody is named. A pinned profile come
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from healthchecks.check import WORST_FIRST, Check, Result, Status, worst
+from healthchecks.causes import Cause, causes_of, urgency
+from healthchecks.check import Check, Result, Status, worst
 from healthchecks.report import Finding, Report
 from supervisor.core.errors import UserError
 from supervisor.core.nodeset import compress
 
 FEWEST = 3  # nodes that tell a fact before anybody is odd
 SHARE = 2 / 3  # of them that must agree
-COMMON = 3  # nodes with the same finding are one cause; or all but a few of a small fleet
 
 # Facts that name a node's kind, the telling one first: (check, fact).
 KIND = (("versions", "gpu"), ("cpu.layout", "model"))
 
 Golden = Mapping[str, Mapping[str, str]]  # finding's name → fact → value
-BAD = (Status.FAIL, Status.UNKNOWN, Status.WARN)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """One thing that is wrong, and every node that shows it."""
-
-    check: str  # name of the finding, with its target; the first where several checks show it
-    status: Status
-    nodes: tuple[str, ...]  # none where nodes disagree and nobody can be named
-    of: int  # reports that were judged
-    seen: tuple[tuple[str, tuple[str, ...]], ...]  # text, nodes that say so; the commonest first
-    expected: str = ""
-    fix: str = ""
-    shared: str = ""  # as "nfs server 10.0.0.5"
-    checks: tuple[str, ...] = ()  # all that show it
-    common: bool = False  # many nodes show it: look for one thing behind it, not at each node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +68,7 @@ def judge(
         node: replace(report, findings=(*report.findings, *more.get(node, ())))
         for node, report in reports.items()
     }
-    causes = sorted([*causes_of(judged), *split], key=_urgency)
+    causes = sorted([*causes_of(judged), *split], key=urgency)
     return Judged(reports=judged, causes=tuple(causes), kinds=kinds, notes=tuple(notes))
 
 
@@ -299,60 +282,6 @@ def _values(told: Mapping[str, str]) -> str:
 def _some(texts: Sequence[str], glue: str = "; ", most: int = 4) -> str:
     more = f"{glue}{len(texts) - most} more" if len(texts) > most else ""
     return glue.join(texts[:most]) + more
-
-
-# --- causes ---
-
-
-def causes_of(reports: Mapping[str, Report]) -> list[Cause]:
-    """What was found, grouped: by what is shared, and by check where many nodes show the same."""
-    groups: dict[tuple[str, str, str], list[tuple[str, Finding]]] = {}
-    for node, report in reports.items():
-        for finding in report.findings:
-            if finding.status in BAD:
-                shared = finding.result.shared
-                key = (shared, "", "") if shared else ("", finding.name, finding.status.value)
-                groups.setdefault(key, []).append((node, finding))
-    causes = []
-    for (shared, _, _), members in groups.items():
-        nodes = dict.fromkeys(node for node, _ in members)
-        many = len(nodes) >= COMMON or (len(nodes) > 1 and 2 * len(nodes) > len(reports))
-        if shared or many:
-            causes.append(_cause(members, len(reports), shared=shared, common=many))
-        else:
-            causes += [_cause([member], len(reports)) for member in members]
-    return causes
-
-
-def _cause(
-    members: Sequence[tuple[str, Finding]], of: int, *, shared: str = "", common: bool = False
-) -> Cause:
-    status = worst(f.status for _, f in members)
-    telling = [(node, f) for node, f in members if f.status is status]
-    by_text: dict[str, list[str]] = {}
-    for node, finding in telling:
-        by_text.setdefault(finding.result.seen, []).append(node)
-    texts = sorted(by_text.items(), key=lambda item: -len(item[1]))
-    return Cause(
-        check=_commonest(f.name for _, f in telling),
-        status=status,
-        nodes=tuple(dict.fromkeys(node for node, _ in members)),
-        of=of,
-        seen=tuple((text, tuple(nodes)) for text, nodes in texts),
-        expected=_commonest(f.result.expected for _, f in telling),
-        fix=_commonest(f.result.fix for _, f in telling),
-        shared=shared,
-        checks=tuple(dict.fromkeys(f.check for _, f in members)),
-        common=common,
-    )
-
-
-def _commonest(texts: Iterable[str]) -> str:
-    return Counter(texts).most_common(1)[0][0]
-
-
-def _urgency(cause: Cause) -> tuple[int, int, str]:
-    return WORST_FIRST.index(cause.status), -len(cause.nodes), cause.check
 
 
 # --- the pinned profile ---

@@ -13,7 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from healthchecks import srun, ssh
@@ -67,7 +67,8 @@ class Suite:
         return json.dumps(asked | more).encode() + b"\n"
 
 
-Told = Callable[[Answer], None]
+# Told of each answer as it comes, and of the nodes that have not answered; first of all nodes.
+Told = Callable[[Answer | None, Sequence[str]], None]
 # Asks the agents of a run about its nodes; what they do not answer is left out.
 AskRun = Callable[[str, Sequence[str]], Awaitable[Mapping[str, Report]]]
 
@@ -80,13 +81,13 @@ async def examine(
     via: Way | None = None,
     partition: str | None = None,
     deadline_s: float = DEADLINE_S,
-    told: Told = lambda _: None,
+    told: Told = lambda *_: None,
     ask_run: AskRun | None = None,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Answer]:
     """Ask the nodes (where none is named, all of the partition); an answer for every one, in order.
 
-    `told` is called with each answer as it comes. `via` forces one way for all nodes that are not
+    `via` forces one way for all nodes that are not
     busy. Takes no longer than the deadline and a few seconds. Cancelled, it leaves nothing behind.
 
     Raises UserError for a node or a partition that Slurm does not know, and where Slurm can't be
@@ -97,6 +98,7 @@ async def examine(
         ssh.check(site.ssh)
     here = _Examination(suite, site, slurm, time.monotonic() + deadline_s, told, partition)
     await here.look_up(nodes, needed=via is not Way.SSH or not nodes)
+    told(None, here.nodes)
     jobs = await here.plan(via, ask_run)
     try:
         async with asyncio.TaskGroup() as group:
@@ -281,6 +283,10 @@ class _Examination:
         except UserError as error:
             self._answer(node, by, _unknown(str(error), "install one version everywhere"))
             return
+        answers = Result(status=Status.OK, seen=f"it answered through {by}")
+        report = replace(
+            report, findings=(Finding(check=ANSWERS, result=answers), *report.findings)
+        )
         self._take(Answer(node=node, way=by, state=self._state(node), report=report))
 
     def _answer(self, node: str, by: Way, result: Result) -> None:
@@ -288,7 +294,7 @@ class _Examination:
         place = self.places.get(node)
         if place is not None and by is Way.SSH:
             told = f" ({place.reason})" if place.reason else ""
-            result = _with_seen(result, f"{result.seen}; Slurm says {place.state}{told}")
+            result = replace(result, seen=f"{result.seen}; Slurm says {place.state}{told}")
         report = Report(
             node=node,
             at=time.time(),
@@ -300,7 +306,7 @@ class _Examination:
     def _take(self, answer: Answer) -> None:
         if answer.node not in self.answers:
             self.answers[answer.node] = answer
-            self._told(answer)
+            self._told(answer, [n for n in self.nodes if n not in self.answers])
 
     def _state(self, node: str) -> str:
         return self.places[node].state if node in self.places else ""
@@ -311,12 +317,6 @@ class _Examination:
 
 def _unknown(seen: str, fix: str = "") -> Result:
     return Result(status=Status.UNKNOWN, seen=seen, fix=fix)
-
-
-def _with_seen(result: Result, seen: str) -> Result:
-    from dataclasses import replace
-
-    return replace(result, seen=seen)
 
 
 def _no_answer(node: str, ended: srun.Ended, after_s: float) -> Result:

@@ -26,6 +26,7 @@ COMMANDS = {
     "nodes": ("supervisor.cli.nodes:nodes", "Show what is known of the nodes' health."),
     "exclude": ("supervisor.cli.nodes:exclude", "Keep nodes out of runs."),
     "include": ("supervisor.cli.nodes:include", "Let runs use nodes again."),
+    "preflight": ("supervisor.cli.preflight:preflight", "Run health checks on many nodes."),
     "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from healthchecks.causes import Cause
 from healthchecks.check import Blame, Check, Result, Status
-from healthchecks.cohort import Cause, Judged, judge, kinds_of, pin
+from healthchecks.cohort import Judged, judge, kinds_of, pin
 from healthchecks.report import Finding, Report
 from supervisor.core.errors import UserError
 from supervisor.core.nodeset import compress

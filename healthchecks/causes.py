@@ -1,0 +1,97 @@
+"""What is behind the findings of many nodes: one dead server is one cause, and not sixty."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from healthchecks.check import WORST_FIRST, Status, worst
+from healthchecks.report import Finding, Report
+
+COMMON = 3  # nodes with the same finding are one cause; fewer where they are most of the fleet
+BAD = (Status.FAIL, Status.UNKNOWN, Status.WARN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One thing that is wrong, and every node that shows it."""
+
+    check: str  # name of the finding, with its target; the first where several checks show it
+    status: Status
+    nodes: tuple[str, ...]  # none where nodes disagree and nobody can be named
+    of: int  # reports that were judged
+    seen: tuple[tuple[str, tuple[str, ...]], ...]  # text, nodes that say so; the commonest first
+    expected: str = ""
+    fix: str = ""
+    shared: str = ""  # as "nfs server 10.0.0.5"
+    checks: tuple[str, ...] = ()  # all that show it
+    common: bool = False  # many nodes show it: look for one thing behind it, not at each node
+
+    def document(self) -> dict[str, Any]:
+        """A row of `causes`, see docs/preflight.md."""
+        return {
+            "check": self.check,
+            "status": self.status.value,
+            "nodes": list(self.nodes),
+            "of": self.of,
+            "shared": self.shared,
+            "common": self.common,
+            "checks": list(self.checks),
+            "seen": [{"text": text, "nodes": list(nodes)} for text, nodes in self.seen],
+            "expected": self.expected,
+            "fix": self.fix,
+        }
+
+
+def causes_of(reports: Mapping[str, Report]) -> list[Cause]:
+    """What was found, grouped: by what is shared, and by check where many nodes show the same."""
+    groups: dict[tuple[str, str, str], list[tuple[str, Finding]]] = {}
+    for node, report in reports.items():
+        for finding in report.findings:
+            if finding.status in BAD:
+                shared = finding.result.shared
+                key = (shared, "", "") if shared else ("", finding.name, finding.status.value)
+                groups.setdefault(key, []).append((node, finding))
+    causes = []
+    for (shared, _, _), members in groups.items():
+        nodes = dict.fromkeys(node for node, _ in members)
+        many = len(nodes) >= COMMON or (len(nodes) > 1 and 2 * len(nodes) > len(reports))
+        if shared or many:
+            causes.append(_cause(members, len(reports), shared=shared, common=many))
+        else:
+            causes += [_cause([member], len(reports)) for member in members]
+    return causes
+
+
+def _cause(
+    members: Sequence[tuple[str, Finding]], of: int, *, shared: str = "", common: bool = False
+) -> Cause:
+    status = worst(f.status for _, f in members)
+    telling = [(node, f) for node, f in members if f.status is status]
+    by_text: dict[str, list[str]] = {}
+    for node, finding in telling:
+        by_text.setdefault(finding.result.seen, []).append(node)
+    texts = sorted(by_text.items(), key=lambda item: -len(item[1]))
+    return Cause(
+        check=_commonest(f.name for _, f in telling),
+        status=status,
+        nodes=tuple(dict.fromkeys(node for node, _ in members)),
+        of=of,
+        seen=tuple((text, tuple(nodes)) for text, nodes in texts),
+        expected=_commonest(f.result.expected for _, f in telling),
+        fix=_commonest(f.result.fix for _, f in telling),
+        shared=shared,
+        checks=tuple(dict.fromkeys(f.check for _, f in members)),
+        common=common,
+    )
+
+
+def _commonest(texts: Iterable[str]) -> str:
+    return Counter(texts).most_common(1)[0][0]
+
+
+def urgency(cause: Cause) -> tuple[int, int, str]:
+    """To sort by: the worst first, then the widest."""
+    return WORST_FIRST.index(cause.status), -len(cause.nodes), cause.check
