@@ -1,0 +1,83 @@
+"""The largest packet on the way to peers and servers: the one hop with a smaller MTU is found."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from healthchecks.check import Blame, Findings, Result, Skip, check
+from healthchecks.context import Ctx
+from supervisor.core.setting import About
+
+_PEERS = About(
+    doc="Nodes and servers by address or name; empty: the NFS servers of this node's mounts."
+)
+
+
+def peers_of(ctx: Ctx, *, peers: tuple[str, ...] = (), **_options: object) -> list[str]:
+    """What is probed. Raises Skip where there is nothing."""
+    if peers:
+        return list(peers)
+    servers = set()
+    for line in ctx.text("proc/self/mountinfo").splitlines():
+        kind, _, options = line.partition(" - ")[2].partition(" ")
+        if kind in ("nfs", "nfs4") and (address := re.search(r"[ ,]addr=([\d.]+)", options)):
+            servers.add(address[1])
+    if not servers:
+        raise Skip("no peers are given and no NFS server is mounted")
+    if not ctx.live:
+        raise Skip("files below a root have no network")
+    return sorted(servers)
+
+
+@check(
+    "path.mtu",
+    tags={"preflight"},
+    resource="path",
+    each=peers_of,
+    deadline_s=8.0,
+    blame=Blame.SHARED,
+    drains=False,
+)
+def path_mtu(
+    ctx: Ctx,
+    peer: str,
+    *,
+    peers: Annotated[tuple[str, ...], _PEERS] = (),
+    least: Annotated[
+        int, About(doc="Packet that must pass; 0: the interface's MTU.", unit="B")
+    ] = 0,
+    timeout_s: Annotated[float, About(doc="How long to wait for echoes.", unit="s")] = 0.2,
+) -> Result:
+    """Packets as large as the interface's MTU reach peers and storage servers unfragmented.
+
+    Echoes with the don't-fragment bit (ping -M do, tracepath; RFC 1191). A switch or router with a
+    smaller MTU on a jumbo path loses large packets only: RoCE and NFS hang, small requests work.
+    A router that says so is named by its address; one that does not is a black hole between two
+    sizes. The way there is measured; for the way back run it at the peer.
+    """
+    from healthchecks.path_probe import route, walk
+
+    ctx.doing(f"look up {peer}")
+    to = route(peer)
+    ctx.doing(f"ICMP echoes to {to.peer}")
+    path = walk(to, timeout_s)
+    found = Findings()
+    found.metric("mtu", path.passes, "B")
+    found.metric("rtt", path.rtt_s, "s")
+    wanted = least or min(to.mtu, 65535)
+    if path.passes < wanted:
+        at = [f"{hop} says fragmentation is needed: its MTU is {m}" for hop, m in path.hops.items()]
+        why = (
+            "; ".join(at) or f"a black hole: {path.passes + 1} bytes vanish and no router says why"
+        )
+        hops = ", ".join(path.hops)
+        found.fail(
+            f"{path.passes} bytes pass to {to.peer}, {to.interface} has MTU {to.mtu}; {why}",
+            expected=f"{wanted} bytes pass",
+            fix=f"raise the MTU at {hops or 'the switches between'} to {wanted} or more, or lower "
+            f"{to.interface}'s to {path.passes} on all nodes",
+            device=to.interface,
+            shared=f"hop {hops}" if hops else f"path to {to.peer}",
+        )
+    return found.result(f"{path.passes} bytes pass to {to.peer} through {to.interface}")
