@@ -776,7 +776,132 @@ ROCE = [
     Case(check="roce.qos", name="no RoCE", change=no_roce, status=SKIP, seen="no Ethernet port"),
 ]
 
-CASES = [*PORT, *MISSING, *COUNTERS, *SUBNET, *FIRMWARE, *CABLE, *MTU, *ROCE]
+ROUTE = """From ca {0x9c05910300a00000} portnum 1 lid 256-256 "node-017 mlx5_0"
+[1] -> switch port {0xfc6a1c0300e7f000}[17] lid 2-2 "leaf-r1"
+[41] -> switch port {0xfc6a1c0300e7f100}[3] lid 5-5 "spine-02"
+[9] -> switch port {0xfc6a1c0300e7f200}[42] lid 7-7 "leaf-r9"
+[12] -> ca port {0x9c05910300a00100}[1] lid 300-300 "node-042 mlx5_0"
+To ca {0x9c05910300a00100} portnum 1 lid 300-300 "node-042 mlx5_0"
+"""
+
+
+def subnet(*, small: str = "", record: int = 5, **more: str) -> dict[str, str]:
+    """infiniband-diags over that route. `small`: "LID PORT" with an MTU of 2048."""
+    portinfo = f"""#!/bin/sh
+mtu=4096
+[ "$6 $7" = "{small}" ] && mtu=2048
+echo "# Port info: Lid $6 port $7
+LinkState:.......................Active
+NeighborMTU:.....................$mtu
+MtuCap:..........................4096"
+"""
+    path = f"""PathRecord dump:
+\t\tdlid....................300
+\t\tslid....................256
+\t\tmtu.....................{0x80 + record:#x}
+\t\trate....................0x90
+"""
+    return {"ibtracert": ROUTE, "smpquery": portinfo, "saquery": path} | more
+
+
+PEER = {"peers": ["0x12c"]}
+BROKEN = "#!/bin/sh\necho 'ibwarn: mad_rpc failed' >&2; exit 1\n"
+PATH = [
+    Case(
+        check="ib.path_mtu",
+        name="healthy",
+        options=PEER,
+        programs=subnet(),
+        status=OK,
+        seen="MTU 4096 over 4 links from mlx5_0 to LID 300",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="one link smaller",
+        options=PEER,
+        programs=subnet(small="5 9", record=4),
+        status=FAIL,
+        seen="link from spine-02 port 9 to leaf-r9 port 42 has MTU 2048",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="smaller at its far end",
+        options=PEER,
+        programs=subnet(small="7 42", record=4),
+        status=FAIL,
+        seen="link from spine-02 port 9 to leaf-r9 port 42 has MTU 2048",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="only the path record smaller",
+        options=PEER,
+        programs=subnet(record=4),
+        status=FAIL,
+        seen="gives paths to LID 300 an MTU of 2048",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="no route",
+        options=PEER,
+        programs=subnet(ibtracert="From ca {0x9c05910300a00000} portnum 1 lid 256-256"),
+        status=UNKNOWN,
+        seen="ibtracert shows no route",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="no right to ask",
+        options=PEER,
+        programs=subnet(smpquery=BROKEN),
+        status=UNKNOWN,
+        seen="smpquery ended with 1: ibwarn: mad_rpc failed",
+    ),
+    Case(
+        check="ib.path_mtu",
+        name="no such device",
+        options={"peers": ["mlx5_77:0x12c"]},
+        programs=subnet(),
+        status=UNKNOWN,
+        seen="no InfiniBand device mlx5_77",
+    ),
+    Case(check="ib.path_mtu", name="no tools", options=PEER, status=SKIP, seen="saquery"),
+    Case(check="ib.path_mtu", name="no peers", status=SKIP, seen="no peers are given"),
+    Case(
+        check="path.mtu",
+        name="real interfaces",
+        status=OK,
+        none="on real interfaces: tests/local/test_path_mtu.py",
+    ),
+    Case(
+        check="path.mtu",
+        name="a smaller hop",
+        status=FAIL,
+        none="on real interfaces: tests/local/test_path_mtu.py",
+    ),
+    Case(
+        check="path.mtu",
+        name="no way there",
+        options={"peers": ["255.255.255.255"]},
+        status=UNKNOWN,
+        seen="no route to 255.255.255.255",
+    ),
+    Case(
+        check="path.mtu",
+        name="no mount table",
+        change=garbled("proc/self/mountinfo"),
+        status=UNKNOWN,
+        seen="mountinfo",
+    ),
+    Case(
+        check="path.mtu",
+        name="no peers, no NFS",
+        change=wrote("proc/self/mountinfo", "29 1 252:1 / / rw - ext4 /dev/vda1 rw"),
+        status=SKIP,
+        seen="no NFS server is mounted",
+    ),
+    Case(check="path.mtu", name="not this machine", status=SKIP, seen="no network"),
+]
+
+CASES = [*PATH, *PORT, *MISSING, *COUNTERS, *SUBNET, *FIRMWARE, *CABLE, *MTU, *ROCE]
 
 
 @each_of(CASES)
