@@ -152,14 +152,16 @@ async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, 
         offset = chunk.offset + len(chunk.data)
 
 
-def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterator[dict[str, Any]]:
+def ask(
+    path: Path, request: dict[str, Any], *, stream: bool = False, within_s: float = ANSWER_S
+) -> Iterator[dict[str, Any]]:
     """Send one request to a run's engine; yields its answers.
 
     Raises NoEngineError where none listens, TransientError where it does not answer, UserError
     where it refuses.
     """
     with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(ANSWER_S)
+        link.settimeout(within_s)
         try:
             link.connect(str(path))
             link.sendall(json.dumps(request).encode() + b"\n")
@@ -172,7 +174,7 @@ def ask(path: Path, request: dict[str, Any], *, stream: bool = False) -> Iterato
             try:
                 data = link.recv(65536)
             except TimeoutError:
-                raise TransientError(f"the engine did not answer within {ANSWER_S:.0f} s") from None
+                raise TransientError(f"the engine did not answer within {within_s:.0f} s") from None
             except ConnectionError:
                 return
             if not data:

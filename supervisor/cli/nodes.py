@@ -167,7 +167,7 @@ def duration(text: str) -> float:
     return int(read[1]) * _UNITS[read[2]]
 
 
-def _named(text: str) -> tuple[str, ...]:
+def named(text: str) -> tuple[str, ...]:
     from supervisor.core.errors import UserError
     from supervisor.core.nodeset import expand
 
@@ -198,7 +198,7 @@ def exclude(node_list: str, reason: str, period: str | None) -> None:
     """Keep NODES out of new runs and out of the spares that runs take."""
     from supervisor import app
 
-    names = _named(node_list)
+    names = named(node_list)
     now = app.clock()
     until = now + duration(period) if period else None
     with _open(write=True) as fleet:
@@ -216,7 +216,7 @@ def include(node_list: str, force: bool) -> None:
     from supervisor import app
     from supervisor.core.errors import UserError
 
-    names = _named(node_list)
+    names = named(node_list)
     now = app.clock()
     with _open(write=True) as fleet:
         out = fleet.exclusions(now)

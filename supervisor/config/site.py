@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,8 @@ def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE) -> Site:
         last = path
     if "state_dir" not in values:
         state = _base(env, "XDG_STATE_HOME", ".local/state")
+        if state is None and os.geteuid() == 0:
+            state = Path("/var/lib")  # Slurm's programs and cron may have no home
         if state is None:
             raise UserError(
                 f"state_dir: no home directory is known; set HOME, or state_dir in {system}"

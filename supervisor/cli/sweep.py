@@ -1,0 +1,187 @@
+"""`superv sweep`: look over the fleet, from cron or by hand; `--install` puts it there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from supervisor.sweep import Sweep
+
+WIDTH = 100
+EXIT_S = 10.0  # over the deadline, for what is no look at a node
+NOT_DONE = 4  # exit code: the sweep could not be done
+
+
+@click.command()
+@click.argument("node_list", metavar="[NODES]", required=False)
+@click.option("--partition", help="All nodes of this partition; all nodes without.")
+@click.option("--tags", default="preflight", show_default=True, help="The suites, with commas.")
+@click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
+@click.option("--deadline", default=240.0, show_default=True, help="Seconds for all of it.")
+@click.option("--install", is_flag=True, help="Write the line of your crontab that runs this.")
+@click.option("--timer", is_flag=True, help="With --install: a systemd timer in place of cron.")
+@click.option("--every", default=30, show_default=True, help="With --install: minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
+def sweep(
+    node_list: str | None,
+    partition: str | None,
+    tags: str,
+    sets: tuple[str, ...],
+    deadline: float,
+    install: bool,
+    timer: bool,
+    every: int,
+    as_json: bool,
+) -> None:
+    """Check idle, drained and down nodes (NODES, or all), and record what was found.
+
+    Nodes that work are left alone. Prints what changed since the last sweep, and nothing where
+    nothing did and nobody watches: cron sends no mail then. Exit code 0: nothing got worse; 1:
+    something did; 4: the sweep could not be done.
+    """
+    from supervisor.core.errors import TransientError
+
+    if install:
+        words = [*([node_list] if node_list else [])]
+        words += [f"--partition={partition}"] if partition else []
+        words += [f"--tags={tags}", f"--deadline={deadline:g}", *(f"--set={s}" for s in sets)]
+        _install(words, every, timer=timer)
+        return
+    try:
+        found = _sweep(node_list, partition, tags, sets, deadline)
+    except TransientError as error:
+        click.echo(f"superv: sweep not done: {error}", err=True)
+        sys.exit(NOT_DONE)
+    if found is None:
+        return
+    if as_json:
+        from supervisor.sweep import document
+
+        click.echo(document(found))
+    else:
+        _tell(found)
+    sys.stdout.flush()
+    os._exit(1 if found.worse else 0)  # a thread may hang in a connection: nobody waits for it
+
+
+def _sweep(
+    node_list: str | None,
+    partition: str | None,
+    tags: str,
+    sets: tuple[str, ...],
+    deadline: float,
+) -> Sweep | None:
+    import asyncio
+
+    from healthchecks.remote import Suite
+    from healthchecks.settings import merged
+    from supervisor import app
+    from supervisor.cli.nodes import named
+    from supervisor.config import load_site
+    from supervisor.core.errors import TransientError
+    from supervisor.fleet import Fleet
+    from supervisor.sweep import Busy, alone
+    from supervisor.sweep import sweep as look
+
+    site = load_site(os.environ)
+    suite = Suite(
+        tags=tuple(tag.strip() for tag in tags.split(",")), settings=merged(os.environ, sets)
+    )
+
+    async def work() -> Sweep:
+        try:
+            async with asyncio.timeout(deadline + EXIT_S):
+                return await look(
+                    named(node_list) if node_list else (),
+                    suite,
+                    site,
+                    fleet,
+                    partition=partition,
+                    deadline_s=deadline,
+                    now=app.clock,
+                )
+        except TimeoutError:
+            raise TransientError(f"it did not end within {deadline + EXIT_S:.0f} s") from None
+
+    try:
+        with alone(site), Fleet(site.fleet) as fleet:
+            return asyncio.run(work())
+    except Busy as why:
+        click.echo(str(why), err=True)
+        return None
+
+
+def _tell(found: Sweep) -> None:
+    from healthchecks.check import Status
+    from healthchecks.places import Way
+    from supervisor.cli.watch import printable
+    from supervisor.core.nodeset import compress
+
+    lines = []
+    for change in found.changes:
+        was = f" (was {change.was.value})" if change.was else ""
+        lines.append(f"{change.status.value:<8}{change.node} {change.finding}{was}: {change.seen}")
+    lines += list(found.acts)
+    if not lines and not sys.stdout.isatty():
+        return
+    reports = {n: a.report for n, a in found.answers.items() if a.report}
+    failed = [n for n, r in reports.items() if r.status is Status.FAIL]
+    left = [n for n, a in found.answers.items() if a.way is Way.NONE and a.report is None]
+    told = f"{len(reports)} nodes looked at"
+    told += f", {len(failed)} fail: {compress(failed)}" if failed else ", none fails"
+    told += f"; {len(left)} left alone: {compress(left)}" if left else ""
+    for line in [*lines, told]:
+        text = printable(line)
+        click.echo(text if len(text) <= WIDTH else text[: WIDTH - 1] + "…")
+
+
+def _install(words: list[str], every: int, *, timer: bool) -> None:
+    from supervisor.core.errors import UserError
+
+    if not 1 <= every <= 59:
+        raise UserError(f"--every {every}: expected 1 to 59 minutes")
+    argv = [sys.executable, "-m", "supervisor.cli", "sweep", *words]
+    (_timer if timer else _crontab)(argv, every)
+
+
+def _crontab(argv: list[str], every: int) -> None:
+    from supervisor import proc
+    from supervisor.core.errors import UserError
+    from supervisor.sweep import crontab_line, installed
+
+    line = crontab_line(argv, every)
+    there = proc.run_sync(("crontab", "-l"), deadline_s=10.0, env=os.environ)
+    if there.rc == 127:
+        raise UserError(
+            f"there is no crontab command here; use --timer, or add to cron yourself: {line}"
+        )
+    if there.rc != 0 and "no crontab for" not in there.err:
+        raise UserError(f"crontab -l: {there.why()}; nothing was changed")
+    text = installed(there.out if there.rc == 0 else "", line)
+    done = proc.run_sync(("crontab", "-"), deadline_s=10.0, stdin=text.encode(), env=os.environ)
+    if done.rc != 0:
+        raise UserError(f"crontab: {done.why()}; nothing was changed")
+    click.echo(f"in your crontab now: {line}", nl=False)
+
+
+def _timer(argv: list[str], every: int) -> None:
+    from supervisor.core.errors import UserError
+    from supervisor.sweep import units
+
+    if os.geteuid() == 0:
+        folder, how = Path("/etc/systemd/system"), "systemctl"
+    else:
+        folder, how = Path.home() / ".config/systemd/user", "systemctl --user"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in units(argv, every).items():
+            (folder / name).write_text(text)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+    click.echo(f"wrote superv-sweep.service and superv-sweep.timer to {folder}; now run")
+    click.echo(f"  {how} daemon-reload && {how} enable --now superv-sweep.timer")
