@@ -43,6 +43,11 @@ class Place:
     def word(self) -> str:
         return re.sub(r"[^a-z_].*", "", self.state)
 
+    @property
+    def answers(self) -> bool:
+        """Whether its slurmd answers, as far as Slurm knows."""
+        return "*" not in self.state and self.word not in ("down", "unknown")
+
 
 def way(place: Place) -> tuple[Way | None, str]:
     """How to ask a node, and why; None: others use a part of it, the rest may be free."""
@@ -54,7 +59,7 @@ def way(place: Place) -> tuple[Way | None, str]:
         return Way.NONE, word.replace("_", " ")
     if word in BUSY:
         return Way.NONE, word
-    if "*" in place.state:
+    if not place.answers and word != "down":
         return Way.SSH, "it does not respond"
     if word in FREE:
         return Way.SRUN, ""
@@ -102,11 +107,16 @@ def parse_places(text: str) -> dict[str, Place]:
 
 
 async def gpus_used(slurm: Slurm, nodes: Sequence[str]) -> set[str]:
-    """Those of the nodes on which a GPU is in use."""
+    """Those of the nodes on which a GPU is in use; all of them where Slurm does not say."""
+    if not nodes:
+        return set()
     argv = ("sinfo", "--noheader", "--Node", f"--nodes={compress(nodes)}")
-    done = await slurm.run(*argv, "--Format=NodeList:128,GresUsed:256")
+    try:
+        done = await slurm.run(*argv, "--Format=NodeList:128,GresUsed:256")
+    except TransientError:
+        return set(nodes)
     if done.rc != 0:
-        raise TransientError(done.why())
+        return set(nodes)
     rows = (line.split(maxsplit=1) for line in done.out.splitlines() if line.strip())
     return {row[0] for row in rows if re.search(r"gpu(:[\w-]+)?:[1-9]", " ".join(row[1:]))}
 
@@ -115,12 +125,16 @@ _RUN = re.compile(r"superv-(?P<run>.+)-[0-9a-f]{6}-\d+")  # an allocation's name
 
 
 async def holders(slurm: Slurm, nodes: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """By node: the user's own run that holds it (or nothing), and who holds it in words."""
+    """By node: the user's own run that holds it (or nothing), and who holds it in words.
+
+    Nodes of which Slurm does not say it are left out.
+    """
     argv = ["squeue", "--noheader", "--all", "--states=RUNNING,COMPLETING,SUSPENDED,CONFIGURING"]
     argv += ["--format=%i|%U|%u|%N|%j", f"--nodelist={compress(nodes)}"]
-    done = await slurm.run(*argv)
-    if done.rc != 0:
-        raise TransientError(done.why())
+    try:
+        done = await slurm.run(*argv)
+    except TransientError:
+        return {}
     found: dict[str, tuple[str, str]] = {}
     for line in done.out.splitlines():
         job, uid, user, held, name = line.split("|", 4)

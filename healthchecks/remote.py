@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
 import sys
 import time
@@ -28,6 +27,8 @@ from supervisor.core.nodeset import compress
 ANSWERS = "node.answers"  # the check whose finding says that a node gave no report
 DEADLINE_S = 60.0
 AROUND_S = 10.0  # of a deadline, for what is not the checks on the node: start, connect, collect
+SETTLE_S = 10.0  # for nodes whose step has ended to be idle again
+SETTLE_LOOK_S = 0.5
 TRIES = 3  # nodes may be taken between Slurm's word and srun
 
 
@@ -104,8 +105,8 @@ async def examine(
         async with asyncio.TaskGroup() as group:
             for job in jobs:
                 group.create_task(job)
-    except* (UserError, TransientError) as errors:  # the first is as good as the others
-        raise errors.exceptions[0] from None
+    except* UserError as errors:  # the first is as good as the others
+        raise _first(errors) from None
     return {node: here.answers[node] for node in here.nodes}
 
 
@@ -153,7 +154,7 @@ class _Examination:
         """The jobs to do; nodes that are left alone are answered here."""
         ways = {node: way(self.places[node]) for node in self.nodes if node in self.places}
         mixed = [n for n, (w, _) in ways.items() if w is None]
-        used = await gpus_used(self._slurm, mixed) if mixed else set[str]()
+        used = await gpus_used(self._slurm, mixed)
         by_srun, by_ssh, busy = [], [], []
         for node in self.nodes:
             how, why = ways.get(node, (Way.SSH, ""))
@@ -237,21 +238,40 @@ class _Examination:
             got=lambda node, text: self._arrived(node, Way.SRUN, text),
         )
         missing = [node for node in step.nodes if node not in self.answers]
-        if missing and ended.refused and tries > 1:
-            await self._again(missing, tries - 1)
+        lost = [node for node in missing if ended.failed_on(node)]
+        others = [node for node in missing if node not in lost]
+        if others and tries > 1 and (ended.refused or lost):
+            for node in lost:
+                self._answer(node, Way.SRUN, _no_answer(node, ended, left))
+            await self._again(others, tries - 1)
             return
         for node in missing:
             self._answer(node, Way.SRUN, _no_answer(node, ended, left))
 
     async def _again(self, nodes: Sequence[str], tries: int) -> None:
-        """Slurm did not grant the step: somebody took a node meanwhile. Ask for the others."""
-        self.places |= await look_up(self._slurm, nodes, self._partition)
-        free = [node for node in nodes if way(self.places[node])[0] in (Way.SRUN, None)]
-        taken = [(node, "taken meanwhile") for node in nodes if node not in free]
-        await self._leave_alone(taken, None)
+        """A step was not granted, or one node cost the others theirs: ask these once more."""
+        try:
+            await self._settled(nodes)
+        except (TransientError, UserError) as error:
+            for node in nodes:
+                self._answer(node, Way.SRUN, _unknown(f"it was not asked again: {error}"))
+            return
+        ways = {node: way(self.places[node]) for node in nodes}
+        free = [node for node, (how, _) in ways.items() if how in (Way.SRUN, None)]
+        await self._leave_alone([(n, why) for n, (_, why) in ways.items() if n not in free], None)
         async with asyncio.TaskGroup() as group:
             for step in self._steps(free):
                 group.create_task(self._by_srun(step, tries))
+
+    async def _settled(self, nodes: Sequence[str]) -> None:
+        """What Slurm says now, once the last step on the nodes has ended for good."""
+        until = min(self._end, time.monotonic() + SETTLE_S)
+        while True:
+            self.places |= await look_up(self._slurm, nodes, self._partition)
+            completing = any(self.places[node].word == "completing" for node in nodes)
+            if not completing or time.monotonic() > until:
+                return
+            await asyncio.sleep(SETTLE_LOOK_S)
 
     # --- ssh ---
 
@@ -270,8 +290,11 @@ class _Examination:
         if isinstance(came, str):
             self._arrived(node, Way.SSH, came)
         else:
-            result = Result(status=came.status, seen=came.seen, fix=came.fix)
-            self._answer(node, Way.SSH, result)
+            place = self.places.get(node)
+            status = came.status
+            if came.refused and place is not None and place.answers:
+                status = Status.UNKNOWN  # its slurmd answers: it lives, and has no sshd for us
+            self._answer(node, Way.SSH, Result(status=status, seen=came.seen, fix=came.fix))
 
     # --- answers ---
 
@@ -315,6 +338,11 @@ class _Examination:
         return max(1.0, self._end - time.monotonic())
 
 
+def _first(errors: BaseExceptionGroup[UserError]) -> UserError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
 def _unknown(seen: str, fix: str = "") -> Result:
     return Result(status=Status.UNKNOWN, seen=seen, fix=fix)
 
@@ -331,7 +359,7 @@ def _no_answer(node: str, ended: srun.Ended, after_s: float) -> Result:
             seen=f"srun: {began} within {after_s:.0f} s" + (f": {said}" if said else ""),
             fix="look at slurmd's log there and at the node's console",
         )
-    if re.search("launch for|launch failed|communication|connect", said, re.IGNORECASE):
+    if ended.failed_on(node):
         return Result(
             status=Status.FAIL,
             seen=f"srun could not start anything there: {said}",

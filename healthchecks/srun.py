@@ -21,6 +21,7 @@ from supervisor.core.nodeset import compress
 GRANT_S = 5  # srun --immediate: for nodes that are idle by Slurm's own word
 END_S = 3.0  # for srun's end once every node has answered
 CANCEL_S = 10.0
+_NOISE = ("lacks support for cpu binding",)  # no answer to anything
 _REFUSED = ("unable to allocate", "immediate", "requested nodes are busy", "allocation failure")
 
 
@@ -64,10 +65,16 @@ class Ended:
 
     def about(self, node: str) -> str:
         """The line of what was said that names the node, else the last one."""
-        for line in reversed(self.said):
-            if re.search(rf"(?<![\w-]){re.escape(node)}(?![\w-])", line):
-                return line.strip()
-        return self.said[-1].strip() if self.said else ""
+        named = [line for line in self.said if self._names(line, node)]
+        return (named or list(self.said) or [""])[-1].strip()
+
+    def failed_on(self, node: str) -> bool:
+        """Whether srun could not start its task there. It then ends the tasks of all the others."""
+        return any("launch" in line.lower() and self._names(line, node) for line in self.said)
+
+    @staticmethod
+    def _names(line: str, node: str) -> bool:
+        return bool(re.search(rf"(?<![\w-]){re.escape(node)}(?![\w-])", line))
 
 
 async def ask(
@@ -109,7 +116,8 @@ async def ask(
             if rc is None:
                 proc.give_up(child)
                 await _cancel(name, env)
-    return Ended(rc=rc, began=frozenset(collector.began), said=tuple(collector.said))
+    said = (line for line in collector.said if not any(words in line for words in _NOISE))
+    return Ended(rc=rc, began=frozenset(collector.began), said=tuple(said))
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ class NoReport:
     status: Status  # FAIL: it does not answer; UNKNOWN: it may, but we could not ask
     seen: str
     fix: str = ""
+    refused: bool = False  # its kernel answers: nothing listens there
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,13 +160,16 @@ class Visit:
         )
 
     def _silent(self, error: Exception) -> NoReport:
-        why = str(error) or type(error).__name__
-        if isinstance(error, TimeoutError):
-            why = f"no answer within {self.settings.connect_timeout_s} s"
+        # paramiko has an error for each address; any of them will do
+        told = next(iter(getattr(error, "errors", {}).values()), error)
+        why = getattr(told, "strerror", None) or str(told) or type(told).__name__
+        if isinstance(told, TimeoutError):
+            why = f"no answer within {self.settings.connect_timeout_s:g} s"
         return NoReport(
             status=Status.FAIL,
             seen=f"ssh: port {self.settings.port}: {why}",
-            fix="look at the node's console and power",
+            fix="look at the node's console and power; is sshd running?",
+            refused=isinstance(told, ConnectionRefusedError),
         )
 
 

@@ -277,7 +277,8 @@ def page(
         lines += [*_cause(cause), ""]
     passed = [n for n, r in judged.reports.items() if r.status in (Status.OK, Status.SKIP)]
     if passed:
-        lines += _wrapped(f"{len(passed)} nodes: {compress(passed)}", "passed      ", " " * 12)
+        count = f"{len(passed)} node{'s' if len(passed) > 1 else ''}"
+        lines += _wrapped(f"{count}: {compress(passed)}", "passed      ", " " * 12)
     alone: dict[str, list[str]] = {}
     for node, answer in answers.items():
         if answer.report is None:
