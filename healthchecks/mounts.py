@@ -156,10 +156,10 @@ class Table:
         ids = {m.id for m in self.mounts}
         self._below: dict[int, list[Mounted]] = {}
         for mounted in self.mounts:
-            # A parent outside of what this process sees stands for "nothing": id 0 is never used.
-            key = mounted.parent if mounted.parent in ids else 0
-            if mounted.parent != mounted.id:
-                self._below.setdefault(key, []).append(mounted)
+            # Below nothing (0, which no mount has): the first of all, which is its own parent, and
+            # what has a parent that this process does not see.
+            first = mounted.parent == mounted.id or mounted.parent not in ids
+            self._below.setdefault(0 if first else mounted.parent, []).append(mounted)
 
     def under(self, path: str) -> Mounted | None:
         """The mount that a path leads to, as the kernel walks it: newer mounts hide older ones."""
