@@ -237,7 +237,7 @@ def _call(ctx: Ctx, name: str, *args: Any, of: str = "") -> Any:
     except pynvml.NVMLError as error:
         if error.value in UNSUPPORTED:
             raise Unsupported(name) from error
-        raise Trouble(" ".join(p for p in (name, of) if p), error.value, str(error)) from error
+        raise Trouble(name, error.value, str(error)) from error
 
 
 class Nvml:
@@ -290,8 +290,10 @@ class Nvml:
             if one.nvmlReturn == 0:
                 found[one.fieldId] = _number(one)
             elif one.nvmlReturn not in (*UNSUPPORTED, INVALID_ARGUMENT):
-                what = f"nvmlDeviceGetFieldValues {gpu.label} field {one.fieldId}"
-                raise Trouble(what, one.nvmlReturn, "no value")
+                import pynvml
+
+                text = str(pynvml.NVMLError(one.nvmlReturn))
+                raise Trouble(f"nvmlDeviceGetFieldValues {one.fieldId}", one.nvmlReturn, text)
         return found
 
     def fill(self, gpu: Gpu, name: str, struct: Any) -> Any:
@@ -314,6 +316,7 @@ class Nvml:
         Raises Skip where no GPU supports `what`.
         """
         earlier, judged = [*self.missing], 0
+        failed: list[tuple[Gpu, Trouble]] = []
         for gpu in self.gpus:
             if gpu.index in self._session.missing:
                 continue
@@ -323,11 +326,21 @@ class Nvml:
             except Unsupported:
                 continue
             except Trouble as error:
-                self.report(found, gpu, error)
+                failed.append((gpu, error))
                 judged += 1
+        if len(failed) == self.count > 1 and len({str(error) for _, error in failed}) == 1:
+            shared = failed.pop()[1]  # it is the driver's, and no GPU's
+            found.add(
+                Status.FAIL if shared.fails else Status.UNKNOWN,
+                f"all {self.count} GPUs: {shared}",
+                expected="an answer",
+                fix=shared.fix,
+            )
+            failed = []
+        for gpu, trouble in failed:
+            self.report(found, gpu, trouble)
         for lost in earlier:
-            at = f" ({lost.bdf})" if lost.bdf else ""
-            found.unknown(f"{lost.label}{at} was not asked: {lost.trouble}; see gpu.handle")
+            self.leave_out(found, lost)
         if not judged and not self._session.missing:
             raise Skip(f"{what} is not supported by {self.names() or 'any GPU'}")
         some = f"{judged} of {self.count}" if judged < self.count else f"{judged}"
@@ -345,6 +358,11 @@ class Nvml:
         )
         if error.code in (GPU_IS_LOST, RESET_REQUIRED):
             self._session.missing[gpu.index] = Missing(index=gpu.index, bdf=gpu.bdf, trouble=error)
+
+    def leave_out(self, found: Findings, lost: Missing) -> None:
+        """Say that a GPU was not looked at; gpu.handle says why, and what to do."""
+        at = f" ({lost.bdf})" if lost.bdf else ""
+        found.unknown(f"not asked: {lost.trouble}{at}; see gpu.handle", device=lost.label)
 
     def names(self) -> str:
         return ", ".join(dict.fromkeys(gpu.name for gpu in self.gpus if gpu.name))

@@ -407,7 +407,7 @@ def p2p(ctx: Ctx) -> Result:
         raise Skip("the GPUs are not connected by NVLink")
     _unreached(nvml, found, status)
     for gone in lost:
-        found.unknown(f"{gone.label} was not asked: {gone.trouble}; see gpu.handle")
+        nvml.leave_out(found, gone)
     return found.result(f"{len(status)} pairs of GPUs reach each other over NVLink")
 
 
