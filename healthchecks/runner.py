@@ -41,6 +41,7 @@ class Order:
     node: str = ""  # this machine's short name where empty
     folder: Path | None = None  # of the state between runs; None: nothing is kept
     deadline_s: float = SUITE_S
+    forget: bool = False  # after a repair: what the checks remembered of this node
 
 
 def run(order: Order) -> Report:
@@ -83,6 +84,8 @@ def _held(order: Order, base: Ctx) -> Iterator[tuple[State, list[str]]]:
             state = kept.load(folder, name, base.boot_id)
             if state.problem:
                 notes.append(state.problem)
+            if order.forget:
+                state.memories.clear()
             if not ours:
                 notes.append("another run of checks holds the state: nothing of this one is kept")
         except OSError as error:

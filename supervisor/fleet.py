@@ -11,17 +11,18 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from healthchecks.check import Blame, Status, worst
+from healthchecks.check import Blame, Result, Status, worst
 from healthchecks.registry import registered
 from healthchecks.report import Finding, Report
 from supervisor.core.errors import TransientError, UserError
 
 DAY_S = 86_400.0
 STRIKES_OVER_S = 28 * DAY_S  # repeat offenders are counted over four weeks
+COMPARED = ("sweep", "preflight", "accept")  # reports of these were compared with other nodes
 KEEP_S = 92 * DAY_S  # looks and changes older than this are dropped
 WAIT_S = 10.0  # another writer is done by then
 
@@ -224,7 +225,13 @@ class Fleet:
             if not same and not (old is None and finding.status in (Status.OK, Status.SKIP)):
                 changes.append(self._changed(report, origin, old, finding))
         for name, old in before.items():  # a target that is no more: a mount taken away
+            if origin not in COMPARED and old.finding.on.endswith(("cohort", "golden")):
+                continue  # what comparison found, only comparison takes back
             if old.finding.check in asked and name not in now and old.at <= report.at:
+                if old.finding.status in (Status.FAIL, Status.WARN, Status.UNKNOWN):
+                    gone = Result(status=Status.OK, seen="no longer found")
+                    cured = replace(old.finding, result=gone)
+                    changes.append(self._changed(report, origin, old, cured))
                 self._db.execute(
                     "DELETE FROM standing WHERE node = ? AND finding = ?", (report.node, name)
                 )

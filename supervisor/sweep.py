@@ -6,7 +6,6 @@ the `running` suite on those of the user's own runs, which their agents do.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,18 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from healthchecks.check import Status
-from healthchecks.remote import ANSWERS, Answer, AskRun, Suite, examine
-from healthchecks.report import Report, from_document
+from healthchecks.cohort import Golden, judge
+from healthchecks.registry import registered
+from healthchecks.remote import ANSWERS, Answer, Suite, Told, examine
+from healthchecks.report import Report
 from launchers.slurm import NodeStatus, Slurm
-from supervisor import control, runs
+from supervisor.asking import agents
 from supervisor.config import Site
-from supervisor.core.errors import TransientError, UserError
 from supervisor.drain import Decision, command, decide, drainable
 from supervisor.fleet import Change, Fleet
 
 ORIGIN = "sweep"
 CONFIRM_SHARE = 0.3  # of the deadline, kept for the second look at what failed
-BESIDE_RANKS_S = 20.0  # for the agents of runs
 
 
 class Busy(Exception):
@@ -60,9 +59,6 @@ def alone(site: Site) -> Iterator[None]:
         yield
 
 
-Judge = Callable[[Mapping[str, Report]], Mapping[str, Report]]
-
-
 async def sweep(
     nodes: Sequence[str],
     suite: Suite,
@@ -72,8 +68,8 @@ async def sweep(
     partition: str | None,
     deadline_s: float,
     now: Callable[[], float],
-    judge: Judge = lambda reports: reports,
-    told: Callable[[Answer], None] = lambda _: None,
+    golden: Golden | None = None,
+    told: Told = lambda *_: None,
     env: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Look, look again at what failed, record, settle. Raises UserError, TransientError."""
@@ -84,50 +80,17 @@ async def sweep(
         partition=partition,
         deadline_s=deadline_s * (1 - CONFIRM_SHARE),
         told=told,
-        ask_run=_agents(site, suite),
+        ask_run=agents(site, suite),
         env=env,
     )
-    reports = judge({n: a.report for n, a in answers.items() if a.report is not None})
+    there = {n: a.report for n, a in answers.items() if a.report is not None}
+    reports = judge(there, registered(), golden).reports
     again = await _again(reports, suite, site, deadline_s * CONFIRM_SHARE, env)
     changes = fleet.record(reports.values(), ORIGIN)
     slurm = Slurm(env=env)
     looked = sum(1 for a in answers.values() if a.answered)
     acts = await settle(fleet, slurm, site, reports, again, looked, now)
     return Sweep(answers=answers, changes=changes, acts=acts)
-
-
-def _agents(site: Site, suite: Suite) -> AskRun:
-    """Asks the agents of the user's own runs for the `running` suite."""
-
-    async def ask(run: str, nodes: Sequence[str]) -> Mapping[str, Report]:
-        try:
-            socket = runs.find(site.state_dir, run).socket
-        except UserError:
-            return {}
-        order = {
-            "tags": ["running"],
-            "settings": dict(suite.settings),
-            "deadline_s": BESIDE_RANKS_S,
-        }
-
-        def one(node: str) -> Report | None:
-            question = {
-                "do": "look",
-                "node": node,
-                "order": order,
-                "deadline_s": BESIDE_RANKS_S,
-            }
-            try:
-                for answer in control.ask(socket, question, within_s=BESIDE_RANKS_S + 10):
-                    return from_document(answer)
-            except (control.NoEngineError, TransientError, UserError):
-                pass
-            return None
-
-        found = await asyncio.gather(*(asyncio.to_thread(one, node) for node in nodes))
-        return {n: r for n, r in zip(nodes, found, strict=True) if r is not None}
-
-    return ask
 
 
 async def _again(

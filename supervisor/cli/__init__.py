@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "check": ("supervisor.cli.check:check", "Run health checks on this node."),
     "sweep": ("supervisor.cli.sweep:sweep", "Check the fleet from cron; tell what changed."),
+    "accept": ("supervisor.cli.accept:accept", "Accept new or repaired nodes."),
     "prolog": ("supervisor.cli.on_node:prolog", "For Slurm's Prolog."),
     "healthcheck": ("supervisor.cli.on_node:healthcheck", "For Slurm's HealthCheckProgram."),
     "nodes": ("supervisor.cli.nodes:nodes", "Show what is known of the nodes' health."),

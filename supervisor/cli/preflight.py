@@ -120,6 +120,7 @@ def _examined(
 
     from healthchecks.places import Way
     from healthchecks.remote import DEADLINE_S, examine
+    from supervisor.asking import agents
 
     async def work(told: Progress) -> Mapping[str, Answer]:
         me = asyncio.current_task()
@@ -134,6 +135,7 @@ def _examined(
             partition=partition,
             deadline_s=deadline or DEADLINE_S,
             told=told,
+            ask_run=agents(site, suite),
         )
 
     with progress(quiet=quiet) as shown:

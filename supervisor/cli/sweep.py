@@ -78,6 +78,7 @@ def _sweep(
 ) -> Sweep | None:
     import asyncio
 
+    from healthchecks import golden as profiles
     from healthchecks.remote import Suite
     from healthchecks.settings import merged
     from supervisor import app
@@ -104,6 +105,7 @@ def _sweep(
                     partition=partition,
                     deadline_s=deadline,
                     now=app.clock,
+                    golden=profiles.load(site.golden) if site.golden else None,
                 )
         except TimeoutError:
             raise TransientError(f"it did not end within {deadline + EXIT_S:.0f} s") from None
