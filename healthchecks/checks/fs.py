@@ -10,6 +10,7 @@ from healthchecks.context import Ctx
 from supervisor.core.setting import About
 
 _TYPES = ("ext4", "ext3", "ext2", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs")
+_DAY_S = 86400.0
 
 
 def local_mounts(ctx: Ctx, **_options: object) -> list[str]:
@@ -39,11 +40,15 @@ def fs_local(
     warn_percent: Annotated[int, About(doc="Used space or inodes to warn at.", unit="%")] = 80,
     fail_percent: Annotated[int, About(doc="Used space or inodes to fail at.", unit="%")] = 85,
 ) -> Result:
-    """Local file systems have room for logs and code, and inodes.
+    """Local file systems can be written, have no errors, and have room for logs and code.
 
-    Thresholds: 80 % and 85 % of space and inodes, as in facebookresearch/gcm check_storage.
+    Thresholds: 80 % and 85 % of space and inodes, as in facebookresearch/gcm check_storage. A file
+    system that /etc/fstab or its own mount has as writable, and that the kernel made read-only, is
+    FAIL; so is an ext4 whose errors_count grew. Errors of the past are WARN: they ask for fsck.
     """
     found = Findings()
+    _writable(ctx, mount, found)
+    _errors(ctx, mount, found)
     ctx.doing(f"statvfs {mount}")
     stat = os.statvfs(ctx.path(mount))
     size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
@@ -61,3 +66,61 @@ def fs_local(
                 fix=f"remove what is not needed below {mount}",
             )
     return found.result(f"{free / 2**30:.1f} GiB free of {size / 2**30:.1f}")
+
+
+def _mounted(ctx: Ctx, mount: str) -> tuple[list[str], list[str]]:
+    """The fields of mountinfo on both sides of its dash, of the topmost mount there."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for line in ctx.text("proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[4].replace("\\040", " ") == mount:
+            found = (left.split(), right.split())
+    return found
+
+
+def _writable(ctx: Ctx, mount: str, found: Findings) -> None:
+    """The kernel turns a file system read-only when it finds it damaged."""
+    left, right = _mounted(ctx, mount)
+    if not left:
+        return
+    of_mount, of_system = left[5].split(","), right[2].split(",")
+    damaged = {"emergency_ro", "shutdown"} & {*of_system}  # ext4's words for it since Linux 6.15
+    if "ro" not in of_system and not damaged:
+        return
+    if "rw" in of_mount or damaged or _wanted_writable(ctx, mount):
+        found.fail(
+            "the kernel made it read-only",
+            expected="rw",
+            fix="drain the node; look for its first error (dmesg | grep -i ext4), then fsck",
+        )
+
+
+def _wanted_writable(ctx: Ctx, mount: str) -> bool:
+    for line in (ctx.maybe("etc/fstab") or "").splitlines():
+        fields = line.split()
+        if len(fields) >= 4 and not line.startswith("#") and fields[1] == mount:
+            return "ro" not in fields[3].split(",")
+    return False
+
+
+def _errors(ctx: Ctx, mount: str, found: Findings) -> None:
+    """What ext4 counted since its last fsck."""
+    left, right = _mounted(ctx, mount)
+    if not left or not right[0].startswith("ext"):
+        return
+    block = ctx.path(f"sys/dev/block/{left[2]}")
+    disk = block.resolve().name if block.exists() else right[1].rpartition("/")[2]
+    text = ctx.maybe(f"sys/fs/ext4/{disk}/errors_count")
+    if text is None:
+        return
+    found.metric("errors", int(text))
+    rise = ctx.memory.rise(f"errors:{left[2]}", int(text))
+    recent = ctx.memory.recent(f"errors:{left[2]}", rise.by if rise else 0, _DAY_S)
+    fresh = sum(int(by) for _, by in recent)
+    if int(text):
+        found.add(
+            Status.FAIL if fresh else Status.WARN,
+            f"{text} errors since its last fsck" + (f", {fresh} of them new" if fresh else ""),
+            expected="none",
+            fix="drain the node and run fsck on it at the next boot; look at the disk",
+        )

@@ -1,4 +1,4 @@
-"""What the kernel wrote about links, NICs, memory and itself."""
+"""What the kernel wrote about links, NICs and itself."""
 
 from __future__ import annotations
 
@@ -191,94 +191,6 @@ def nic_kmsg(ctx: Ctx, *, window_h: Annotated[float, _WINDOW] = 24.0) -> Result:
     if not devices and not found.metrics and "mlx5_core" not in ctx.names("sys/module"):
         raise Skip("no mlx5 driver")
     return found.result(f"nothing about {len(devices)} NICs in the kernel's log")
-
-
-_MEMORY_FIX = "drain the node, find the module (BMC log, edac-util, mcelog) and have it replaced"
-_MEMORY_SIGNS = (
-    Sign(
-        name="page_lost",
-        needle="Memory failure: 0x",
-        status=Status.FAIL,
-        what="a page of memory was lost to an uncorrected error",
-        fix=_MEMORY_FIX,
-        lasts=True,
-    ),
-    Sign(
-        name="uncorrected",
-        needle="EDAC",
-        pattern=r"EDAC (MC\d+): \d+ UE ",
-        status=Status.FAIL,
-        what="uncorrected memory error",
-        fix=_MEMORY_FIX,
-        lasts=True,
-    ),
-    Sign(
-        name="apei",
-        needle="[Hardware Error]:",
-        pattern=r"event severity: (?:fatal|recoverable)",
-        status=Status.FAIL,
-        what="the firmware reported an uncorrected hardware error",
-        fix=_MEMORY_FIX,
-        lasts=True,
-    ),
-    Sign(
-        name="machine_check",
-        needle="[Hardware Error]:",
-        pattern=r"Machine [Cc]heck(?::| events logged)",
-        status=Status.WARN,
-        what="machine check",
-        fix="read it with mcelog or rasdaemon (ras-mc-ctl --errors); drain where it comes again",
-    ),
-)
-
-
-@check("mem.poison", tags={"preflight", "running"})
-def mem_poison(
-    ctx: Ctx,
-    *,
-    corrected_per_h: Annotated[
-        float, About(doc="Corrected errors of a memory controller to warn at.", unit="/h", least=0)
-    ] = 100.0,
-    window_h: Annotated[float, _WINDOW] = 24.0,
-) -> Result:
-    """No memory of the host is lost to hardware errors.
-
-    HardwareCorrupted of /proc/meminfo, uncorrected errors of EDAC (absent in most VMs) and machine
-    checks in the kernel's log; any uncorrected error is FAIL. Corrected errors are judged by rate;
-    the threshold is our own.
-    """
-    found = Findings()
-    watch(ctx, _MEMORY_SIGNS, window_h * 3600, found)
-    corrupted = None
-    for line in ctx.text("proc/meminfo").splitlines():
-        if line.startswith("HardwareCorrupted:"):
-            corrupted = int(line.split()[1])
-    controllers = [n for n in ctx.names("sys/devices/system/edac/mc") if n.startswith("mc")]
-    if corrupted is None and not controllers and not found.metrics:
-        raise Skip("this kernel counts no memory errors: no HardwareCorrupted, no EDAC")
-    if corrupted is not None:
-        found.metric("corrupted", corrupted * 1024, "B")
-    if corrupted:
-        found.fail(
-            f"{corrupted} kB of memory are lost to hardware errors",
-            expected="0 kB HardwareCorrupted in /proc/meminfo",
-            fix=_MEMORY_FIX,
-        )
-    for mc in controllers:
-        ue = ctx.number(f"sys/devices/system/edac/mc/{mc}/ue_count")
-        ce = ctx.number(f"sys/devices/system/edac/mc/{mc}/ce_count")
-        found.metric(f"{mc}_corrected", ce)
-        if ue:
-            found.fail(f"{ue} uncorrected errors", expected="none", fix=_MEMORY_FIX, device=mc)
-        rise = ctx.memory.rise(mc, ce)
-        if rise and rise.by >= corrected_per_h and rise.per_s * 3600 >= corrected_per_h:
-            found.warn(
-                f"{rise.by:.0f} corrected errors in {rise.over_s / 3600:.1f} h",
-                expected=f"less than {corrected_per_h:g}/h",
-                fix="find the module (edac-util -v) and have it replaced at the next service",
-                device=mc,
-            )
-    return found.result("no memory lost to hardware errors")
 
 
 _REBOOT = "drain the node and reboot it; keep the lines around it for the kernel's vendor"
