@@ -194,6 +194,7 @@ class EngineSide:
         self.reports: list[wire.Report] = []  # every copy that came
         self.events: list[ev.Event] = []  # each once
         self.chunks: list[wire.Chunk] = []
+        self.looked: list[wire.Looked] = []
         self.strangers: list[bytes] = []  # who spoke without a hello, each time
         self.acks = True
         self.welcomes = True
@@ -221,6 +222,8 @@ class EngineSide:
                         await self.channel.answer(identity, answer)
                 case wire.Chunk():
                     self.chunks.append(message)
+                case wire.Looked():
+                    self.looked.append(message)
                 case _ if peer is None:
                     self.strangers.append(identity)
                     await self.channel.answer(identity, wire.WhoAreYou(epoch=epoch))
