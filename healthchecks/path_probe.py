@@ -34,6 +34,10 @@ _AT_ONCE = 16
 _SHORTEST_S = 0.05  # of a round; a busy peer may take that long
 
 
+class Silent(Exception):
+    """A peer that does not answer even a small echo; the text says so."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """How this machine sends to a peer."""
@@ -84,12 +88,12 @@ def _ioctl(sock: socket.socket, request: int, interface: str, at: int, size: int
 def walk(to: Route, timeout_s: float) -> Path:
     """The largest packet that reaches the peer and is answered. `timeout_s` is for one round.
 
-    Raises Unknown where not even a small one is answered, or no socket can be had.
+    Raises Silent where not even a small one is answered, Unknown where no socket can be had.
     """
     with _Echoes(to) as echoes:
         began = time.monotonic()
         if not any(echoes.answered([SMALL], timeout_s) for _ in range(_TRIES)):
-            raise Unknown(f"{to.peer} answers no ICMP echo of {SMALL} bytes: blocked, or away")
+            raise Silent(f"{to.peer} answers no ICMP echo of {SMALL} bytes: blocked, or away")
         path = Path(passes=SMALL, rtt_s=time.monotonic() - began)
         timeout_s = min(timeout_s, max(_SHORTEST_S, 20 * path.rtt_s))
         most = min(to.mtu, LARGEST)

@@ -15,7 +15,7 @@ from supervisor.core.setting import About
 _IGNORE = About(doc="RDMA devices not to look at: names as mlx5_9, or PCI addresses.")
 
 
-@check("ib.missing", tags={"preflight", "prolog", "running"}, cohort=Status.FAIL)
+@check("ib.missing", tags={"preflight", "running"}, cohort=Status.FAIL)
 def ib_missing(
     ctx: Ctx,
     *,

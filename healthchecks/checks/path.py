@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from healthchecks.check import Blame, Findings, Result, Skip, check
+from healthchecks.check import Blame, Findings, Result, Skip, Unknown, check
 from healthchecks.context import Ctx
 from supervisor.core.setting import About
 
@@ -56,12 +56,17 @@ def path_mtu(
     A router that says so is named by its address; one that does not is a black hole between two
     sizes. The way there is measured; for the way back run it at the peer.
     """
-    from healthchecks.path_probe import route, walk
+    from healthchecks.path_probe import Silent, route, walk
 
     ctx.doing(f"look up {peer}")
     to = route(peer)
     ctx.doing(f"ICMP echoes to {to.peer}")
-    path = walk(to, timeout_s)
+    try:
+        path = walk(to, timeout_s)
+    except Silent as silent:
+        if peers:
+            raise Unknown(str(silent)) from None
+        raise Skip(f"{silent}; to insist on it, give it as a peer") from None
     found = Findings()
     found.metric("mtu", path.passes, "B")
     found.metric("rtt", path.rtt_s, "s")

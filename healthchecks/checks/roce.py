@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import shutil
 from typing import Annotated
 
 from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
+from healthchecks.growth import grown
 from healthchecks.ports import Port, netdevs, traffic_ports
 from supervisor.core.setting import About
 
 _IGNORE = About(doc="RDMA devices not to look at: names as mlx5_9, or PCI addresses.")
+_COUNTER = re.compile(r"^\s*(rx_discards_phy|[rt]x_prio\d_pause): (\d+)$", re.MULTILINE)
 
 
 @check("roce.gid", tags={"preflight", "running"}, cohort=Status.FAIL)
@@ -187,3 +190,47 @@ def _ecn(ctx: Ctx, netdev: str, side: str) -> tuple[int, ...] | None:
     if not names:
         return None
     return tuple(int(n) for n in names if ctx.text(f"{at}/{n}") == "1")
+
+
+@check("roce.discards", tags={"preflight", "running"}, resource="ethtool", drains=False)
+def roce_discards(
+    ctx: Ctx,
+    *,
+    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    per_s: Annotated[
+        float, About(doc="Packets discarded at the port that are fine.", unit="/s")
+    ] = 10.0,
+) -> Result:
+    """RoCE ports discard no packets for want of buffers; pause frames are shown.
+
+    rx_discards_phy, rx_prioP_pause and tx_prioP_pause of `ethtool -S` (NVIDIA, "Understanding mlx5
+    ethtool counters"). Discards on a lossless network are flow control that does not work. The
+    threshold is a proposal.
+    """
+    ports = traffic_ports(ctx, layer="Ethernet", but=ignore)
+    if shutil.which("ethtool") is None:
+        raise Skip("ethtool is not installed")
+    found = Findings()
+    first = False
+    for port in ports:
+        for name in netdevs(ctx, port):
+            done = ctx.command("ethtool", "-S", name, deadline_s=3.0)
+            counters = {n: int(v) for n, v in _COUNTER.findall(done.out)}
+            if "rx_discards_phy" not in counters:
+                why = done.why() if done.rc else "shows no rx_discards_phy"
+                found.unknown(f"ethtool -S {name}: {why}", device=port.name)
+                continue
+            for counter, value in counters.items():
+                rise = ctx.memory.rise(f"{port.key}/{counter}", value)
+                if rise is not None and rise.by and counter.endswith("_pause"):
+                    found.metric(f"{port.name}.{counter}", rise.per_s, "/s")
+            growth = grown(ctx, f"{port.key}/discards", counters["rx_discards_phy"], 60.0)
+            first = first or growth is None
+            if growth is not None and growth.lately > per_s * 60:
+                found.warn(
+                    f"{growth.lately:.0f} packets discarded within 60 s",
+                    expected=f"at most {per_s * 60:g}",
+                    fix="compare PFC with the switch (check roce.qos)",
+                    device=port.name,
+                )
+    return found.result("first look: no rate yet" if first else "no discards that matter")

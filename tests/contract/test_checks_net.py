@@ -660,6 +660,17 @@ PFC = (
     "pfc-cap 8 macsec-bypass off delay 4096\n"
     "prio-pfc 0:off 1:off 2:off 3:on 4:off 5:off 6:off 7:off"
 )
+ETHTOOL = """NIC statistics:
+     rx_packets: 5
+     rx_discards_phy: {discards}
+     rx_prio3_pause: 12"""
+# Its second round of calls (two ports a round) has 1000 more than the first.
+DISCARDING = """#!/bin/sh
+cd "$(/usr/bin/dirname "$0")"
+echo x >> calls
+calls=$(/usr/bin/wc -l < calls)
+echo "     rx_discards_phy: $(( (calls + 1) / 2 * 1000 ))"
+"""
 ROCE = [
     Case(
         check="roce.gid",
@@ -773,6 +784,30 @@ ROCE = [
         status=UNKNOWN,
         seen="Operation not supported",
     ),
+    Case(
+        check="roce.discards",
+        name="quiet",
+        earlier=MINUTE_AGO,
+        programs={"ethtool": ETHTOOL.format(discards=7)},
+        status=OK,
+        seen="no discards",
+    ),
+    Case(
+        check="roce.discards",
+        name="discards",
+        earlier=MINUTE_AGO,
+        programs={"ethtool": DISCARDING},
+        status=WARN,
+        seen="mlx5_8: 1000 packets discarded within 60 s",
+    ),
+    Case(
+        check="roce.discards",
+        name="another driver",
+        programs={"ethtool": "NIC statistics:\n     rx_packets: 5"},
+        status=UNKNOWN,
+        seen="shows no rx_discards_phy",
+    ),
+    Case(check="roce.discards", name="no ethtool", status=SKIP, seen="not installed"),
     Case(check="roce.qos", name="no RoCE", change=no_roce, status=SKIP, seen="no Ethernet port"),
 ]
 
