@@ -224,7 +224,6 @@ class Event:
         )
 
 
-NEEDLES = ("Xid (", "fallen off the bus", "NVRM: loading NVIDIA")
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:]+)[^)]*\): (\d+)(?:, (.*))?", re.DOTALL)
 _SXID = re.compile(r"nvidia-(nvswitch\d+): SXid \([^)]*\): (\d+), ([\w-]+)(?:, (.*))?")
 _OFF_BUS = re.compile(

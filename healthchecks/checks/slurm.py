@@ -9,6 +9,7 @@ from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
 from supervisor.core.setting import About
 
+_CONFIG = ("show", "config")
 _SLICES = ("sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice")
 
 
@@ -64,6 +65,8 @@ def slurm_memlock(ctx: Ctx) -> Result:
     The hard limit of slurmd is the largest that a job can have (slurm.conf,
     PropagateResourceLimits); NCCL over InfiniBand fails with less. /proc/PID/limits.
     """
+    if not ctx.names("sys/class/infiniband"):
+        raise Skip("no RDMA device, so nothing needs locked memory")
     pid = _slurmd(ctx)
     if pid is None:
         raise Skip("slurmd does not run here")
@@ -73,7 +76,7 @@ def slurm_memlock(ctx: Ctx) -> Result:
     found = Findings()
     if match[2] != "unlimited":
         found.fail(
-            f"slurmd may lock {int(match[2]) / 2**20:.0f} MiB of memory",
+            f"slurmd may lock {int(match[2]) / 2**10:.0f} KiB of memory",
             expected="unlimited",
             fix="LimitMEMLOCK=infinity in slurmd.service (systemctl edit slurmd), then restart it",
         )
@@ -114,7 +117,8 @@ def slurm_drift(
 
     `slurmd -C` (what slurmd finds) against `scontrol show node` (what slurm.conf says): sockets,
     cores, threads, memory; and the GPUs of Gres against those of the driver. A node that has less
-    is drained by Slurm, one with more is not used whole.
+    is drained by Slurm, one with more is not used whole. Does not apply where slurm.conf overrides
+    what nodes have (SlurmdParameters=config_overrides).
     """
     import shutil
 
@@ -154,7 +158,10 @@ def slurm_drift(
             fix=fix,
         )
     _gpus(ctx, told, found, fix)
-    return found.result(f"as slurm.conf: {told['CPUTot']} CPUs, {use} MiB, Gres {told.get('Gres')}")
+    result = found.result(f"as slurm.conf: {use} MiB, Gres {told.get('Gres', 'none')}")
+    if result.status is not Status.OK and "config_overrides" in _out(ctx, "scontrol", *_CONFIG):
+        raise Skip("slurm.conf overrides what its nodes have (config_overrides)")
+    return result
 
 
 def _gpus(ctx: Ctx, told: dict[str, str], found: Findings, fix: str) -> None:

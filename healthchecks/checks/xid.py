@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EPISODE_S = 300.0  # lines nearer than this are one incident
 _TOGETHER_S = 600.0  # an error and what it drags along
 _STRIKES_S = 28 * 86400.0  # how long a recurring fault is counted against a GPU
+_NEEDLES = ("Xid (", "fallen off the bus", "NVRM: loading NVIDIA")  # what xid.py reads
 _MOST_TRACES = 128
 _MOST_EPISODES = 32
 _KEPT_LONGER = ("row remapped", "restart the application, once")  # beyond a boot, for recurrence
@@ -76,9 +77,11 @@ class Traces:
 
     def read(self) -> kernel_log.Look:
         """Take in what is new. Raises Unknown."""
-        from healthchecks.xid import NEEDLES, driver_loaded, parse
+        look = kernel_log.look(self._ctx, *_NEEDLES)
+        if not look.lines:
+            return look
+        from healthchecks.xid import driver_loaded, parse  # 4 ms, for nodes that need it
 
-        look = kernel_log.look(self._ctx, *NEEDLES)
         for line in sorted(look.lines, key=lambda line: line.last):
             if driver_loaded(line.text):
                 self.loaded = max(self.loaded, line.last)

@@ -610,7 +610,7 @@ MEMLOCK = [
         name="limited",
         change=locked("8388608"),
         status=Status.FAIL,
-        seen="slurmd may lock 8 MiB",
+        seen="slurmd may lock 8192 KiB",
     ),
     Case(
         check="slurm.memlock",
@@ -641,6 +641,13 @@ MEMLOCK = [
         change=both(wrote("run/slurmd.pid", "812"), wrote("proc/812/limits", "no")),
         status=Status.UNKNOWN,
     ),
+    Case(
+        check="slurm.memlock",
+        name="no RDMA",
+        change=both(locked("8388608"), lost("sys/class/infiniband")),
+        status=Status.SKIP,
+        seen="no RDMA device",
+    ),
     Case(check="slurm.memlock", name="no slurmd", status=Status.SKIP, seen="does not run here"),
 ]
 
@@ -666,7 +673,7 @@ DRIFT = [
         name="healthy",
         programs=slurm(),
         status=Status.OK,
-        seen="as slurm.conf: 120 CPUs, 2000000 MiB, Gres gpu:b200:8",
+        seen="as slurm.conf: 2000000 MiB, Gres gpu:b200:8",
     ),
     *(
         Case(
@@ -700,6 +707,15 @@ DRIFT = [
         programs={"slurmd": _REAL, "scontrol": "#!/bin/sh\necho 'Unable to contact' >&2\nexit 1"},
         status=Status.UNKNOWN,
         seen="Unable to contact",
+    ),
+    Case(
+        check="slurm.drift",
+        name="overridden",
+        programs=slurm(
+            _TOLD.replace("Sockets=2", "Sockets=1") + " SlurmdParameters=config_overrides"
+        ),
+        status=Status.SKIP,
+        seen="slurm.conf overrides",
     ),
     Case(check="slurm.drift", name="no Slurm", status=Status.SKIP, seen="not installed"),
     Case(
