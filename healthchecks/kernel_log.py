@@ -21,7 +21,8 @@ from stat import S_ISREG
 from healthchecks.check import Unknown
 from healthchecks.context import Ctx
 
-MOST_BYTES = 256 << 20  # of a plain file: its end; the ring of the kernel is far smaller
+MOST_BYTES = 128 << 20  # of a plain file: its end; the ring of the kernel is far smaller
+MOST_TEXTS = 50_000  # that differ, in one look
 MOST_TIMES = 256  # kept for each text
 _MARK = "kernel_log"
 _PATH = "dev/kmsg"
@@ -49,7 +50,7 @@ class Look:
     lines: list[Line]  # by the time of their oldest
     begins: float | None  # when the oldest record that the log still has was written
     first: bool  # nobody looked before in this boot: everything in the log is new
-    lost: int  # records that were overwritten between the last look and this one
+    lost: int  # records overwritten since the last look, and those beyond MOST_TEXTS
 
 
 def new_lines(ctx: Ctx, *needles: str, level: int = 7) -> list[Line]:
@@ -79,11 +80,13 @@ def look(ctx: Ctx, *needles: str, level: int = 7) -> Look:
     if newest is not None:
         ctx.memory.put(_MARK, list(newest))
     booted = ctx.now - float(ctx.text("proc/uptime").split()[0])
+    records = _matching(blob, begin, [n.encode() for n in needles])
+    lines, beyond = _folded(records, booted, level)
     return Look(
-        lines=_folded(_matching(blob, begin, [n.encode() for n in needles]), booted, level),
+        lines=lines,
         begins=booted + oldest[1] / 1e6 if oldest is not None else None,
         first=mark is None,
-        lost=lost,
+        lost=lost + beyond,
     )
 
 
@@ -189,9 +192,10 @@ def _matching(blob: bytes, begin: int, needles: list[bytes]) -> Iterator[bytes]:
         yield blob[start : _line_end(blob, start) - 1]
 
 
-def _folded(records: Iterator[bytes], booted: float, level: int) -> list[Line]:
+def _folded(records: Iterator[bytes], booted: float, level: int) -> tuple[list[Line], int]:
+    """One Line for each text, and how many records had a text beyond MOST_TEXTS."""
     found: dict[bytes, Line] = {}
-    newest = -1
+    newest, beyond = -1, 0
     for record in records:
         head, semicolon, text = record.partition(b";")
         fields = head.split(b",", 3)
@@ -206,6 +210,9 @@ def _folded(records: Iterator[bytes], booted: float, level: int) -> list[Line]:
             continue
         newest = seq
         line = found.get(text)
+        if line is None and len(found) >= MOST_TEXTS:
+            beyond += 1
+            continue
         if line is None:
             shown = _ESCAPED.sub(lambda m: bytes([int(m[1], 16)]), text)
             line = found[text] = Line(
@@ -218,4 +225,4 @@ def _folded(records: Iterator[bytes], booted: float, level: int) -> list[Line]:
             del line.times[:-MOST_TIMES]
     for line in found.values():
         del line.times[:-MOST_TIMES]
-    return list(found.values())
+    return list(found.values()), beyond

@@ -131,14 +131,23 @@ def test_checks_of_one_run_share_the_reading_and_not_the_place(node: Node) -> No
 
 
 def test_800_000_lines_are_folded(node: Node) -> None:
-    text = "NVRM: Xid (PCI:0000:3b:00): 45, pid={}, name=python3, Ch 00000008"
-    block = [f"4,{{}},{{}},-;{text.format(pid)}\n" for pid in range(29)]
-    node.log.write_text("".join(block[i % 29].format(i, i) for i in range(800_000)))
+    texts = [b"NVRM: Xid (PCI:0000:3b:00): 45, pid=%d, name=python3, Ch 08" % n for n in range(29)]
+    node.log.write_bytes(
+        b"".join(b"4,%d,%d,-;%s\n" % (i, i, texts[i % 29]) for i in range(800_000))
+    )
     lines = kernel_log.new_lines(node.ctx(), "Xid")
     assert len(lines) == 29
     assert sum(line.count for line in lines) == 800_000
     assert all(len(line.times) <= kernel_log.MOST_TIMES for line in lines)
     assert max(line.seq for line in lines) == 799_999
+    assert node.texts() == []
+
+
+def test_more_different_lines_than_anybody_reads_are_counted(node: Node) -> None:
+    many = kernel_log.MOST_TEXTS + 3
+    node.log.write_bytes(b"".join(b"4,%d,%d,-;line %d\n" % (i, i, i) for i in range(many)))
+    seen = kernel_log.look(node.ctx())
+    assert (len(seen.lines), seen.lost) == (kernel_log.MOST_TEXTS, 3)
     assert node.texts() == []
 
 
