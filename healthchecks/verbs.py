@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from healthchecks.check import Unknown
 
@@ -36,7 +36,8 @@ class Mtu:
 
 
 class Verbs:
-    """libibverbs. Every call may hang in the driver: `doing` is told before it."""
+    """libibverbs and its list of devices. Every call may hang in the driver: `doing` is told
+    before it."""
 
     def __init__(self, library: str, doing: Callable[[str], None]) -> None:
         """Raises Unknown where there is no such library, or it is none."""
@@ -56,38 +57,41 @@ class Verbs:
         except (OSError, AttributeError) as error:
             raise Unknown(f"{library} can't be used: {error}") from None
 
-    @contextmanager
-    def _devices(self) -> Iterator[dict[str, int]]:
-        """Handles by name. Raises Unknown."""
+        self._list: Any = None  # what the library must be given back
+        self._devices: dict[str, int] = {}  # handles by name
+
+    def __enter__(self) -> Verbs:
+        """Raises Unknown."""
         self._doing("ibv_get_device_list")
         count = ctypes.c_int(0)
-        devices = self._lib.ibv_get_device_list(ctypes.byref(count))
-        if not devices:
+        self._list = self._lib.ibv_get_device_list(ctypes.byref(count))
+        if not self._list:
             raise Unknown(f"ibv_get_device_list: errno {ctypes.get_errno()}")
-        try:
-            handles = [devices[n] for n in range(count.value)]
-            yield {self._lib.ibv_get_device_name(h).decode(): h for h in handles if h}
-        finally:
-            self._lib.ibv_free_device_list(devices)
+        handles = [self._list[n] for n in range(count.value)]
+        self._devices = {self._lib.ibv_get_device_name(h).decode(): h for h in handles if h}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lib.ibv_free_device_list(self._list)
 
     def mtu(self, device: str, port: int) -> Mtu:
         """Raises Unknown for a device that is not there, can't be opened, or does not answer so."""
-        with self._devices() as devices:
-            if device not in devices:
-                raise Unknown("libibverbs does not list it: is /dev/infiniband/uverbs* there?")
-            self._doing(f"ibv_open_device {device}")
-            handle = self._lib.ibv_open_device(devices[device])
-            if not handle:
-                raise Unknown(f"ibv_open_device: errno {ctypes.get_errno()}")
-            try:
-                attr = _PortAttr()
-                self._doing(f"ibv_query_port {device} {port}")
-                rc = self._lib.ibv_query_port(handle, port, ctypes.byref(attr))
-                if rc:
-                    raise Unknown(f"ibv_query_port: error {rc}")
-            finally:
-                self._lib.ibv_close_device(handle)
-                self._doing("")
+        if device not in self._devices:
+            raise Unknown("libibverbs does not list it: is /dev/infiniband/uverbs* there?")
+        self._doing(f"ibv_open_device {device}")
+        handle = self._lib.ibv_open_device(self._devices[device])
+        if not handle:
+            raise Unknown(f"ibv_open_device: errno {ctypes.get_errno()}")
+        try:
+            attr = _PortAttr()
+            self._doing(f"ibv_query_port {device} {port}")
+            rc = self._lib.ibv_query_port(handle, port, ctypes.byref(attr))
+        finally:
+            self._doing(f"ibv_close_device {device}")
+            self._lib.ibv_close_device(handle)
+            self._doing("")
+        if rc:
+            raise Unknown(f"ibv_query_port: error {rc}")
         if attr.active_mtu not in _MTU or attr.max_mtu not in _MTU:
             raise Unknown(f"ibv_query_port: MTU codes {attr.active_mtu} and {attr.max_mtu}")
         return Mtu(active=_MTU[attr.active_mtu], most=_MTU[attr.max_mtu])

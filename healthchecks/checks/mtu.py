@@ -19,13 +19,13 @@ _UNTRIED = "the C library's interface is rdma-core's; tried against a stub of it
 
 def _measured(ctx: Ctx, found: Findings, ports: list[Port], library: str) -> dict[Port, Mtu]:
     """Ports that may be asked, each with its MTU. Raises Unknown without a library."""
-    verbs = Verbs(library, ctx.doing)
     measured = {}
-    for port in ports:
-        try:
-            measured[port] = verbs.mtu(port.device, port.number)
-        except Unknown as why:
-            found.unknown(str(why), device=port.name)
+    with Verbs(library, ctx.doing) as verbs:
+        for port in ports:
+            try:
+                measured[port] = verbs.mtu(port.device, port.number)
+            except Unknown as why:
+                found.unknown(str(why), device=port.name)
     return measured
 
 
@@ -56,6 +56,7 @@ def ib_mtu(
     ports = traffic_ports(ctx, layer="InfiniBand", but=ignore)
     mtus = _measured(ctx, found, ports, library)
     best = expected or max((m.active for m in mtus.values()), default=0)
+    ipoib: set[str] = set()
     for port, mtu in mtus.items():
         if mtu.active < best:
             found.fail(
@@ -71,26 +72,32 @@ def ib_mtu(
                 fix="mtu=5 for the partition in the subnet manager's partitions.conf",
                 device=port.name,
             )
-        _ipoib(ctx, found, port, mtu)
+        ipoib |= _ipoib(ctx, found, port, mtu)
     counts = Counter(m.active for m in mtus.values())
     shown = ", ".join(f"{n} x {mtu}" for mtu, n in sorted(counts.items()))
     if len(mtus) == len(ports):
         found.fact("active_mtus", shown)
+        found.fact("ipoib", ", ".join(sorted(ipoib)) or "none is up")
     return found.result(f"active MTU {shown}")
 
 
-def _ipoib(ctx: Ctx, found: Findings, port: Port, mtu: Mtu) -> None:
+def _ipoib(ctx: Ctx, found: Findings, port: Port, mtu: Mtu) -> set[str]:
+    """Judge the port's IPoIB interfaces that are up; their modes and MTUs. Raises OSError."""
+    seen = set()
     for name in netdevs(ctx, port):
         at = f"sys/class/net/{name}"
-        up, mode = ctx.maybe(f"{at}/operstate") == "up", ctx.maybe(f"{at}/mode")
-        most = mtu.active - 4
-        if up and mode == "datagram" and (own := ctx.number(f"{at}/mtu")) > most:
+        if ctx.maybe(f"{at}/operstate") != "up":
+            continue
+        own, mode, most = ctx.number(f"{at}/mtu"), ctx.maybe(f"{at}/mode"), mtu.active - 4
+        seen.add(f"{mode or 'no mode'} {own}")
+        if mode == "datagram" and own > most:
             found.fail(
                 f"{name} has MTU {own} on an active MTU of {mtu.active}",
                 expected=f"at most {most}",
                 fix=f"ip link set {name} mtu {most}",
                 device=port.name,
             )
+    return seen
 
 
 @check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from healthchecks.check import Blame, Findings, Result, Skip, Unknown, check
+from healthchecks.check import Blame, Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
 from supervisor.core.setting import About
 
@@ -37,6 +37,7 @@ def peers_of(ctx: Ctx, *, peers: tuple[str, ...] = (), **_options: object) -> li
     each=peers_of,
     deadline_s=8.0,
     blame=Blame.SHARED,
+    cohort=Status.FAIL,
     drains=False,
 )
 def path_mtu(
@@ -68,6 +69,7 @@ def path_mtu(
             raise Unknown(str(silent)) from None
         raise Skip(f"{silent}; to insist on it, give it as a peer") from None
     found = Findings()
+    found.fact("interface_mtu", to.mtu)
     found.metric("mtu", path.passes, "B")
     found.metric("rtt", path.rtt_s, "s")
     wanted = least or min(to.mtu, 65535)

@@ -957,7 +957,10 @@ def test_facts_for_the_cohort(tmp_path: Path) -> None:
     assert facts("ib.missing") == {"fabric_ports": "8", "storage_ports": "2", "lpf_ports": "4"}
     assert facts("ib.missing", not_root) == facts("ib.missing")
     assert facts("ib.pkey") == {"keys": "8 x 0xffff"}
-    assert facts("ib.mtu", options=LIBRARY, env=stub()) == {"active_mtus": "8 x 4096"}
+    assert facts("ib.mtu", options=LIBRARY, env=stub()) == {
+        "active_mtus": "8 x 4096",
+        "ipoib": "datagram 4092",
+    }
     assert facts("ib.mtu", options=LIBRARY, env=stub("mlx5_2=9/5")) == {}
     assert facts("roce.gid") == {"mlx5_8.index": "3", "mlx5_9.index": "3"}
 
