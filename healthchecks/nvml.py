@@ -45,7 +45,7 @@ _FIXES = {
         "load the nvidia modules"
     ),
 }
-CALL_DEADLINE_S = 5.0  # one call; without persistence mode the first ones start up a GPU each
+CALL_DEADLINE_S = 10.0  # one call; without persistence mode the first ones start up a GPU each
 
 
 class Unsupported(Exception):
@@ -254,8 +254,8 @@ class Nvml:
 
     @property
     def gpus(self) -> Sequence[Gpu]:
-        """Those that gave a handle."""
-        return self._session.gpus
+        """Those that gave a handle, and were not lost since."""
+        return [gpu for gpu in self._session.gpus if gpu.index not in self._session.missing]
 
     @property
     def missing(self) -> Iterable[Missing]:
@@ -303,6 +303,13 @@ class Nvml:
         self.ask(gpu, name, ctypes.byref(struct))  # by value nvidia-ml-py would pass a copy
         return struct
 
+    def temperature(self, gpu: Gpu) -> int | None:
+        """°C. Raises Trouble."""
+        now = self.maybe(gpu, "nvmlDeviceGetTemperatureV", 0)
+        if now is None:  # a driver before 570
+            now = self.maybe(gpu, "nvmlDeviceGetTemperature", 0)
+        return None if now is None else int(now)
+
     def in_use(self, gpu: Gpu) -> bool:
         """Whether processes compute on it. Raises Trouble."""
         return bool(self.maybe(gpu, "nvmlDeviceGetComputeRunningProcesses"))
@@ -318,8 +325,6 @@ class Nvml:
         earlier, judged = [*self.missing], 0
         failed: list[tuple[Gpu, Trouble]] = []
         for gpu in self.gpus:
-            if gpu.index in self._session.missing:
-                continue
             try:
                 look(gpu)
                 judged += 1
@@ -379,7 +384,8 @@ def nvml_check(
     name: str,
     *,
     tags: Iterable[str],
-    deadline_s: float = 10.0,
+    deadline_s: float = 20.0,
+    call_deadline_s: float | None = CALL_DEADLINE_S,
     cohort: Status | None = None,
     untried: str = "no GPU: built against NVIDIA's NVML API Reference Guide",
     **more: Any,
@@ -390,7 +396,7 @@ def nvml_check(
         tags=tags,
         resource="nvml",
         deadline_s=deadline_s,
-        call_deadline_s=CALL_DEADLINE_S,
+        call_deadline_s=call_deadline_s,
         hung=Status.FAIL,
         hung_fix=HUNG_FIX,
         cohort=cohort,

@@ -6,7 +6,6 @@ name; the others share its session.
 
 from __future__ import annotations
 
-import os
 import pwd
 import time
 from typing import Annotated
@@ -26,6 +25,7 @@ from healthchecks.nvml import (
 )
 from supervisor.core.setting import About
 
+MEMORY_V2 = 0x2000028  # nvmlMemory_v2: what is in use, without what the driver reserves
 RECOVERY_ACTION = 230  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
 _ACTIONS = {
     1: ("a reset of the GPU", "end all processes on the GPU; nvidia-smi --gpu-reset -i {index}"),
@@ -45,7 +45,7 @@ _ACTIONS = {
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib")
 
 
-@nvml_check("gpu.driver_hang", tags={"preflight", "prolog", "running"}, deadline_s=20.0)
+@nvml_check("gpu.driver_hang", tags={"preflight", "prolog", "running"}, call_deadline_s=None)
 def gpu_driver_hang(ctx: Ctx) -> Result:
     """The NVIDIA driver answers: NVML starts and gives the GPUs' names.
 
@@ -158,12 +158,9 @@ def gpu_handle(ctx: Ctx) -> Result:
     ctx.memory.put("serials", serials, lasting=True)
     for lost in nvml.missing:
         _lost(found, lost.index, lost.bdf, serials.get(lost.bdf, ""), lost.trouble)
-    known = {lost.index for lost in nvml.missing}
     for gpu in nvml.gpus:
-        if gpu.index in known:
-            continue
         try:
-            temperature = nvml.maybe(gpu, "nvmlDeviceGetTemperatureV", 0)
+            temperature = nvml.temperature(gpu)
             if temperature is not None:
                 found.metric(f"{gpu.label}.temperature", temperature, "°C")
         except Trouble as error:
@@ -262,7 +259,7 @@ def persistence(ctx: Ctx) -> Result:
     return nvml.survey(found, look, fine="persistence mode is on", what="persistence mode")
 
 
-@nvml_check("gpu.leftover", tags={"preflight"}, deadline_s=15.0, blame=Blame.USER, drains=False)
+@nvml_check("gpu.leftover", tags={"preflight"}, blame=Blame.USER, drains=False)
 def gpu_leftover(
     ctx: Ctx,
     *,
@@ -279,42 +276,44 @@ def gpu_leftover(
     """
     nvml, found = ctx.nvml(), Findings()
 
-    def look(gpu: Gpu) -> None:
-        pids: list[int] = []
-        for again in range(tries):
-            if again:
-                time.sleep(every_s)
-            processes = nvml.ask(gpu, "nvmlDeviceGetComputeRunningProcesses")
-            pids = [p.pid for p in processes if p.pid != os.getpid()]
-            if not pids:
+    for _ in range(tries - 1):  # of all GPUs, not of each: the waits must not add up
+        try:
+            if not any(nvml.in_use(gpu) for gpu in nvml.gpus):
                 break
-        for pid in pids:
+        except Trouble:
+            break  # the look below meets it again, and says so
+        ctx.doing("")
+        time.sleep(every_s)
+
+    def look(gpu: Gpu) -> None:
+        processes = nvml.ask(gpu, "nvmlDeviceGetComputeRunningProcesses")
+        for pid in (p.pid for p in processes):
             found.fail(
                 f"process {pid} computes on it ({_who(ctx, pid)})",
                 expected="no process",
                 fix=f"end it, if no job of this node owns it: kill {pid}",
                 device=gpu.label,
             )
-        if not pids:
-            _held(ctx, found, gpu, nvml.maybe(gpu, "nvmlDeviceGetMemoryInfo", 0x2000028))
-
-    def _held(ctx: Ctx, found: Findings, gpu: Gpu, memory: object) -> None:
-        if memory is None:
-            return
-        used = int(getattr(memory, "used", 0))
-        found.metric(f"{gpu.label}.memory_used", used, "B")
-        least = min(used, ctx.memory.get(gpu.key) or used)
-        ctx.memory.put(gpu.key, least)
-        if used - least >= memory_mib * 2**20:
-            found.fail(
-                f"{(used - least) / 2**20:.0f} MiB more than after boot are in use, by no process "
-                "that can be seen from here",
-                expected=f"less than {memory_mib} MiB",
-                fix="look for processes in containers: fuser -v /dev/nvidia*; else reset the GPU",
-                device=gpu.label,
-            )
+        memory = nvml.maybe(gpu, "nvmlDeviceGetMemoryInfo", MEMORY_V2)
+        if not processes and memory is not None:
+            _held(ctx, found, gpu, int(memory.used), memory_mib)
 
     return nvml.survey(found, look, fine="no process computes", what="the list of processes")
+
+
+def _held(ctx: Ctx, found: Findings, gpu: Gpu, used: int, most_mib: int) -> None:
+    """Memory that no process owns, against the least of this boot (bytes)."""
+    found.metric(f"{gpu.label}.memory_used", used, "B")
+    least = min(used, ctx.memory.get(gpu.key) or used)
+    ctx.memory.put(gpu.key, least)
+    if used - least >= most_mib * 2**20:
+        found.fail(
+            f"{(used - least) / 2**20:.0f} MiB more than after boot are in use, by no process "
+            "that can be seen from here",
+            expected=f"less than {most_mib} MiB",
+            fix="look for processes in containers: fuser -v /dev/nvidia*; else reset the GPU",
+            device=gpu.label,
+        )
 
 
 def _who(ctx: Ctx, pid: int) -> str:

@@ -138,7 +138,7 @@ def thermal(
     margins: list[int] = []
 
     def look(gpu: Gpu) -> None:
-        temperature = nvml.maybe(gpu, "nvmlDeviceGetTemperatureV", 0)
+        temperature = nvml.temperature(gpu)
         if temperature is not None:
             found.metric(f"{gpu.label}.temperature", temperature, "°C")
         memory = nvml.fields(gpu, [MEMORY_TEMPERATURE]).get(MEMORY_TEMPERATURE)

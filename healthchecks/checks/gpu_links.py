@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown
+from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
 from healthchecks.nvml import Gpu, Nvml, Trouble, Unsupported, nvml_check, on_bus
 from supervisor.core.setting import About
@@ -89,7 +89,7 @@ def _fabric(nvml: Nvml, gpu: Gpu) -> tuple[int, int, list[str]]:
     """State, status, and what the health mask and summary complain of."""
     import pynvml  # type: ignore[import-untyped]
 
-    for name in ("c_nvmlGpuFabricInfo_v3_t", "c_nvmlGpuFabricInfo_v2_t"):
+    for name in ("c_nvmlGpuFabricInfo_v3_t", "c_nvmlGpuFabricInfoV_t"):
         make = getattr(pynvml, name, None)
         if make is None:
             continue
@@ -109,7 +109,13 @@ def _fabric(nvml: Nvml, gpu: Gpu) -> tuple[int, int, list[str]]:
     raise Unsupported
 
 
-@nvml_check("fabric.manager", tags={"preflight", "running"})
+@check(
+    "fabric.manager",
+    tags={"preflight", "running"},
+    resource="nvml",
+    deadline_s=10.0,
+    untried="no NVSwitch, no LPF: built against NVIDIA's Fabric Manager User Guide",
+)
 def fabric_manager(ctx: Ctx) -> Result:
     """Where this node owns its NVLink switches, their manager runs.
 
@@ -162,8 +168,10 @@ def _switches(ctx: Ctx) -> tuple[list[str], list[str], list[str]]:
             bridges.append(bdf)
     ports, hidden = [], []
     for name in ctx.names("sys/class/infiniband"):
+        path = ctx.path(f"sys/class/infiniband/{name}/device/vpd")
+        ctx.doing(f"read {path}")
         try:
-            data = ctx.path(f"sys/class/infiniband/{name}/device/vpd").read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             continue
         except PermissionError:

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from healthchecks.registry import registered
 from tests.hardware.nvml import SCRIPT
 from tests.hardware.tree import borrowed
 
@@ -30,8 +31,10 @@ def main(module: Path) -> int:
     sys.path.insert(0, os.fspath(module.parent))
     cases = {str(case): case for case in importlib.import_module(module.stem).CASES}
     run = importlib.import_module("checks").run
-    importlib.import_module("pynvml")  # once, and not in every fork
-    with borrowed() as tree:  # made once, and not in every fork
+    for costly in ("pynvml", "msgspec"):  # once, and not in every fork
+        importlib.import_module(costly)
+    registered()
+    with borrowed() as tree:
         os.environ["SUPERV_FAKE_NVML"] = os.fspath(tree.path(SCRIPT))
         for line in sys.stdin:
             asked = json.loads(line)
