@@ -168,7 +168,7 @@ class Ranks:
         self.attempt = attempt
         self.ranks: dict[int, Rank] = {}
         self.stopping = False
-        self.spare: Callable[[], int | None] | None = None  # the pid of the living starter
+        self.spare: Callable[[], frozenset[int]] = frozenset  # pids that are the starter's own
         self._watches: set[asyncio.Task[None]] = set()
 
     @property
@@ -226,6 +226,7 @@ class Ranks:
         hook = self._dir / "starter" / f"superv_hook_{job.hook}.py"
         return {
             "rank": rank,
+            "ranks": job.ranks_per_node,
             "argv": [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)],
             "env": rank_env(job, order, local, self._dir, node, base),
             "cwd": job.workdir,
@@ -320,9 +321,7 @@ class Ranks:
         """All processes of this run's ranks on this node, of whatever attempt."""
         alive = frozenset(rank.pid for rank in self.ranks.values() if rank.alive)
         ended = frozenset(rank.pid for rank in self.ranks.values() if not rank.alive)
-        pid = self.spare() if self.spare is not None else None
-        spare = frozenset[int]() if pid is None else frozenset({pid})
-        return tree.find(self._mark, alive, ended, spare)
+        return tree.find(self._mark, alive, ended, self.spare())
 
     async def stop(self, grace_s: float) -> set[int]:
         """End every process of the run on this node, without telling the ranks' ends.

@@ -20,6 +20,7 @@ from supervisor.wire import Job
 LOAD_S = 600.0  # the imports of a cold file system end within this
 CHECK_S = 2.0  # looking at the imported files' times; storage that takes longer is not waited for
 FORK_S = 10.0
+QUIET_S = 3.0  # ranks are forked ahead when nothing was ordered and none ended for so long
 STATUS_S = 5.0  # a living starter tells a rank's end right after the kernel did
 
 # Read while the agent starts: later the storage that it was installed on may hang.
@@ -54,8 +55,17 @@ def write_files(node_dir: Path, job: Job) -> tuple[Path, Path | None]:
 class Starter:
     """A preloaded process. It may fail or die at any time: then ranks start cold, and say so."""
 
-    def __init__(self, job: Job, node_dir: Path, mark: str, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        node_dir: Path,
+        mark: str,
+        note: Callable[[str], None],
+        *,
+        quiet_s: float = QUIET_S,
+    ) -> None:
         self._job = job
+        self._quiet_s = quiet_s
         self._dir = node_dir
         self._mark = mark
         self._note = note
@@ -66,10 +76,17 @@ class Starter:
         self._why = ""  # why it can't fork, once that is known
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._status: dict[int, asyncio.Future[int]] = {}  # by pid of a rank
+        self._waiting: set[int] = set()  # pids that were forked ahead and are no ranks yet
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None else None
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Its processes that are no ranks."""
+        own = () if self._child is None else (self._child.pid,)
+        return frozenset((*own, *self._waiting))
 
     def start(self) -> None:
         """Begin to preload; returns at once."""
@@ -83,6 +100,7 @@ class Starter:
                     "path": self._job.path,
                     "preload": self._job.preload,
                     "hook": str(hook) if hook else "",
+                    "quiet_s": self._quiet_s,
                 }
             )
         )
@@ -94,6 +112,7 @@ class Starter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         log = os.open(self._dir / "starter" / "log", flags, 0o600)
         self._why, self._rest = "", b""
+        self._waiting.clear()
         self._loaded = asyncio.get_running_loop().create_future()
         try:
             self._child = proc.spawn(
@@ -115,6 +134,7 @@ class Starter:
 
     def _failed(self, why: str) -> None:
         """No rank can be forked from it any more."""
+        self._waiting.clear()  # they end with it, and others may get their numbers
         self._why = self._why or why
         self._note(f"no warm starts: {self._why}")
         if self._loaded is not None and not self._loaded.done():
@@ -145,7 +165,11 @@ class Starter:
             self._heard(json.loads(line))
 
     def _heard(self, words: dict[str, Any]) -> None:
-        if "status" in words:
+        if "waiting" in words:
+            self._waiting.add(words["waiting"])
+        elif "status" in words and words["pid"] in self._waiting:
+            self._waiting.discard(words["pid"])
+        elif "status" in words:
             told = self._status_of(words["pid"])
             if not told.done():
                 told.set_result(words["status"])
@@ -158,6 +182,7 @@ class Starter:
         elif "checked" in words:
             self._answer("check", words)
         elif "rank" in words:
+            self._waiting.discard(words.get("pid", 0))
             self._answer(f"rank{words['rank']}", words)
 
     def _answer(self, key: str, words: dict[str, Any]) -> None:
@@ -247,6 +272,7 @@ class Starter:
         if link is not None:
             asyncio.get_running_loop().remove_reader(link)
             link.close()
+        self._waiting.clear()
         child, self._child = self._child, None
         if child is not None:
             proc.give_up(child)

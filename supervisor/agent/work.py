@@ -122,20 +122,19 @@ class Work:
         return problem
 
     def _follow_adopted(self, ranks: Ranks, job: Job) -> None:
-        ranks.spare = self._starter_pid
+        ranks.spare = self._spared
         self.progress.begin(ranks, job, min(ranks.ranks))
         self.progress.follow(ranks, job)
         ranks.watch()
 
-    def _starter_pid(self) -> int | None:
-        return self._starter.pid if self._starter is not None else None
+    def _spared(self) -> frozenset[int]:
+        return self._starter.pids if self._starter is not None else frozenset()
 
     def _find(self) -> set[int]:
         """All processes of the run on this node but for the starter."""
         if self.ranks is not None:
             return self.ranks.find()
-        pid = self._starter_pid()
-        return tree.find(self._mark, spare=frozenset() if pid is None else frozenset({pid}))
+        return tree.find(self._mark, spare=self._spared())
 
     async def _end_ranks(self, attempt: int, grace_s: float) -> set[int]:
         """End all ranks up to an attempt's; returns the pids that can't be killed."""
@@ -226,7 +225,7 @@ class Work:
         ranks = Ranks(
             self._dir, self._node, self._run_id, order.attempt, lambda end: self._ended(ranks, end)
         )
-        ranks.spare = self._starter_pid
+        ranks.spare = self._spared
         self.ranks, self._answer, self._why_ended = ranks, None, ""
         try:
             self.progress.begin(ranks, self.job, order.slot * self.job.ranks_per_node)

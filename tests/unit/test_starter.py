@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,18 +64,26 @@ def order(attempt: int = 1, **changes: Any) -> Start:
 class Node:
     """What the agent keeps of one node: its starter, its ranks, their ends."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job, folder: Path, quiet_s: float) -> None:
         self.job, self.dir = job, folder / "node"
         self.dir.mkdir()
         self.notes: list[str] = []
         self.ends: list[Ended] = []
-        self.starter = Starter(job, self.dir, f"{RUN}/n1/", self.notes.append)
+        mark = f"{RUN}/n1/"
+        self.starter = Starter(job, self.dir, mark, self.notes.append, quiet_s=quiet_s)
         self.ranks: Ranks | None = None
 
     async def start(self, attempt: int = 1, **changes: Any) -> str:
         self.ranks = Ranks(self.dir, "n1", RUN, attempt, self.ends.append)
-        self.ranks.spare = lambda: self.starter.pid
+        self.ranks.spare = lambda: self.starter.pids
         return await self.ranks.start(self.job, order(attempt, **changes), "n1", self.starter)
+
+    async def ahead(self, count: int = 2) -> frozenset[int]:
+        """Ranks are forked ahead; their pids."""
+        async with asyncio.timeout(20):
+            while len(waiting := self.starter.pids - {self.starter.pid}) < count:
+                await asyncio.sleep(0.01)
+        return waiting
 
     async def ended(self, count: int = 2) -> None:
         async with asyncio.timeout(20):
@@ -92,11 +99,11 @@ class Node:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Callable[[Job], Node]]:
+def node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     made: list[Node] = []
 
-    def make(job: Job) -> Node:
-        made.append(Node(job, tmp_path))
+    def make(job: Job, quiet_s: float = 600.0) -> Node:
+        made.append(Node(job, tmp_path, quiet_s))
         return made[-1]
 
     yield make
@@ -125,8 +132,9 @@ def write(folder: Path, name: str, text: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
-    tmp_path: Path, node: Callable[[Job], Node]
+    tmp_path: Path, node: Callable[..., Node], ahead: bool
 ) -> None:
     script = write(
         tmp_path,
@@ -141,7 +149,9 @@ def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
             "term": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
             "usr1": signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL,
             "imported_by": heavy.PID, "parent": os.getppid(),
-            "session": os.getsid(0) == os.getpid(),
+            "session": os.getsid(0) == os.getpid(), "pid": os.getpid(),
+            "fds": len(os.listdir("/proc/self/fd")),
+            "comm": open("/proc/self/comm").read().strip(), "old": "OLD" in os.environ,
             "stdin": sys.stdin.read(),
         }))
         """,
@@ -154,25 +164,34 @@ def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
         logging.basicConfig()
         signal.signal(signal.SIGUSR1, lambda *_: None)
         PID = os.getpid()
+        os.environ["OLD"] = "yes"
         """,
     )
     job = job_of(tmp_path, script, "--save", "{node_rank}", preload=("heavy",), env={"MINE": "yes"})
 
     async def scenario(n: Node) -> None:
+        attempt, waiting = 1, frozenset[int]()
         assert await n.start() == ""
         await n.ended()
-        assert [(e.code, e.signal) for e in n.ends] == [(0, None), (0, None)]
-        first, second = n.told(0), n.told(1)
+        fds = n.told(0)["fds"]
+        if ahead:
+            attempt, waiting = 2, await n.ahead()
+            assert await n.start(attempt) == ""
+            await n.ended(4)
+        assert [(e.code, e.signal) for e in n.ends] == [(0, None)] * 2 * attempt
+        first, second = n.told(0, attempt), n.told(1, attempt)
+        assert {first["pid"], second["pid"]} & waiting == waiting
         assert first["argv"] == [script, "--save", "0"]
         assert (first["rank"], second["rank"], first["mine"]) == ("0", "1", "yes")
+        assert (first["comm"], second["comm"], first["old"]) == ("rank0", "rank1", False)
         assert (first["main"], first["file"]) == ("__main__", script)
         assert (first["path0"], first["cwd"]) == (str(tmp_path), str(tmp_path))
         assert first["handlers"] == 0 and first["term"] and first["usr1"] and first["session"]
         assert first["random"] != second["random"]
         assert first["imported_by"] == first["parent"] == n.starter.pid
-        assert first["stdin"] == ""
+        assert first["stdin"] == "" and first["fds"] == fds
 
-    play(node(job), scenario)
+    play(node(job, quiet_s=0.1), scenario)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +336,49 @@ def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[J
     play(node(job), scenario)
 
 
+def test_what_was_forked_ahead_is_spared_with_the_starter_and_ends_with_it(
+    tmp_path: Path, node: Callable[..., Node]
+) -> None:
+    job = job_of(tmp_path, write(tmp_path, "train.py", "pass"), preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        waiting = await n.ahead()
+        assert n.ranks is not None and n.starter.pid is not None
+        assert await n.ranks.stop(0) == set()
+        assert {tree.state(pid) for pid in waiting} == {"S"}
+        os.kill(n.starter.pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while n.starter.pids != {n.starter.pid}:
+                await asyncio.sleep(0.01)
+            while any(tree.state(pid) not in (None, "Z", "X") for pid in waiting):
+                await asyncio.sleep(0.01)
+
+    play(node(job, quiet_s=0.1), scenario)
+
+
+def test_one_that_ends_while_it_waits_is_replaced(
+    tmp_path: Path, node: Callable[..., Node]
+) -> None:
+    script = write(tmp_path, "train.py", "import os; print(os.getpid())")
+    job = job_of(tmp_path, script, preload=("json",))
+
+    async def scenario(n: Node) -> None:
+        assert await n.start() == ""
+        await n.ended()
+        gone, stays = await n.ahead()
+        os.kill(gone, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while gone in n.starter.pids:
+                await asyncio.sleep(0.01)
+        assert await n.start(2) == ""
+        await n.ended(4)
+        assert [e.code for e in n.ends] == [0] * 4
+        assert stays in {n.told(0, 2), n.told(1, 2)}
+
+    play(node(job, quiet_s=0.1), scenario)
+
+
 def test_changed_imports_are_preloaded_anew(tmp_path: Path, node: Callable[[Job], Node]) -> None:
     write(tmp_path, "model.py", "SIZE = 1\n")
     script = write(tmp_path, "train.py", "import model; print(model.SIZE)")
@@ -348,14 +410,10 @@ def test_fifty_forks_leave_nothing(tmp_path: Path, node: Callable[[Job], Node]) 
             assert await n.start(attempt) == ""
             await n.ended(2 * attempt)
         assert [e.code for e in n.ends] == [0] * 50
-        children = Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children").read_text().split()
-        deadline = time.monotonic() + 5
-        while children and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-            children = (
-                Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children").read_text().split()
-            )
-        assert children == []
+        path = Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children")
+        async with asyncio.timeout(20):
+            while {int(pid) for pid in path.read_text().split()} - n.starter.pids:
+                await asyncio.sleep(0.05)
 
     play(node(job), scenario)
 
