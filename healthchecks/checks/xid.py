@@ -254,7 +254,7 @@ def _judge(
     if status is not Status.OK:
         found.add(
             status,
-            f"{trace.name} {trace.meaning} ({_where(trace)}){more}",
+            f"{trace.name} {trace.meaning} ({_where(trace, device)}){more}",
             expected="no such error" if status is Status.FAIL else "no Xid",
             fix=fix,
             device=device,
@@ -296,9 +296,10 @@ def _strikes(ctx: Ctx, trace: Trace) -> int:
     return len(boots)
 
 
-def _where(trace: Trace) -> str:
-    times = f"{trace.count} times, last {_when(trace.last)}" if trace.count > 1 else ""
-    return f"{trace.device}, {times or _when(trace.last)}"
+def _where(trace: Trace, device: str) -> str:
+    address = f"{trace.device}, " if trace.device != device else ""
+    times = f"{trace.count} times, last " if trace.count > 1 else ""
+    return f"{address}{times}{_when(trace.last)}"
 
 
 def _when(at: float | None) -> str:
