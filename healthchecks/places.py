@@ -25,6 +25,7 @@ class Way(StrEnum):
 
     SRUN = "srun"
     SSH = "ssh"
+    AGENT = "agent"  # of the run that has the node
     NONE = "none"  # left alone
 
 

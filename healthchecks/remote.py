@@ -200,7 +200,7 @@ class _Examination:
         reports = await ask_run(run, nodes)
         for node in nodes:
             if node in reports:
-                self._take(Answer(node=node, way=Way.NONE, report=reports[node]))
+                self._heard(node, Way.AGENT, reports[node])
             else:
                 self._alone(node, f"in run {run}, whose agent does not answer")
 
@@ -308,6 +308,10 @@ class _Examination:
         except UserError as error:
             self._answer(node, by, _unknown(str(error), "install one version everywhere"))
             return
+        self._heard(node, by, report)
+
+    def _heard(self, node: str, by: Way, report: Report) -> None:
+        """A report of the node's own: that it answered is a finding too."""
         answers = Result(status=Status.OK, seen=f"it answered through {by}")
         report = replace(
             report, findings=(Finding(check=ANSWERS, result=answers), *report.findings)

@@ -27,7 +27,8 @@ COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta"}
 @click.argument("node_list", metavar="[NODES]", default="")
 @click.option("-p", "--partition", help="Nodes of this partition; all of them without NODES.")
 @click.option("--via", type=click.Choice(["srun", "ssh"]), help="One way to all nodes.")
-@click.option("--tags", default="preflight", show_default=True, help="The suites, with commas.")
+@click.option("--tags", help="The suites, with commas; preflight where no check is named.")
+@click.option("--check", "names", metavar="CHECK", multiple=True, help="These checks alone.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Compare with this profile.")
 @click.option("--pin", type=click.Path(path_type=Path), help="Write what most nodes are like.")
@@ -37,14 +38,15 @@ def preflight(
     node_list: str,
     partition: str | None,
     via: str | None,
-    tags: str,
+    tags: str | None,
+    names: tuple[str, ...],
     sets: tuple[str, ...],
     golden: Path | None,
     pin: Path | None,
     deadline: float | None,
     as_json: bool,
 ) -> None:
-    """Run the health checks of --tags on NODES, as n[1-60], and compare the nodes.
+    """Run health checks on NODES, as n[1-60], and compare the nodes.
 
     Idle nodes are asked through srun, drained and down ones through ssh; busy ones are left alone.
     Exit code 0: nothing failed; 1: something did; 3: nothing failed, but something could not be
@@ -58,7 +60,7 @@ def preflight(
 
     began = time.monotonic()
     site = load_site(os.environ)
-    suite = _suite(tags, sets)
+    suite = _suite(names, tags, sets)
     profile = golden or site.golden
     wanted = profiles.load(profile) if profile is not None else None
     nodes = _named(node_list, partition)
@@ -79,30 +81,28 @@ def preflight(
     sys.exit(exit_code(answers, judged))
 
 
-def _suite(tags: str, sets: Sequence[str]) -> Suite:
+def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Suite:
     """What to ask; mistakes in it are told here, and not by every node. Raises UserError."""
     from healthchecks.registry import select, settings_for
     from healthchecks.remote import Suite
     from healthchecks.settings import merged
 
-    chosen = tuple(tag.strip() for tag in tags.split(",") if tag.strip())
+    chosen = tuple(tag.strip() for tag in (tags or "").split(",") if tag.strip())
+    if not names and not chosen:
+        chosen = ("preflight",)
     settings = merged(os.environ, sets)
-    for check in select(tags=chosen):
+    for check in select(names, chosen):
         settings_for(check, settings.get(check.name, {}))
-    return Suite(tags=chosen, settings=settings)
+    return Suite(names=names, tags=chosen, settings=settings)
 
 
 def _named(text: str, partition: str | None) -> tuple[str, ...]:
+    from supervisor.cli.nodes import named
     from supervisor.core.errors import UserError
-    from supervisor.core.nodeset import expand
 
-    try:
-        nodes = expand(text)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not nodes and partition is None:
+    if not text and partition is None:
         raise UserError("no node is named; write names as n[1-60], or --partition NAME")
-    return nodes
+    return named(text) if text else ()
 
 
 def _examined(
