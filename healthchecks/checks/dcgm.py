@@ -1,0 +1,102 @@
+"""NVIDIA's own diagnostic, where DCGM is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from healthchecks import nvml
+from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.context import Ctx
+from supervisor.core.setting import About
+
+# dcgmErrorSeverity_enum of DCGM's dcgm_errors.h
+_SEVERITIES = {1: "monitor", 2: "isolate", 4: "triage", 5: "configuration", 6: "reset"}
+_FAILS = {
+    2: "exclude the node and have the GPU replaced",
+    6: "end all processes on the GPU and reset it: nvidia-smi --gpu-reset -i N; else reboot",
+}
+
+
+@check(
+    "dcgm.diag",
+    tags={"deep"},
+    resource="gpu-load",
+    deadline_s=120.0,
+    hung_fix="end dcgmi; restart nv-hostengine (systemctl restart nvidia-dcgm); look for Xids",
+    untried="no GPU: built against the JSON of `dcgmi diag` in DCGM's user guide and source",
+)
+def dcgm_diag(
+    ctx: Ctx,
+    *,
+    deadline_s: Annotated[float, About(doc="For dcgmi.", unit="s", least=1, most=110)] = 100.0,
+) -> Result:
+    """`dcgmi diag -r 1` finds nothing: DCGM's quick look at the software and the GPUs.
+
+    Level 2 hangs on B200 (NVIDIA/DCGM#247) and is never used. An error of severity isolate or reset
+    is a FAIL, as is a failed test without one; triage, configuration and monitor are a WARN (DCGM
+    User Guide, "Automating responses to DCGM diagnostic failures").
+    """
+    if not nvml.on_bus(ctx):
+        raise Skip("no NVIDIA GPU is on the PCI bus")
+    done = ctx.command("dcgmi", "diag", "-r", "1", "-j", deadline_s=deadline_s)
+    try:
+        document = json.loads(done.out[done.out.index("{") :])  # warnings may come first
+    except ValueError:
+        raise Unknown(done.why()) from None
+    found, passed = Findings(), 0
+    try:
+        for name, result in results(document):
+            status = str(result.get("status", "")).lower()
+            passed += status == "pass"
+            if status in ("fail", "warn"):
+                _judge(found, name, result, failed=status == "fail")
+    except (AttributeError, TypeError, KeyError) as error:
+        raise Unknown(f"dcgmi's answer is of another form: {error!r}") from error
+    if not passed and not found.result("").devices and found.result("").status is Status.OK:
+        raise Unknown("dcgmi ran no test")
+    return found.result(f"{passed} tests passed")
+
+
+def results(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each test's name, and its results. DCGM 3 and 4 differ in the outermost key."""
+    for outer in document.values():
+        if not isinstance(outer, dict):
+            continue
+        for category in outer.get("test_categories", []):
+            for test in category["tests"]:
+                for result in test.get("results", []):
+                    yield str(test["name"]), result
+
+
+def _judge(found: Findings, name: str, result: dict[str, Any], *, failed: bool) -> None:
+    gpu = result.get("gpu_id", result.get("gpu_ids", result.get("entity_id", "")))
+    device = f"gpu{gpu}" if str(gpu).isdigit() else ""
+    for text, severity in _errors(result):
+        fails = severity in _FAILS or (failed and severity not in _SEVERITIES)
+        word = _SEVERITIES.get(severity, "")
+        found.add(
+            Status.FAIL if fails else Status.WARN,
+            f"{name}: {text}" + (f" ({word})" if word else ""),
+            expected="pass",
+            fix=_FAILS.get(severity, "see DCGM's user guide for this test; run it again"),
+            device=device,
+        )
+
+
+def _errors(result: dict[str, Any]) -> list[tuple[str, int]]:
+    """Texts with their severities; 0 where it has none."""
+    rows = result.get("warnings") or []
+    rows = rows if isinstance(rows, list) else [rows]
+    found = []
+    for row in rows:
+        if isinstance(row, dict):
+            severity = row.get("error_severity", result.get("error_severity", 0))
+            found.append((str(row.get("warning", "")), int(severity or 0)))
+        else:
+            found.append((str(row), int(result.get("error_severity") or 0)))
+    if not found:
+        text = str(result.get("info") or "failed")
+        found.append((text, int(result.get("error_severity") or 0)))
+    return found
