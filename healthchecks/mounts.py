@@ -5,6 +5,7 @@ Text in, values out; nothing here touches a mounted file system. Field order: pr
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -183,8 +184,20 @@ class Table:
         return [m for m in self.mounts if m.point == point]
 
     def network(self) -> list[Mounted]:
-        """The network mounts that are not hidden, one for each mount point."""
-        return [m for m in self.mounts if m.network and self.at(m.point) is m]
+        """The network mounts that are not hidden, one for each file system: bind mounts show the
+        same one again, containers by the hundred."""
+        found: dict[str, Mounted] = {}
+        for mounted in self.mounts:
+            if mounted.network and self.at(mounted.point) is mounted:
+                found.setdefault(mounted.device, mounted)
+        return list(found.values())
+
+
+def tidy(path: str) -> str:
+    """A path as mountinfo writes it. Raises Unknown for one that does not begin at the root."""
+    if not path.startswith("/"):
+        raise Unknown(f"{path!r} is configured; a mount is named by its full path")
+    return posixpath.normpath(path)
 
 
 def within(path: str, point: str) -> bool:
@@ -239,8 +252,7 @@ def parse_fstab(text: str) -> list[Mount]:
         network = fstype in NETWORK or (fstype.startswith("fuse.") and fstype not in LOCAL_FUSE)
         if network and point.startswith("/") and "noauto" not in words:
             access = "ro" if "ro" in words else "rw"
-            path = point.rstrip("/") or "/"
-            found.append(Mount(path=path, source=source, fstype=fstype, options=(access,)))
+            found.append(Mount(path=tidy(point), source=source, fstype=fstype, options=(access,)))
     return found
 
 

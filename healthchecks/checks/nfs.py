@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from healthchecks.check import Findings, Result, Skip, Unknown, check
@@ -18,6 +19,7 @@ from healthchecks.mounts import (
     host_of,
     parse_fstab,
     table,
+    tidy,
 )
 from healthchecks.nfs_door import can_knock, knock, refusal, resolved
 from supervisor.core.setting import About
@@ -51,7 +53,7 @@ def nfs_mounted(
         raise Skip(f"no mounts are configured, and /etc/fstab has no network mount ({_NO_MOUNT})")
     found = Findings()
     on_demand = []
-    for want in wanted:
+    for want in (replace(w, path=tidy(w.path)) for w in wanted):
         there = seen.at(want.path)
         if there is None or there.fstype == "autofs":
             if _waits_for_use(seen, want.path):

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from healthchecks.check import Blame, Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
-from healthchecks.mounts import Mounted, Server, table, within
+from healthchecks.mounts import Mounted, Server, table, tidy, within
 from healthchecks.nfs_door import can_knock, knock, refusal
 from supervisor.core.setting import About
 
@@ -69,7 +69,7 @@ _FAULTS: dict[int, tuple[str, str]] = {
 
 def alive_targets(ctx: Ctx, *, paths: tuple[str, ...] = (), **_options: object) -> list[str]:
     """Mount points to touch."""
-    targets = list(paths) or sorted(m.point for m in table(ctx).network())
+    targets = [tidy(path) for path in paths] or sorted(m.point for m in table(ctx).network())
     if not targets:
         raise Skip("no network file system is mounted")
     return targets
@@ -135,10 +135,10 @@ def nfs_alive(
     if not probe.step("statfs", mount, lambda: os.statvfs(ctx.path(mount))):
         return found.result("")
     listed = probe.step("readdir", mount, lambda: _first_entry(ctx, mount), denied="listing")
-    for canary in (c for c in canaries if within(c, mount) and mounts.under(c) == there):
+    for canary in (c for c in map(tidy, canaries) if within(c, mount) and mounts.under(c) == there):
         if listed:
             listed = probe.step("canary", canary, partial(_canary, ctx, canary))
-    for folder in (f for f in write if within(f, mount) and mounts.under(f) == there):
+    for folder in (f for f in map(tidy, write) if within(f, mount) and mounts.under(f) == there):
         if listed and "rw" in there.in_force:
             listed = probe.step("write", folder, partial(_write, ctx, folder))
     ctx.doing("")

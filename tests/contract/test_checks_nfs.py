@@ -59,7 +59,16 @@ MOUNTED = [
     Case(
         check="nfs.mounted",
         name="nfs means nfs4 too and a slash at the end means nothing",
-        options={"mounts": [{**SHARED, "fstype": "nfs", "source": "10.0.0.5:/export/shared/"}]},
+        options={
+            "mounts": [
+                {
+                    **SHARED,
+                    "fstype": "nfs",
+                    "source": "10.0.0.5:/export/shared/",
+                    "path": "/shared/",
+                }
+            ]
+        },
         status=Status.OK,
     ),
     Case(
@@ -178,6 +187,13 @@ MOUNTED = [
         name="fstab can't be read",
         change=garbled("etc/fstab"),
         status=Status.UNKNOWN,
+    ),
+    Case(
+        check="nfs.mounted",
+        name="no full path",
+        options={"mounts": [{"path": "shared"}]},
+        status=Status.UNKNOWN,
+        seen="a mount is named by its full path",
     ),
     Case(
         check="nfs.mounted",

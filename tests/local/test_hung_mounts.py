@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mount_world import World, wait_until, world
+from mount_world import LONG_S, World, wait_until, world
+
+from healthchecks.check import Status
+from healthchecks.report import parse
+from healthchecks.storage_width import judge
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0
@@ -29,8 +35,8 @@ def there(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-def alive(there: World, **settings: object) -> dict:
-    report = there.check("nfs.alive", settings={"nfs.alive": settings})
+def alive(there: World, *, deadline_s: float = LONG_S, **settings: object) -> dict:
+    report = there.check("nfs.alive", settings={"nfs.alive": settings}, deadline_s=deadline_s)
     assert len(report["by"]) == 1
     return next(iter(report["by"].values()))
 
@@ -49,7 +55,7 @@ def test_a_healthy_mount_is_listed_read_and_written_and_nothing_stays_in_it(ther
 def test_a_hung_mount_leaves_one_process_however_often_it_is_looked_at(there: World) -> None:
     point = there.mount("shared")
     there.order(point, "hung")
-    first = alive(there)
+    first = alive(there, deadline_s=2.0)
     assert first["status"] == "FAIL" and "no answer within" in first["seen"]
     assert f"at statfs {point}" in first["seen"] and "fuse.lab superv-lab" in first["seen"]
     assert "sleep" in first["seen"]
@@ -70,7 +76,7 @@ def test_when_a_hung_mount_is_aborted_its_process_goes_and_the_mount_can_be_made
 ) -> None:
     point = there.mount("shared")
     there.order(point, "hung")
-    assert alive(there)["status"] == "FAIL"
+    assert alive(there, deadline_s=2.0)["status"] == "FAIL"
     wait_until(there.sleepers)
     there.kill(point)
     wait_until(lambda: not there.probes())
@@ -152,3 +158,52 @@ def test_everything_hung_at_once_costs_one_deadline(there: World) -> None:
     again = there.check("nfs", settings={}, deadline_s=2.0)
     assert sum("stuck since" in r["seen"] for r in again["results"]) == 4
     assert len(there.probes()) == 4
+
+
+def test_a_file_that_a_lost_probe_left_is_removed_by_the_next(there: World) -> None:
+    point = there.mount("shared")
+    (point / ".superv-alive-n1").write_text("left\n")  # below the mount, as the server has it
+    assert alive(there, write=[str(point)])["status"] == "OK"
+    assert [*point.iterdir()] == []
+
+
+WIDTH = {"size": 1 << 17, "block": 1 << 15, "writers": 2}
+
+
+def test_shards_leave_nothing_behind_where_their_process_is_killed(there: World) -> None:
+    point = there.mount("shared")
+    settings = {"dir": str(point), "size": 1 << 28, "block": 4096, "writers": 2}
+    run = there.checking("storage.width", settings={"storage.width": settings}, deadline_s=5.0)
+    # libfuse, as NFS does, keeps a file that is unlinked while it is open under another name.
+    wait_until(lambda: len([*point.glob(".fuse_hidden*")]) == 2)
+    there.order(point, "hung")
+    found = json.loads(run.communicate(timeout=120)[0])["results"][0]
+    assert found["status"] == "FAIL" and f"write shards in {point} (fuse.lab" in found["seen"]
+    assert len(there.probes()) == 1
+    there.order(point, "ok")
+    wait_until(lambda: not there.probes())
+    wait_until(lambda: not [*point.iterdir()])
+
+
+def test_the_slow_one_of_four_nodes_is_found_at_full_width(there: World) -> None:
+    points = {f"n{i}": there.mount(f"shared{i}") for i in range(4)}
+    for node, point in points.items():
+        there.order(point, "slow", delay_s=0.05 if node == "n2" else 0.002)
+    start = time.time() + 2.0
+    runs = {
+        node: there.checking(
+            "storage.width",
+            settings={
+                "storage.width": {**WIDTH, "dir": str(at), "start_at": start, "limit_s": 0.8}
+            },
+            node=node,
+        )
+        for node, at in points.items()
+    }
+    reports = {node: parse(run.communicate(timeout=120)[0]) for node, run in runs.items()}
+    everybody, *odd = judge(reports)
+    slow = {judged.node: judged.result for judged in odd}
+    assert everybody.result.metrics["nodes"].value == 4
+    assert everybody.result.metrics["write_total"].value > 0
+    assert slow["n2"].status is Status.FAIL, slow
+    assert "% of the median node's" in slow["n2"].seen

@@ -7,7 +7,15 @@ import json
 import pytest
 
 from healthchecks.check import Unknown
-from healthchecks.mounts import Server, Table, host_of, nfs_servers, parse_fstab, parse_mountinfo
+from healthchecks.mounts import (
+    Server,
+    Table,
+    host_of,
+    nfs_servers,
+    parse_fstab,
+    parse_mountinfo,
+    tidy,
+)
 from healthchecks.mountstats import Op, parse
 
 INFO = r"""
@@ -26,6 +34,7 @@ INFO = r"""
 40 39 0:49 / /over rw - tmpfs tmpfs rw
 41 29 0:50 / /cloth/hidden rw - nfs4 nas:/cloth rw
 42 29 0:51 / /cloth rw - tmpfs tmpfs rw
+43 29 0:40 /home /home rw - nfs4 nas:/a\040b rw,addr=10.0.0.5
 """.strip()
 
 
@@ -62,6 +71,7 @@ def test_servers(seen: Table) -> None:
 
 
 def test_network_mounts_are_those_that_wait_for_a_server_for_everybody(seen: Table) -> None:
+    """And a bind mount is no other file system."""
     assert [m.point for m in seen.network()] == ["/shared", "/old", "/fast", "/scratch", "/weights"]
 
 
@@ -69,7 +79,7 @@ def test_network_mounts_are_those_that_wait_for_a_server_for_everybody(seen: Tab
     ("path", "number"),
     [
         ("/", 29),
-        ("/home", 29),
+        ("/home/x", 43),
         ("/shared", 31),
         ("/shared/run/x", 31),
         ("/sharedx", 29),
@@ -100,6 +110,12 @@ def test_a_namespace_that_does_not_see_its_root() -> None:
 def test_a_line_that_is_none_of_mountinfos_is_unknown(line: str) -> None:
     with pytest.raises(Unknown, match="a line that is none"):
         parse_mountinfo(f"{INFO}\n{line}\n{INFO}")
+
+
+def test_paths_as_people_write_them() -> None:
+    assert tidy("/shared//run/") == "/shared/run"
+    with pytest.raises(Unknown, match="'shared' is configured; a mount is named by its full path"):
+        tidy("shared")
 
 
 @pytest.mark.parametrize(
