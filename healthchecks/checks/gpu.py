@@ -88,7 +88,8 @@ def gpu_count(
             f"{len(bus)} GPUs are on the PCI bus{had}",
             expected=f"{wanted} GPUs",
             fix="reboot the node; in a virtual machine let the host attach its GPUs again; where "
-            "this kind of node has another number: checks.gpu.count.expected in site.yaml",
+            "the node was changed: superv accept; where all such nodes have another number: "
+            "checks.gpu.count.expected in site.yaml",
         )
     try:
         nvml = ctx.nvml()

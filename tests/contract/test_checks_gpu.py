@@ -69,7 +69,7 @@ CALLS = {
     "pages.retired": "nvmlDeviceGetRetiredPages",
     "clock.events": "nvmlDeviceGetCurrentClocksEventReasons",
     "clock.max": "nvmlDeviceGetMaxClockInfo",
-    "thermal": "nvmlDeviceGetMarginTemperature",
+    "thermal": "nvmlDeviceGetTemperatureThreshold",
     "power.limit": "nvmlDeviceGetEnforcedPowerLimit",
     "fabric.state": "nvmlDeviceGetGpuFabricInfoV",
     "nvlink.links": "nvmlDeviceGetNvLinkState",
@@ -78,22 +78,29 @@ CALLS = {
 }
 
 
+# What comes before it in CALLS is not supported, so that the check gets there.
+OLDER = {"thermal": "nvmlDeviceGetMarginTemperature * rc 3"}
+
+
 def _of_calls() -> list[Case]:
     cases = []
     for check, call in CALLS.items():
+        older = OLDER.get(check, "")
         cases += [
             Case(
                 check=check,
                 name="no answer in time",
-                change=says(f"{call} * rc 10"),
+                change=says(older, f"{call} * rc 10"),
                 status=UNKNOWN,
                 seen="Timeout (10)",
             ),
-            Case(check=check, name="not supported", change=says(f"{call} * rc 3"), status=SKIP),
+            Case(
+                check=check, name="not supported", change=says(older, f"{call} * rc 3"), status=SKIP
+            ),
             Case(
                 check=check,
                 name="one GPU is lost",
-                change=says(f"{call} 3 rc 15"),
+                change=says(older, f"{call} 3 rc 15"),
                 status=FAIL,
                 seen="gpu3: ",
             ),
@@ -130,6 +137,13 @@ _GPU = [
         change=says("nvmlInitWithFlags * rc 9"),
         status=UNKNOWN,
         seen="Driver Not Loaded (9)",
+    ),
+    Case(
+        check="gpu.driver_hang",
+        name="a library without NVML's calls",
+        change=says("nvmlInitWithFlags * rc 13"),
+        status=UNKNOWN,
+        seen="no NVML library",
     ),
     Case(check="gpu.driver_hang", name="no GPU", change=no_gpu, status=SKIP),
     Case(check="gpu.count", name="healthy", status=OK, seen="8 GPUs"),
@@ -249,12 +263,25 @@ _GPU = [
     ),
     Case(
         check="gpu.handle",
+        name="no handle in time",
+        change=says("nvmlDeviceGetHandleByIndex_v2 5 rc 10"),
+        status=UNKNOWN,
+        seen="gpu5: nvmlDeviceGetHandleByIndex: Timeout (10)",
+    ),
+    Case(
+        check="gpu.handle",
         name="one does not answer in time",
         change=says("nvmlDeviceGetTemperatureV 5 rc 10"),
         status=UNKNOWN,
     ),
     Case(check="gpu.handle", name="no GPU", change=no_gpu, status=SKIP),
     Case(check="gpu.recovery_action", name="healthy", status=OK),
+    Case(
+        check="gpu.recovery_action",
+        name="a field that the driver does not know",
+        change=says("nvmlDeviceGetFieldValues/230 * rc 2"),
+        status=SKIP,
+    ),
     *(
         Case(
             check="gpu.recovery_action",
@@ -615,6 +642,13 @@ _CLOCKS = [
     Case(check="thermal", name="healthy", status=OK, seen="at least 52 °C below slowdown"),
     Case(
         check="thermal",
+        name="a driver without margins",
+        change=says("nvmlDeviceGetMarginTemperature * rc 3", "nvmlDeviceGetTemperatureV * rc 13"),
+        status=OK,
+        seen="at least 52 °C below slowdown",
+    ),
+    Case(
+        check="thermal",
         name="warm",
         change=says("nvmlDeviceGetMarginTemperature 3 value 4"),
         status=WARN,
@@ -666,6 +700,15 @@ _LINKS = [
             ),
             ("not in it", "0", "is in no fabric"),
         )
+    ),
+    Case(
+        check="fabric.state",
+        name="a driver of the struct's second version",
+        change=says(
+            "nvmlDeviceGetGpuFabricInfoV/3 * rc 25", "nvmlDeviceGetGpuFabricInfoV/2 3 value 2"
+        ),
+        status=FAIL,
+        seen="gpu3: fabric state 2",
     ),
     Case(
         check="fabric.state",

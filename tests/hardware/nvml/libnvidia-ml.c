@@ -9,7 +9,7 @@
  *     hang            the call never returns, and no signal but KILL ends it
  *     open PATH       the call opens a file: in a dead mount it sleeps for good
  * KEY tells calls of one name apart: an NVML_FI_* id (or ID.SCOPE), ERROR.COUNTER.LOCATION of an
- * error counter, a link, a clock.
+ * error counter, a link, a clock, the version of a struct.
  *
  * Layouts and symbols are those that nvidia-ml-py asks for.
  */
@@ -352,20 +352,6 @@ int nvmlDeviceGetSramEccErrorStatus(void *device, struct sram *status)
     return 0;
 }
 
-struct unique {
-    u32 version, count;
-    void *entries;
-};
-
-int nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts(void *device, struct unique *counts)
-{
-    OF(NULL)
-    if (counts->version != 0x1000010)
-        return VERSION_MISMATCH;
-    counts->count = (u32)NUMBER(0, 0);
-    return 0;
-}
-
 int nvmlDeviceGetRemappedRows(void *device, u32 *corrected, u32 *uncorrected, u32 *pending,
                               u32 *failed)
 {
@@ -471,6 +457,23 @@ int nvmlDeviceGetTemperatureV(void *device, int *temperature)
     return 0;
 }
 
+/* Of older drivers, which have neither of the two above. */
+int nvmlDeviceGetTemperature(void *device, u32 sensor, u32 *temperature)
+{
+    (void)sensor;
+    OF(NULL)
+    *temperature = (u32)NUMBER(0, 35);
+    return 0;
+}
+
+int nvmlDeviceGetTemperatureThreshold(void *device, u32 which, u32 *temperature)
+{
+    (void)which;
+    OF(NULL)
+    *temperature = (u32)NUMBER(0, 87);
+    return 0;
+}
+
 int nvmlDeviceGetEnforcedPowerLimit(void *device, u32 *milliwatts)
 {
     OF(NULL)
@@ -571,7 +574,9 @@ struct fabric {
 /* `value STATE STATUS MASK SUMMARY` */
 int nvmlDeviceGetGpuFabricInfoV(void *device, struct fabric *info)
 {
-    OF(NULL)
+    char key[16];
+    snprintf(key, sizeof key, "%u", info->version >> 24);
+    OF(key)
     if (info->version != 0x3000028 && info->version != 0x2000024)
         return VERSION_MISMATCH;
     memset(info->cluster, 0, sizeof info->cluster);
