@@ -85,7 +85,7 @@ def _held(order: Order, base: Ctx) -> Iterator[tuple[State, list[str]]]:
             if state.problem:
                 notes.append(state.problem)
             if order.forget:
-                state.memories.clear()
+                state.memories = _what_outlives_a_repair(state.memories)
             if not ours:
                 notes.append("another run of checks holds the state: nothing of this one is kept")
         except OSError as error:
@@ -98,6 +98,12 @@ def _held(order: Order, base: Ctx) -> Iterator[tuple[State, list[str]]]:
                     kept.save(folder, name, state)
             except OSError as error:
                 notes.append(_unkept(folder, error))
+
+
+def _what_outlives_a_repair(memories: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How far the kernel's log was read: what it said before the repair does not count again."""
+    marks = {name: m.get("boot", {}).get("kernel_log") for name, m in memories.items()}
+    return {name: {"boot": {"kernel_log": mark}} for name, mark in marks.items() if mark}
 
 
 def _unkept(folder: Path, error: OSError) -> str:

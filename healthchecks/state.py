@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +54,8 @@ def default_folder() -> Path:
     """/var/lib/superv/health for root; for others a folder of their own on local disk."""
     if os.geteuid() == 0:
         return Path("/var/lib/superv/health")
+    import tempfile  # 4 ms
+
     return Path(tempfile.gettempdir()) / f"superv-health-{os.geteuid()}"
 
 
@@ -116,8 +117,3 @@ def save(folder: Path, name: str, state: State) -> None:
     new = folder / f"{name}.json.new"
     new.write_text(json.dumps(data))
     new.replace(folder / f"{name}.json")
-
-
-def forget(folder: Path, name: str) -> None:
-    """After a repair: counters, baselines and strikes begin anew. Raises OSError."""
-    (folder / f"{name}.json").unlink(missing_ok=True)

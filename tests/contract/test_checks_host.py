@@ -16,6 +16,7 @@ from checks import NOW, Case, Change, both, each_of, garbled, lost, nothing, run
 
 from healthchecks.check import Status
 from healthchecks.registry import registered
+from tests import hardware
 from tests.hardware.tree import Tree
 
 DAY_S = 86_400.0
@@ -769,17 +770,6 @@ def test_facts_for_the_cohort(tmp_path: Path) -> None:
     assert registered()["mem.size"].cohort is Status.FAIL
 
 
-_ADJTIMEX = r"""
-#include <stdlib.h>
-#include <sys/timex.h>
-int adjtimex(struct timex *t) {
-    if (t->modes) abort(); /* it may only read */
-    t->offset = atol(getenv("OFFSET"));
-    t->esterror = atol(getenv("ESTERROR"));
-    t->status = atoi(getenv("STATUS"));
-    return 0;
-}
-"""
 _LOOK = """
 import sys
 from pathlib import Path
@@ -799,9 +789,8 @@ def adjtimex(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("no C compiler")
     place = tmp_path_factory.mktemp("adjtimex")
-    (place / "adjtimex.c").write_text(_ADJTIMEX)
     library = place / "adjtimex.so"
-    source = place / "adjtimex.c"
+    source = Path(hardware.__file__).with_name("adjtimex.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     root = place / "root" / Path(_SOURCE).parent
     root.mkdir(parents=True)

@@ -156,6 +156,13 @@ def _proc() -> dict[str, str]:
         "proc/sys/sunrpc/tcp_max_slot_table_entries": "65536",
         **_process(1, "systemd", "S", "ep_poll"),
         **_process(812, "slurmd", "S", "do_sys_poll"),
+        "proc/812/limits": (
+            "Limit                     Soft Limit           Hard Limit           Units     \n"
+            "Max locked memory         unlimited            unlimited            bytes     \n"
+            "Max open files            131072               131072               files     \n"
+            "Max processes             unlimited            unlimited            processes \n"
+            "Max stack size            unlimited            unlimited            bytes     "
+        ),
     }
 
 

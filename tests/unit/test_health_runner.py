@@ -433,8 +433,7 @@ def test_counters_rise_within_a_boot_and_begin_anew_after_it(node: Path):
     boot(node, "second")
     assert said(count(node, 9)).split()[0] == "None"
     assert said(count(node, 9)).split()[1:] == ["5", "2", "2"]
-    kept.forget(node / "state", "n1")
-    assert said(count(node, 9)) == "None 1 1 1"
+    assert said(count(node, 9, forget=True)) == "None 1 1 1"
 
 
 def test_the_last_report_of_each_suite_is_kept(node: Path):
