@@ -1,7 +1,7 @@
 """A lab of 63 nodes that look like B200 nodes, and eight defects planted on eight of them.
 
-Slurm, srun, processes, the hung mount and the dark node are real. What no lab has (GPUs, InfiniBand,
-the kernel's view of them) are files below a root of each node's own, and the NVML of
+Slurm, srun, processes, the hung mount and the dark node are real. What no lab has (GPUs,
+InfiniBand, the kernel's view of them) are files below a root of each node's own, and the NVML of
 tests/hardware/nvml: the Python that site.yaml names for nodes adds that root to the order.
 """
 

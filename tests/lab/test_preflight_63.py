@@ -1,0 +1,57 @@
+"""63 nodes, eight of them with a defect of a kind of its own: each is found, and no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from planted import DEFECTS, NODES, Planted
+
+from lab.cluster import Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.only("plain")]
+
+
+@pytest.fixture
+def planted() -> Iterator[Planted]:
+    folder = Path(tempfile.mkdtemp(prefix="superv-test-", dir="/srv"))
+    folder.chmod(0o755)
+    yield Planted(folder)
+    shutil.rmtree(folder)
+
+
+def superv(lab: Lab, planted: Planted, *argv: str) -> tuple[int, str]:
+    env = ("env", f"SUPERV_SITE={planted.site}")
+    done = lab.run("login", [*env, sys.executable, "-m", "supervisor.cli", *argv])
+    assert "Traceback" not in done.err, done.err
+    return done.rc or 0, done.out
+
+
+def test_eight_defects_are_found_and_no_other(
+    make_lab: Callable[..., Lab], planted: Planted
+) -> None:
+    there = make_lab(NODES)
+    planted.plant(there)
+    code, text = superv(there, planted, "preflight", f"n[1-{NODES}]", "--json")
+    told = json.loads(text)
+    assert code == 1
+    bad = {
+        node: {
+            row["check"]
+            for row in entry["report"]["results"]
+            if row["status"] in ("FAIL", "WARN", "UNKNOWN")
+        }
+        for node, entry in told["nodes"].items()
+        if entry["report"] and entry["report"]["status"] != "OK"
+    }
+    assert set(bad) == {d.node for d in DEFECTS}, bad
+    for defect in DEFECTS:
+        assert defect.check in bad[defect.node], bad[defect.node]
+    code, text = superv(there, planted, "nodes", "--json")
+    states = {row["node"]: row["state"] for row in json.loads(text)["nodes"]}
+    assert {n for n, state in states.items() if state != "healthy"} == set(bad)
