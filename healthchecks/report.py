@@ -160,6 +160,11 @@ def parse(text: str) -> Report:
     return from_document(document)
 
 
+def printable(text: str) -> str:
+    """The text without what could steer a terminal: a check shows what it has read."""
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+
+
 def exit_code(report: Report) -> int:
     """0: nothing failed; 1: something did; 3: nothing failed, but something is unknown.
 
@@ -202,7 +207,7 @@ def _amount(metric: Metric) -> str:
 
 
 def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text.replace("|", "/"))
+    return printable(text.replace("|", "/").replace("\n", " "))
 
 
 def _label(text: str) -> str:

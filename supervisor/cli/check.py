@@ -111,7 +111,7 @@ def show(report: Report, *, everything: bool) -> None:
 def _show(finding: Finding) -> None:
     import textwrap
 
-    from supervisor.cli.watch import printable
+    from healthchecks.report import printable
 
     status = finding.status.value
     click.echo(f"{click.style(f'{status:<8}', fg=COLOURS[status])}{printable(finding.name)}")

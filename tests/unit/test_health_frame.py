@@ -394,7 +394,7 @@ def test_the_document_and_its_exit_code(third: dict[str, str], tmp_path: Path):
 def test_as_a_nagios_plugin(third: dict[str, str], tmp_path: Path):
     done = superv(third, "third.bad", "--nagios", "--root", str(tmp_path))
     assert done.returncode == 2
-    assert done.stdout == "CRITICAL: third.bad FAIL: gpu1:  [31mbroken\n"
+    assert done.stdout == "CRITICAL: third.bad FAIL: gpu1: ·[31mbroken\n"
 
 
 def test_the_list(third: dict[str, str]):
