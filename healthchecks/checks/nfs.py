@@ -74,7 +74,7 @@ def _waits_for_use(seen: Table, path: str) -> bool:
 
 def _absent(found: Findings, seen: Table, want: Mount) -> None:
     """Nothing that a path leads to is mounted there."""
-    from_where = want.source or "what belongs there"
+    from_where = want.source or "a file system"
     hidden = [m for m in seen.stacked(want.path) if m.fstype != "autofs"]
     if hidden and (over := seen.under(want.path)) is not None:
         found.fail(
@@ -87,7 +87,7 @@ def _absent(found: Findings, seen: Table, want: Mount) -> None:
         return
     found.fail(
         "not mounted",
-        expected=f"{from_where} mounted",
+        expected=f"{from_where} mounted there",
         fix=f"mount {want.path}; where that hangs or fails, look at nfs.gate",
         device=want.path,
     )

@@ -92,6 +92,7 @@ def alive_shared(ctx: Ctx, target: str) -> str:
     hung_fix="look at nfs.gate and at the server; where only this node hangs: umount -f, then "
     "umount -l the mount, mount it afresh; a process in uninterruptible sleep goes when the server "
     "answers or the mount is aborted",
+    untried="no NFS server: tried on FUSE mounts that hang, go stale, slow down, fail and recover.",
 )
 def nfs_alive(
     ctx: Ctx,

@@ -54,7 +54,15 @@ def passive_targets(ctx: Ctx, **_options: object) -> list[str]:
     return targets
 
 
-@check("nfs.passive", tags={"preflight", "running"}, each=passive_targets)
+_UNTRIED = "no node with NFS mounted: what it reads is text as fs/nfs and net/sunrpc of the kernel print it."
+
+
+@check(
+    "nfs.passive",
+    tags={"preflight", "prolog", "running"},
+    each=passive_targets,
+    untried=_UNTRIED,
+)
 def nfs_passive(
     ctx: Ctx,
     server: str,
@@ -229,7 +237,7 @@ def _silent_since(lines: list[Line], host: str, known: float | None) -> float | 
     return min(after, default=None)
 
 
-@check("nfs.options", tags={"preflight", "running"}, cohort=Status.WARN)
+@check("nfs.options", tags={"preflight", "running"}, cohort=Status.WARN, untried=_UNTRIED)
 def nfs_options(ctx: Ctx) -> Result:
     """Mount options and the client's settings are sound, and the same on all nodes.
 
