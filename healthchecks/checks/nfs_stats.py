@@ -54,7 +54,7 @@ def passive_targets(ctx: Ctx, **_options: object) -> list[str]:
     return targets
 
 
-_UNTRIED = "no node with NFS mounted: what it reads is text as fs/nfs and net/sunrpc of the kernel print it."
+_UNTRIED = "no NFS mount: what it reads is text as fs/nfs and net/sunrpc of the kernel print it."
 
 
 @check(
