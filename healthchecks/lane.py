@@ -31,6 +31,7 @@ _ROOM = 512
 _CHUNK = 1 << 16
 _MOST_ANSWER = 1 << 22  # bytes
 _GRACE_S = 0.2  # a child may end its own commands before it is killed
+_BUSY_S = 3.0  # where it waits for a processor
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that end a run of checks
 
 
@@ -184,8 +185,8 @@ class Lane:
     def where(self) -> str:
         """What a process that does not answer is at, in words."""
         text = self.call()[1]
-        state = place(self.pid)
-        return "; ".join(part for part in (f"at {text}" if text else "", state) if part)
+        parts = (f"at {text}" if text else "", place(self.pid))
+        return "; ".join(part for part in parts if part)
 
     def death(self) -> str:
         """How a child ended that did not answer, in words."""
@@ -202,8 +203,14 @@ def let_go(lanes: Iterable[Lane], *numbers: int) -> list[Lane]:
     for number in numbers:
         for lane in left:
             lane.signal(number)
-        until = time.monotonic() + _GRACE_S
-        while (left := [lane for lane in left if not lane.gone()]) and time.monotonic() < until:
+        sent = time.monotonic()
+        while left := [lane for lane in left if not lane.gone()]:
+            waited = time.monotonic() - sent
+            # One that could run has not had its turn yet: the machine is busy.
+            if waited > _GRACE_S and not (
+                waited < _BUSY_S and any(state(lane.pid) == "R" for lane in left)
+            ):
+                break
             time.sleep(0.002)
     for lane in left:
         lane.close()
@@ -218,14 +225,22 @@ def _ending(code: int, status: int) -> str:
     return f"was ended by signal {status}"
 
 
+def state(pid: int) -> str:
+    """A process' letter in /proc, as D; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def place(pid: int) -> str:
     """State and kernel function of a process, as far as /proc tells."""
+    letter = state(pid)
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         where = Path(f"/proc/{pid}/wchan").read_text().strip()
     except OSError:
         return ""
-    words = {"D": "uninterruptible sleep", "S": "sleeping", "R": "running"}.get(state, state)
+    words = {"D": "uninterruptible sleep", "S": "sleeping", "R": "running"}.get(letter, letter)
     return f"process {pid} is {words}" + (f" in {where}" if where not in ("", "0") else "")
 
 
