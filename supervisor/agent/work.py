@@ -21,6 +21,7 @@ from supervisor.core import events as ev
 from supervisor.core.types import Evidence, RankExit
 from supervisor.wire import Job
 
+PRELOAD_S = 3.0  # at a launch other agents may still start on the same machine, and come first
 FOR_GOOD = 1 << 62  # beyond every attempt
 
 
@@ -51,6 +52,7 @@ class Work:
         self._mark = f"{run_id}/{node}/"
         self._address = address
         self._starter: Starter | None = None
+        self._ordered = asyncio.Event()  # ranks are wanted here
         self._asking: asyncio.Future[list[Evidence]] | None = None  # for stacks, now
         self._over = 0  # the highest attempt that was stopped, or made way for another
         self._clearing = 0  # how many are at it
@@ -108,11 +110,17 @@ class Work:
             self._code = asyncio.ensure_future(self._get_ready(digest, job))
 
     async def _get_ready(self, digest: str, job: Job) -> str:
-        """Unpack the trainer's code, then preload from it; returns why there is none."""
+        """Unpack the trainer's code, then preload from it; returns why there is none.
+
+        Preloading waits for the first order, but not for long: spares get none.
+        """
         problem = await code.arrive(self._keys_path, digest, self._dir) if digest else ""
         if problem:
             self._note(problem)
         elif job.preload:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PRELOAD_S):
+                    await self._ordered.wait()
             self._starter = Starter(job, self._dir, self._mark, self._note)
             try:
                 self._starter.start()
@@ -175,6 +183,7 @@ class Work:
         if order.attempt <= (self.attempt or 0):
             self._note(f"order {order.key} comes late: attempt {self.attempt} is here")
             return
+        self._ordered.set()
         problems: list[str] = []
         port = 0
         left = await self._end_ranks(order.attempt - 1, 0)
