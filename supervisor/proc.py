@@ -12,13 +12,13 @@ hangs is the child. A program or directory that is not there shows as env's exit
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,49 +131,10 @@ async def run(
     Output goes to memory files, never to a pipe that somebody else may keep open; a child that
     floods them is killed.
     """
-    began = time.monotonic()
-    out, err = os.memfd_create("out"), os.memfd_create("err")
-    flooded = ""
-    try:
-        try:
-            child = _start(argv, stdin=stdin, env=env, cwd=cwd, out=out, err=err)
-        except OSError as error:  # the arguments are too long, or there are too many processes
-            return Completed(
-                argv=tuple(argv), rc=126, out="", err=f"{argv[0]}: {error.strerror}", took_s=0.0
-            )
-        try:
-            if await _ended_or_flooded(child.pid, (out, err), began + deadline_s):
-                flooded = f"\nended by superv: it wrote more than {FLOOD >> 20} MiB\n"
-            rc = child.poll()
-        finally:
-            if child.poll() is None:
-                _kill(argv, child)
-        return Completed(
-            argv=tuple(argv),
-            rc=-signal.SIGKILL if flooded else rc,
-            out=_read(out),
-            err=_read(err) + flooded,
-            took_s=time.monotonic() - began,
-        )
-    finally:
-        os.close(out)
-        os.close(err)
-
-
-async def _ended_or_flooded(pid: int, outputs: Sequence[int], deadline: float) -> bool:
-    """Wait for the child's end or the deadline; True at once where it writes without end."""
-    end = asyncio.ensure_future(exited(pid))
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            done, _ = await asyncio.wait({end}, timeout=min(left, FLOOD_LOOK_S))
-            if done:
-                end.result()
-                return False
-            if sum(os.fstat(fd).st_size for fd in outputs) > FLOOD:
-                return True
-        return False
-    finally:
-        end.cancel()
+    with _started(argv, stdin=stdin, env=env, cwd=cwd) as running:
+        if running.child is not None:
+            running.flooded = await _ended_or_flooded(running, running.began + deadline_s)
+        return running.completed()
 
 
 def run_sync(
@@ -184,12 +145,108 @@ def run_sync(
     env: Mapping[str, str] | None = None,
     cwd: str = "/",
 ) -> Completed:
-    """`run` for callers without an event loop."""
-    return asyncio.run(run(argv, deadline_s=deadline_s, stdin=stdin, env=env, cwd=cwd))
+    """`run` for callers without an event loop; health checks have no time to import asyncio."""
+    with _started(argv, stdin=stdin, env=env, cwd=cwd) as running:
+        if running.child is not None:
+            running.flooded = _ended_or_flooded_sync(running, running.began + deadline_s)
+        return running.completed()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """A child and where its output goes; no child where none could be made."""
+
+    argv: Sequence[str]
+    began: float  # monotonic
+    out: int
+    err: int
+    child: subprocess.Popen[bytes] | None = None
+    why: str = ""  # there is no child
+    flooded: bool = False
+
+    def floods(self) -> bool:
+        return sum(os.fstat(fd).st_size for fd in (self.out, self.err)) > FLOOD
+
+    def completed(self) -> Completed:
+        """How it went so far."""
+        if self.child is None:
+            return Completed(argv=tuple(self.argv), rc=126, out="", err=self.why, took_s=0.0)
+        rc, more = self.child.poll(), ""
+        if self.flooded:
+            rc, more = -signal.SIGKILL, f"\nended by superv: it wrote more than {FLOOD >> 20} MiB\n"
+        return Completed(
+            argv=tuple(self.argv),
+            rc=rc,
+            out=_read(self.out),
+            err=_read(self.err) + more,
+            took_s=time.monotonic() - self.began,
+        )
+
+
+@contextlib.contextmanager
+def _started(
+    argv: Sequence[str], *, stdin: bytes | None, env: Mapping[str, str] | None, cwd: str
+) -> Iterator[_Running]:
+    """Start a child; one that is still there at the end is killed, and abandoned."""
+    began = time.monotonic()
+    out, err = os.memfd_create("out"), os.memfd_create("err")
+    running = _Running(argv=argv, began=began, out=out, err=err)
+    try:
+        try:
+            running.child = _start(argv, stdin=stdin, env=env, cwd=cwd, out=out, err=err)
+        except OSError as error:  # the arguments are too long, or there are too many processes
+            running.why = f"{argv[0]}: {error.strerror}"
+        yield running
+    finally:
+        if running.child is not None and running.child.poll() is None:
+            _kill(argv, running.child)
+        os.close(out)
+        os.close(err)
+
+
+async def _ended_or_flooded(running: _Running, deadline: float) -> bool:
+    """Wait for the child's end or the deadline; True at once where it writes without end."""
+    import asyncio
+
+    assert running.child is not None
+    end = asyncio.ensure_future(exited(running.child.pid))
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            done, _ = await asyncio.wait({end}, timeout=min(left, FLOOD_LOOK_S))
+            if done:
+                end.result()
+                return False
+            if running.floods():
+                return True
+        return False
+    finally:
+        end.cancel()
+
+
+def _ended_or_flooded_sync(running: _Running, deadline: float) -> bool:
+    """The same for callers without an event loop."""
+    assert running.child is not None
+    try:
+        fd = os.pidfd_open(running.child.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        ended = select.poll()
+        ended.register(fd, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            if ended.poll(1000 * min(left, FLOOD_LOOK_S)):
+                return False
+            if running.floods():
+                return True
+        return False
+    finally:
+        os.close(fd)
 
 
 async def exited(pid: int) -> None:
     """Return when the process has ended. Pushed by the kernel through a pidfd; reaps nothing."""
+    import asyncio
+
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
