@@ -40,11 +40,6 @@ esac
 
 
 @pytest.fixture
-def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("d")  # short: a socket's path has 107 bytes
-
-
-@pytest.fixture
 def site(tmp_path: Path) -> Site:
     (tmp_path / "state").mkdir(mode=0o700)
     (tmp_path / "site.yaml").write_text(f"state_dir: {tmp_path}/state\nnode_dir: {tmp_path}\n")
