@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -28,6 +29,7 @@ PYTHON = "/usr/bin/python3"
 RING = REPO / "tests/lab/trainers/ring.py"
 RING_IMPORTS = ["argparse", "pathlib", "shutil", "signal", "socket"]
 DCP = REPO / "tests/data/dcp/step-5"
+SETTLE_S = 8.0  # seconds after a start the ranks of the next attempt are forked ahead
 ENDED = ("done", "held", "stopped")
 
 Status = dict[str, Any]
@@ -35,7 +37,12 @@ Status = dict[str, Any]
 
 @contextlib.contextmanager
 def lab(nodes: int, *pythons: Path) -> Iterator[Lab]:
-    """A fresh lab whose user can read the environments of these interpreters."""
+    """A fresh lab whose user can read the environments of these interpreters.
+
+    superv's modules are compiled, as an installed package's are; its user could not write them.
+    """
+    for name in ("supervisor", "launchers", "sbatch_templates", "healthchecks", "ncclconf"):
+        compileall.compile_dir(REPO / name, quiet=1)
     there = Lab(NAME)
     there.down()
     places = [python.parent.parent.absolute() for python in pythons]
@@ -185,8 +192,9 @@ class LabRun:
         raise RuntimeError(f"rank {rank} (pid {inner}) is not on {node}")
 
     def kill_rank(self, node: str, rank: int) -> float:
-        """SIGKILL; returns when, read right before it."""
+        """SIGKILL, not right after a start; returns when, read right before it."""
         pid = self.rank_pid(node, rank)
+        time.sleep(SETTLE_S)
         at = time.time()
         os.kill(pid, signal.SIGKILL)
         return at
