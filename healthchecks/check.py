@@ -171,6 +171,7 @@ class Check:
     each: Callable[..., Sequence[str]] | None  # the targets that are probed apart, as mount points
     hung: Status  # what a probe that does not answer means
     hung_fix: str
+    hung_shared: Callable[..., str] | None = None  # what a hang shares, see Result
     blame: Blame
     cohort: Status | None  # what a fact that differs from the node's kind means
     drains: bool  # whether a FAIL of it may drain the node where the site allows that
@@ -208,6 +209,7 @@ def check(
     each: Callable[..., Sequence[str]] | None = None,
     hung: Status = Status.UNKNOWN,
     hung_fix: str = "",
+    hung_shared: Callable[..., str] | None = None,
     blame: Blame = Blame.NODE,
     cohort: Status | None = None,
     drains: bool = True,
@@ -219,7 +221,8 @@ def check(
     which they were registered. When one of them hangs, the others of a resource that is not "host"
     are not tried: they are UNKNOWN. With `each(ctx, **options)` the check is called once for each
     target, as `look(ctx, target, **options)`, and each target is a resource of its own; `each` must
-    read nothing that can hang, and raises Skip where there is no target.
+    read nothing that can hang, and raises Skip where there is no target. `hung_shared(ctx,
+    target, **options)`, under the same rule, names the server that a target waits for which hangs.
 
     Raises ValueError for a name that is taken, a tag that does not exist, and a check that does not
     say what it is.
@@ -244,6 +247,7 @@ def check(
             each=each,
             hung=hung,
             hung_fix=hung_fix,
+            hung_shared=hung_shared,
             blame=blame,
             cohort=cohort,
             drains=drains,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from healthchecks import state as kept
-from healthchecks.check import Check, Result, Status
+from healthchecks.check import Check, Result, Status, Unknown
 from healthchecks.context import Ctx, Memory
 from healthchecks.lane import SIGNALS, Lane, Probe, let_go, look
 from healthchecks.registry import settings_for
@@ -183,7 +183,7 @@ class _Run:
         stuck = {s.resource: s for s in self._state.stuck}
         for probe in probes:
             if earlier := stuck.get(probe.resource):
-                self._answer(probe, _stuck_result(probe, earlier, self._base.now))
+                self._answer(probe, _stuck_result(probe, earlier, self._base))
             else:
                 key = "host" if probe.resource.startswith("host:") else probe.resource
                 lanes.setdefault(key, []).append(probe)
@@ -249,6 +249,7 @@ class _Run:
                 seen=f"no answer within {now - since:.1f} s" + (f": {where}" if where else ""),
                 expected=f"an answer within {allowed_s:g} s",
                 fix=probe.check.hung_fix,
+                shared=_shared(probe, self._base),
             )
             self._answer(probe, hung, now - lane.began)
             if probe.resource.startswith("host:"):  # what hung one may hang others: each alone now
@@ -296,9 +297,19 @@ def _with_look(check: Check, ask: Any) -> Check:
     return replace(check, look=ask, each=None)
 
 
-def _stuck_result(probe: Probe, stuck: Stuck, now: float) -> Result:
+def _shared(probe: Probe, ctx: Ctx) -> str:
+    """What a probe that hangs waits for, as far as its check can tell without touching it."""
+    if probe.check.hung_shared is None:
+        return ""
+    try:
+        return probe.check.hung_shared(ctx, probe.on, **probe.options)
+    except (OSError, Unknown):
+        return ""
+
+
+def _stuck_result(probe: Probe, stuck: Stuck, ctx: Ctx) -> Result:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stuck.since))
-    text = f"stuck since {since} ({max(0.0, now - stuck.since):.0f} s)"
+    text = f"stuck since {since} ({max(0.0, ctx.now - stuck.since):.0f} s)"
     if probe.name != stuck.check:
         return Result(
             status=Status.UNKNOWN, seen=f"not tried: {stuck.check} is {text}: {stuck.what}"
@@ -308,6 +319,7 @@ def _stuck_result(probe: Probe, stuck: Stuck, now: float) -> Result:
         seen=f"{text}: {stuck.what}",
         expected=f"an answer within {probe.check.deadline_s:g} s",
         fix=probe.check.hung_fix,
+        shared=_shared(probe, ctx),
     )
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from healthchecks.check import Blame, Findings, Result, Skip, Status, Unknown, check
+from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.context import Ctx
 from healthchecks.mounts import Mounted, Server, table, tidy, within
 from healthchecks.nfs_door import can_knock, knock, refusal
@@ -75,7 +75,7 @@ def alive_targets(ctx: Ctx, *, paths: tuple[str, ...] = (), **_options: object) 
     return targets
 
 
-def alive_shared(ctx: Ctx, target: str) -> str:
+def alive_shared(ctx: Ctx, target: str, **_options: object) -> str:
     """Whom a mount that hangs waits for."""
     under = table(ctx).under(target)
     return under.shared if under is not None and under.network else ""
@@ -88,7 +88,7 @@ def alive_shared(ctx: Ctx, target: str) -> str:
     each=alive_targets,
     deadline_s=5.0,
     hung=Status.FAIL,
-    blame=Blame.SHARED,
+    hung_shared=alive_shared,
     hung_fix="look at nfs.gate and at the server; where only this node hangs: umount -f, then "
     "umount -l the mount, mount it afresh; a process in uninterruptible sleep goes when the server "
     "answers or the mount is aborted",

@@ -18,12 +18,19 @@ _ROOM_FOR = 128  # nodes' shards must fit into what is free: nobody may fill the
 _MOST_WAIT_S = 120.0
 
 
+def width_shared(ctx: Ctx, _target: str, *, dir: str = "", **_options: object) -> str:
+    """Whom a directory that hangs waits for."""
+    under = table(ctx).under(dir)
+    return under.shared if under is not None and under.network else ""
+
+
 @check(
     "storage.width",
     tags={"deep"},
     resource="storage",
     deadline_s=420.0,
     hung=Status.FAIL,
+    hung_shared=width_shared,
     hung_fix="look at nfs.gate, nfs.alive and nfs.passive of this node, and at the server",
 )
 def storage_width(
@@ -67,8 +74,7 @@ def storage_width(
         raise Skip("no directory is configured (storage.width.dir)")
     if block % PAGE or size < block:
         raise Unknown(f"block must be a multiple of {PAGE} and not more than size")
-    under = table(ctx).under(dir)
-    shared = under.shared if under is not None and under.network else ""
+    shared = width_shared(ctx, "", dir=dir)
     folder = ctx.path(dir)
     ctx.doing(f"statvfs {dir} ({shared or 'local'})")
     free = os.statvfs(folder)

@@ -52,7 +52,7 @@ DEFECTS = (
     Defect(
         node="n12",
         check="gpu.handle",
-        plant=_says("nvmlDeviceGetHandleByIndex_v2 3 error 15", "* 3 error 15"),
+        plant=_says("nvmlDeviceGetHandleByIndex_v2 3 rc 15"),
     ),
     Defect(
         node="n20",

@@ -60,11 +60,13 @@ def test_a_hung_mount_leaves_one_process_however_often_it_is_looked_at(there: Wo
     assert f"at statfs {point}" in first["seen"] and "fuse.lab superv-lab" in first["seen"]
     assert "sleep" in first["seen"]
     assert "umount -l" in first["fix"]
+    assert first["shared"] == "fuse.lab superv-lab", "sixty nodes that hang are one finding"
     wait_until(lambda: len(there.sleepers()) == 1)
     stuck = there.sleepers()
     for _ in range(3):
         again = alive(there)
         assert again["status"] == "FAIL" and "stuck since" in again["seen"]
+        assert again["shared"] == first["shared"]
         assert there.probes() == stuck
     there.order(point, "ok")
     wait_until(lambda: not there.probes())
