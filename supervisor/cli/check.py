@@ -39,7 +39,7 @@ def check(
     as_json: bool,
     nagios: bool,
 ) -> None:
-    """Run the health checks named CHECK (`gpu` means all of gpu.*); with --tags, only those of them.
+    """Run the health checks named CHECK (`gpu` means all of gpu.*); --tags narrows them.
 
     Exit code 0: nothing failed; 1: something did; 3: nothing failed, but something could not be
     measured. With --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
