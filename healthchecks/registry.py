@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import os
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -122,6 +124,7 @@ def settings_for(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:
             valid = ", ".join(options) or "none"
             raise UserError(f"{check.name}: no key {key!r}; valid: {valid}{_guess(key, options)}")
         option = options[key]
+        _known_keys(f"{check.name}: {key}", option.hint, value)
         try:
             values[key] = msgspec.convert(value, option.hint, strict=False, dec_hook=_path)
         except msgspec.ValidationError as error:
@@ -132,6 +135,19 @@ def settings_for(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:
             valid = describe(option.hint, option.about)
             raise UserError(f"{check.name}: {key}: expected {valid}, got {value!r}")
     return values
+
+
+def _known_keys(where: str, hint: Any, value: Any) -> None:
+    """Raises UserError for a key within a mapping that its dataclass does not have."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _known_keys(f"{where}[{number}]", typing.get_args(hint)[0], item)
+    elif dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        names = [f.name for f in dataclasses.fields(hint)]
+        for name in value:
+            if name not in names:
+                valid = ", ".join(names)
+                raise UserError(f"{where}: no key {name!r}; valid: {valid}{_guess(name, names)}")
 
 
 def _path(hint: type, value: Any) -> Any:

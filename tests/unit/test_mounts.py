@@ -246,3 +246,14 @@ def test_text_that_is_no_mountstats_holds_no_mount() -> None:
     assert parse("") == {}
     assert parse("hello\n\tage:\t5\n") == {}
     assert parse("device\ndevice x mounted on\n") == {}
+
+
+def test_a_misspelt_key_of_a_mount_is_a_mistake() -> None:
+    import pytest
+
+    from healthchecks.registry import registered, settings_for
+    from supervisor.core.errors import UserError
+
+    mounts = [{"path": "/shared"}, {"path": "/x", "fs_type": "nfs4"}]
+    with pytest.raises(UserError, match=r"nfs.mounted: mounts\[1\]: no key 'fs_type'"):
+        settings_for(registered()["nfs.mounted"], {"mounts": mounts})
