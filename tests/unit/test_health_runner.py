@@ -325,8 +325,8 @@ def test_everything_hung_at_once_ends_by_the_deadline_of_the_run():
 
 def test_many_hung_probes_of_the_host_share_their_deadlines():
     """After the first hung the others are tried apart, at once: the deadlines don't add up."""
-    hung = [made(f"host.{n}", hang, deadline_s=0.4) for n in range(30)]
-    found = look(*hung, deadline_s=10.0)
+    hung = [made(f"host.{n}", hang, deadline_s=0.5) for n in range(100)]
+    found = look(*hung, deadline_s=40.0)
     assert all("no answer within" in f.result.seen for f in found.values())
 
 
@@ -339,7 +339,10 @@ def test_a_command_ends_with_its_probe(tmp_path: Path):
         ctx.command("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 3600", deadline_s=AMPLE_S)
         return FINE
 
-    result = only(asks, deadline_s=1.0)
+    for deadline_s in (1.0, 5.0, 25.0):  # longer on a machine that is too busy to start it
+        result = only(asks, deadline_s=deadline_s)
+        if (tmp_path / "pid").exists():
+            break
     assert "at sh -c echo" in result.seen
     pid = int((tmp_path / "pid").read_text())
     assert kept.start_time(pid) is None
