@@ -220,7 +220,9 @@ class _Run:
         answers, ended = lane.read()
         for answer in answers:
             self._found[answer.finding.name] = answer.finding
-            self._state.memories[answer.finding.name] = answer.memory
+            self._state.memories.pop(answer.finding.name, None)
+            if any(answer.memory.values()):
+                self._state.memories[answer.finding.name] = answer.memory
         if not ended and lane.waiting:
             return
         self._end([lane], by_itself=not lane.garbage)

@@ -450,6 +450,12 @@ def test_counters_rise_within_a_boot_and_begin_anew_after_it(node: Path):
     assert said(count(node, 9, forget=True)) == "None 1 1 1"
 
 
+def test_what_remembers_nothing_takes_no_room(node: Path):
+    """Mount points come and go."""
+    run(Order(checks=[made("a", fine)], root=node, node="n1", folder=node / "state"))
+    assert kept.load(node / "state", "n1", "first").memories == {}
+
+
 def test_the_last_report_of_each_suite_is_kept(node: Path):
     count(node, 1, tags=("preflight",))
     count(node, 2, tags=("running",))
