@@ -78,7 +78,7 @@ def preflight(
         click.echo(json.dumps(document(answers, judged, notes, took_s)))
     else:
         click.echo("\n".join(page(answers, judged, notes, took_s)))
-    sys.exit(exit_code(answers, judged))
+    sys.exit(exit_code(judged))
 
 
 def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Suite:
@@ -205,7 +205,7 @@ def progress(*, quiet: bool) -> AbstractContextManager[Any]:
 # --- what came of it ---
 
 
-def exit_code(answers: Mapping[str, Answer], judged: Judged) -> int:
+def exit_code(judged: Judged) -> int:
     """0: nothing failed; 1: something did; 3: nothing failed, but not everything was seen."""
     from healthchecks.check import Status
 
