@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,21 @@ def pytest_configure() -> None:
 def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Short, whatever the test is called: a socket's path has 107 bytes, a table 100 columns."""
     return tmp_path_factory.mktemp("t")
+
+
+@pytest.fixture(autouse=True)
+def turn(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Workers run tests beside each other; one that is marked `alone` has the machine to itself."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    workers = tmp_path_factory.getbasetemp().parent
+    alone = request.node.get_closest_marker("alone")
+    with (workers / "queue").open("w") as queue, (workers / "turn").open("w") as turn:
+        fcntl.flock(queue, fcntl.LOCK_EX)  # held by who waits to be alone: nobody else begins
+        fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(turn, fcntl.LOCK_UN)  # a child that was forked would hold on to it
