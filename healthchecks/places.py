@@ -73,9 +73,9 @@ async def look_up(
     slurm: Slurm, nodes: Sequence[str], partition: str | None = None
 ) -> dict[str, Place]:
     """The nodes, or all of a partition. Raises UserError for an unknown partition."""
-    argv = ["sinfo", "--noheader", "--all", "--Node", "--format=%N|%P|%T|%C|%G|%E"]
+    argv = ["sinfo", "--noheader", "--Node", "--format=%N|%P|%T|%C|%G|%E"]
     argv += [f"--nodes={compress(nodes)}"] if nodes else []
-    argv += [f"--partition={partition}"] if partition else []
+    argv += [f"--partition={partition}"] if partition else ["--all"]  # not both
     done = await slurm.run(*argv)
     if done.rc != 0:
         raise TransientError(done.why())

@@ -209,22 +209,24 @@ class _Examination:
 
     # --- srun ---
 
-    def _steps(self, nodes: Sequence[str]) -> list[srun.Step]:
+    def _steps(self, nodes: Sequence[str], *, all_cpus: bool = True) -> list[srun.Step]:
         """The fewest steps that take all of the nodes: what a job asks for is the same on each."""
-        alike: dict[tuple[str, str, bool], list[str]] = {}
+        alike: dict[tuple[str, str, int, bool], list[str]] = {}
         for node in nodes:
             place = self.places[node]
             whole = place.word in FREE
-            alike.setdefault((place.partitions[0], place.gres, whole), []).append(node)
+            cpus = place.idle_cpus if whole and all_cpus else 0
+            alike.setdefault((place.partitions[0], place.gres, cpus, whole), []).append(node)
         return [
             srun.Step(
                 nodes=tuple(names),
                 partition=partition,
                 gres=gres,
+                cpus=cpus,
                 whole=whole,
                 options=self._site.srun_options,
             )
-            for (partition, gres, whole), names in alike.items()
+            for (partition, gres, cpus, whole), names in alike.items()
         ]
 
     async def _by_srun(self, step: srun.Step, tries: int) -> None:
@@ -245,12 +247,12 @@ class _Examination:
         if others and tries > 1 and (ended.refused or lost):
             for node in lost:
                 self._answer(node, Way.SRUN, _no_answer(node, ended, left))
-            await self._again(others, tries - 1)
+            await self._again(others, tries - 1, all_cpus=not ended.impossible)
             return
         for node in missing:
             self._answer(node, Way.SRUN, _no_answer(node, ended, left))
 
-    async def _again(self, nodes: Sequence[str], tries: int) -> None:
+    async def _again(self, nodes: Sequence[str], tries: int, *, all_cpus: bool) -> None:
         """A step was not granted, or one node cost the others theirs: ask these once more."""
         try:
             await self._settled(nodes)
@@ -262,7 +264,7 @@ class _Examination:
         free = [node for node, (how, _) in ways.items() if how in (Way.SRUN, None)]
         await self._leave_alone([(n, why) for n, (_, why) in ways.items() if n not in free], None)
         async with asyncio.TaskGroup() as group:
-            for step in self._steps(free):
+            for step in self._steps(free, all_cpus=all_cpus):
                 group.create_task(self._by_srun(step, tries))
 
     async def _settled(self, nodes: Sequence[str]) -> None:

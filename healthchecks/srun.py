@@ -32,6 +32,7 @@ class Step:
     nodes: tuple[str, ...]
     partition: str
     gres: str = ""  # all that these nodes have of it: a job sees no GPU that it did not ask for
+    cpus: int = 0  # of each node; a step that asks for none is bound to one. 0: do not ask
     whole: bool = True  # False: others' jobs are on these nodes; ask for a little only
     options: tuple[str, ...] = ()  # of the site, as --account=…
 
@@ -42,6 +43,7 @@ class Step:
             *("srun", f"--partition={self.partition}", f"--nodelist={compress(self.nodes)}"),
             *(f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", *share),
             *([f"--gres={self.gres}"] if self.gres else []),
+            *([f"--cpus-per-task={self.cpus}"] if self.cpus else []),
             *(f"--job-name={name}", f"--immediate={GRANT_S}", f"--time={int(limit_s / 60) + 2}"),
             *("--no-kill", "--kill-on-bad-exit=0", "--wait=0", "--cpu-bind=none", "--mpi=none"),
             *("--propagate=NONE", "--chdir=/", "--quiet", *self.options),
@@ -62,6 +64,11 @@ class Ended:
         """Slurm did not grant the nodes: one of them was taken a moment ago, or can't be had."""
         text = "\n".join(self.said).lower()
         return not self.began and any(words in text for words in _REFUSED)
+
+    @property
+    def impossible(self) -> bool:
+        """Slurm says that no such step can ever run: some cores are not for jobs."""
+        return any("configuration is not available" in line for line in self.said)
 
     def about(self, node: str) -> str:
         """The line of what was said that names the node, else the last one."""

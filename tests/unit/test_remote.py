@@ -104,7 +104,10 @@ def test_sinfo_has_a_line_for_each_partition() -> None:
 
 
 def test_a_step_asks_for_whole_nodes_and_all_their_gpus() -> None:
-    argv = Step(nodes=("n1", "n2", "n4"), partition="main", gres="gpu:8").argv("x", "/py", 60)
+    argv = Step(nodes=("n1", "n2", "n4"), partition="main", gres="gpu:8", cpus=4).argv(
+        "x", "/py", 60
+    )
+    assert "--cpus-per-task=4" in argv
     assert {"--nodelist=n[1-2,4]", "--exclusive", "--mem=0", "--gres=gpu:8", "--no-kill"} < {*argv}
     assert argv[-4:] == ["/py", "-I", "-m", "healthchecks"]
     mixed = Step(nodes=("n1",), partition="main", whole=False, options=("--account=a",))
@@ -143,6 +146,11 @@ order = sys.stdin.read()
 told = json.load(open(folder + "/world.json"))
 for node in nodes:
     what = told.get(node, "ok")
+    if what == "spare" and "--cpus-per-task=2" in words:
+        sys.exit(
+            "srun: error: Unable to allocate resources: "
+            "Requested node configuration is not available"
+        )
     if what == "refuse":
         told[node] = "ok"
         json.dump(told, open(folder + "/world.json", "w"))
@@ -180,7 +188,7 @@ class World:
         (self.bin / name).chmod(0o755)
 
     def tell(self, **nodes: str) -> None:
-        """How each node's task goes: ok, refuse (once), lost, mute."""
+        """How each node's task goes: ok, refuse (once), spare (a core), lost, mute."""
         (self.folder / "world.json").write_text(json.dumps(nodes))
 
     def sinfo(self, **states: str) -> None:
@@ -243,6 +251,14 @@ def test_a_step_that_is_not_granted_is_asked_for_again(world: World) -> None:
     world.tell(n2="refuse")
     assert set(statuses(world.examine("n1", "n2")).values()) == {Status.OK}
     assert world.srun_calls() == ["n[1-2]", "n[1-2]"]
+
+
+def test_where_some_cores_are_not_for_jobs_it_asks_for_no_number_of_them(world: World) -> None:
+    world.sinfo(n1="idle")
+    world.tell(n1="spare")
+    assert statuses(world.examine("n1")) == {"n1": Status.OK}
+    asked = (world.folder / "srun.log").read_text().splitlines()
+    assert ["--cpus-per-task=2" in line for line in asked] == [True, False]
 
 
 def test_a_task_that_ends_without_a_report_is_unknown(world: World) -> None:
