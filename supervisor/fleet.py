@@ -317,6 +317,25 @@ class Fleet:
         )
         return [(name, at, json.loads(zlib.decompress(packed))) for name, at, packed in rows]
 
+    def samples(
+        self, since: float, until: float, most: int
+    ) -> Iterator[tuple[str, float, Metrics]]:
+        """As `series`, thinned evenly over the time: at most `most` looks of a node and suite."""
+        from msgspec.json import decode
+
+        width = max(until - since, 1.0) / most
+        rows = self._rows(
+            "SELECT node, at, metrics FROM look WHERE id IN (SELECT MAX(id) FROM look"
+            " WHERE at > ? AND at <= ? GROUP BY node, tags, CAST((? - at) / ? AS INTEGER))"
+            " ORDER BY at",
+            since,
+            until,
+            until,
+            width,
+        )
+        for name, at, packed in rows:
+            yield name, at, decode(zlib.decompress(packed))
+
     def looks(self, node: str, since: float) -> list[tuple[float, tuple[str, ...], Status]]:
         """(at, tags, worst status) of the looks at a node, newest first."""
         rows = self._rows(
@@ -348,6 +367,16 @@ class Fleet:
             now - STRIKES_OVER_S,
         )
         return dict(rows)
+
+    def struck(self, now: float) -> list[tuple[str, str, int]]:
+        """The strikes one by one: node, check (`run …` where a run named it), day of the epoch."""
+        rows = self._rows(
+            "SELECT DISTINCT node, chk, CAST(at / ? AS INTEGER) FROM change"
+            " WHERE at >= ? AND status = 'FAIL' AND blame = 'node' ORDER BY at",
+            DAY_S,
+            now - STRIKES_OVER_S,
+        )
+        return [(node, check, day) for node, check, day in rows]
 
     def nodes(self, now: float) -> list[NodeHealth]:
         """Every node that was ever looked at or excluded, by name."""
@@ -411,6 +440,19 @@ class Fleet:
         return [
             (Excluded(node=n, since=s, until=u, reason=r, who=w), lifted)
             for n, s, u, r, w, lifted in rows
+        ]
+
+    def ended_exclusions(self, since: float, now: float) -> list[tuple[Excluded, float]]:
+        """Those that were lifted or ran out between `since` and `now`, newest first, with when."""
+        rows = self._rows(
+            "SELECT node, since, until, reason, who, MIN(COALESCE(lifted, until), COALESCE(until,"
+            " lifted)) AS ended FROM exclusion WHERE ended >= ? AND ended <= ? ORDER BY ended DESC",
+            since,
+            now,
+        )
+        return [
+            (Excluded(node=n, since=s, until=u, reason=r, who=w), ended)
+            for n, s, u, r, w, ended in rows
         ]
 
     def drained(self, node: str, reason: str, now: float) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "prolog": ("supervisor.cli.on_node:prolog", "For Slurm's Prolog."),
     "healthcheck": ("supervisor.cli.on_node:healthcheck", "For Slurm's HealthCheckProgram."),
     "nodes": ("supervisor.cli.nodes:nodes", "Show what is known of the nodes' health."),
+    "report": ("supervisor.cli.report:report", "One page: what is wrong, where, and what to do."),
     "exclude": ("supervisor.cli.nodes:exclude", "Keep nodes out of runs."),
     "include": ("supervisor.cli.nodes:include", "Let runs use nodes again."),
     "preflight": ("supervisor.cli.preflight:preflight", "Run health checks on many nodes."),

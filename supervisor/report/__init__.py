@@ -1,0 +1,1 @@
+"""What the record knows of the fleet, for people: gathered once, then text, page or document."""

@@ -1,0 +1,35 @@
+"""The columns of the heat map: which checks look at the same part of a node."""
+
+from __future__ import annotations
+
+# area → first words of its checks, or whole names; a check of nobody has its own first word
+AREAS = {
+    "node": ("node", "host", "services", "slurm"),
+    "gpu": ("gpu", "persistence", "mig", "inforom", "dcgm"),
+    "gpu memory": ("ecc", "sram", "remap", "repair", "pages"),
+    "xid": ("xid",),
+    "heat": ("thermal", "power", "clock.events", "clock.max"),
+    "nvlink": ("nvlink", "fabric", "p2p", "nccl.imex"),
+    "pcie": ("pcie", "pci", "gdr"),
+    "infiniband": ("ib",),
+    "roce": ("roce",),
+    "network": ("nic", "path"),
+    "nfs": ("nfs", "storage"),
+    "disk": ("fs", "nvme", "md"),
+    "cpu": ("cpu", "numa", "governor"),
+    "memory": ("mem",),
+    "kernel": ("kernel", "kmsg", "dstate", "clock"),
+    "nccl": ("nccl", "cuda"),
+    "versions": ("versions",),
+    "deep": ("deep",),
+}
+_AREA_OF = {first: area for area, firsts in AREAS.items() for first in firsts}
+
+
+def area_of(check: str) -> str:
+    return _AREA_OF.get(check) or _AREA_OF.get(first := check.partition(".")[0]) or first
+
+
+def in_order(areas: set[str]) -> tuple[str, ...]:
+    """The known ones first, in the order of the table."""
+    return (*(a for a in AREAS if a in areas), *sorted(areas - AREAS.keys()))

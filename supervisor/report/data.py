@@ -1,0 +1,316 @@
+"""Gathers a report from the fleet record and, where one is named, a run's status document.
+
+Decides what belongs together and what comes first; how it looks is for text, markdown and html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from healthchecks.causes import BAD, Cause, causes_of, urgency
+from healthchecks.check import WORST_FIRST, Status, worst
+from healthchecks.registry import registered
+from healthchecks.report import Report
+from supervisor.core.placement import natural
+from supervisor.fleet import DAY_S, STRIKES_OVER_S, Change, Fleet, NodeHealth, Standing
+from supervisor.report.areas import area_of, in_order
+from supervisor.report.model import (
+    Cell,
+    Drained,
+    Exclusion,
+    Incident,
+    Offender,
+    Page,
+    Problem,
+    Row,
+    RunPart,
+    Seen,
+    Turn,
+    one_line,
+)
+from supervisor.report.trends import trends_of
+from supervisor.report.verdict import hands_of, verdict_of
+
+STALE_S = DAY_S  # what was last asked before that is not known any more
+TOGETHER_S = 1800.0  # changes of one kind on several nodes within this time are one
+ALIKE = 3  # so many nodes with the same cells share a row of the heat map
+TRENDS_OVER_S = 7 * DAY_S  # plots go back this far, or to `since` where that is longer ago
+DAYS = int(STRIKES_OVER_S / DAY_S)
+
+
+def gather(
+    fleet: Fleet, now: float, since: float, status: Mapping[str, Any] | None = None, need: int = 0
+) -> Page:
+    """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
+
+    `status` is the document of docs/status.md of the run that is asked about, which needs `need`
+    nodes. Raises TransientError where the record does not answer.
+    """
+    standing: dict[str, dict[str, Standing]] = {}
+    for item in fleet.standing():
+        standing.setdefault(item.node, {})[item.finding.name] = item
+    every = fleet.nodes(now)
+    old = {n.name for n in every if now - n.looked_at > STALE_S}
+    fine = [n.name for n in every if n.state == "healthy" and n.name not in old]
+    problems = problems_of(standing)
+    excluded = {n.name for n in every if n.excluded is not None}
+    run = _run(status, since, need) if status is not None else None
+    exclusions = _exclusions(fleet, every, since, now)
+    drains = tuple(
+        Drained(node=n.name, since=n.drain.at, reason=one_line(n.drain.reason))
+        for n in every
+        if n.drain is not None
+    )
+    hands = hands_of(problems, every, exclusions, old, run)
+    rows = _rows(every, standing, old, now)
+    trends_since = min(since, now - TRENDS_OVER_S)
+    trends, quiet = trends_of(fleet, trends_since, now)
+    return Page(
+        at=now,
+        since=since,
+        record=str(fleet.path),
+        looked_at=max((n.looked_at for n in every if n.looked_at), default=None),
+        verdict=verdict_of(every, old, hands, problems, run),
+        hands=tuple(hands),
+        run=run,
+        areas=in_order({area for row in rows for area in row.cells}),
+        rows=rows,
+        fine=tuple(fine),
+        problems=tuple(p for p in problems if set(p.nodes) - excluded)
+        + tuple(p for p in problems if not set(p.nodes) - excluded),
+        changes=_turns(fleet.changes(since)),
+        exclusions=exclusions,
+        drains=drains,
+        offenders=_offenders(fleet, now),
+        trends_since=trends_since,
+        trends=trends,
+        quiet=quiet,
+    )
+
+
+# --- what is wrong ---
+
+
+def problems_of(standing: Mapping[str, Mapping[str, Standing]]) -> list[Problem]:
+    """What the checks say at present, by cause; the worst first, then the widest."""
+    reports = {
+        node: Report(node=node, at=0.0, findings=[s.finding for s in items.values()])
+        for node, items in standing.items()
+    }
+    causes = sorted(causes_of(reports), key=urgency)
+    return [_problem(cause, standing) for cause in causes]
+
+
+def _problem(cause: Cause, standing: Mapping[str, Mapping[str, Standing]]) -> Problem:
+    members = [
+        item
+        for node in cause.nodes
+        for item in standing[node].values()
+        if item.finding.status in BAD
+        and (
+            item.finding.result.shared == cause.shared
+            if cause.shared
+            else item.finding.name == cause.check
+        )
+    ]
+    title = cause.check
+    if cause.shared:
+        title = f"{cause.shared} ({', '.join(cause.checks)})"
+    return Problem(
+        status=cause.status,
+        title=one_line(title),
+        nodes=cause.nodes,
+        checks=cause.checks,
+        shared=one_line(cause.shared),
+        seen=tuple(Seen(text=one_line(text), nodes=nodes) for text, nodes in cause.seen),
+        expected=one_line(cause.expected),
+        fix=one_line(cause.fix),
+        since=min(item.since for item in members),
+        asked=min(item.at for item in members),
+        pages=tuple(_page(check) for check in cause.checks),
+    )
+
+
+def _page(check: str) -> str:
+    """Where a check is described, with the anchor that forges make of its heading."""
+    if check not in registered():
+        return "docs/preflight.md"
+    return f"docs/checks.md#{check.lower().replace('.', '')}"
+
+
+# --- nodes by check ---
+
+
+def _rows(
+    every: Sequence[NodeHealth],
+    standing: Mapping[str, Mapping[str, Standing]],
+    old: set[str],
+    now: float,
+) -> tuple[Row, ...]:
+    """Nodes that are not fine, the worst first; nodes alike are one row."""
+    groups: dict[str, list[Row]] = {}
+    for node in every:
+        if node.state == "healthy" and node.name not in old:
+            continue
+        row = Row(
+            nodes=(node.name,),
+            state=node.state,
+            stale=node.name in old,
+            since=node.since,
+            looked_at=node.looked_at,
+            strikes=node.strikes,
+            cells=_cells(standing.get(node.name, {}), now),
+        )
+        groups.setdefault(f"{row.state} {row.stale} {row.cells}", []).append(row)
+    rows: list[Row] = []
+    for alike in groups.values():
+        rows += [_joined(alike)] if len(alike) >= ALIKE else alike
+    order = ("failed", "unknown", "degraded", "excluded", "healthy")
+    return tuple(
+        sorted(rows, key=lambda r: (order.index(r.state), -len(r.nodes), natural(r.nodes[0])))
+    )
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    first = rows[0]
+    return Row(
+        nodes=tuple(node for row in rows for node in row.nodes),
+        state=first.state,
+        stale=first.stale,
+        since=min(row.since for row in rows),
+        looked_at=min(row.looked_at for row in rows),
+        strikes=max(row.strikes for row in rows),
+        cells=first.cells,
+    )
+
+
+def _cells(items: Mapping[str, Standing], now: float) -> dict[str, Cell]:
+    by_area: dict[str, list[Standing]] = {}
+    for item in items.values():
+        by_area.setdefault(area_of(item.finding.check), []).append(item)
+    cells = {}
+    for area, group in by_area.items():
+        status = worst(s.finding.status for s in group)
+        telling = [s for s in group if s.finding.status is status]
+        cells[area] = Cell(
+            status=status,
+            findings=tuple(s.finding.name for s in telling) if status in BAD else (),
+            stale=all(now - s.at > STALE_S for s in telling),
+        )
+    return cells
+
+
+# --- what changed ---
+
+
+def _turns(changes: Sequence[Change]) -> tuple[Turn, ...]:
+    """Newest first. What happened to several nodes at once, or to a node again and again, is one."""
+    groups: dict[tuple[str, Status | None, Status], list[list[Change]]] = {}
+    for change in changes:
+        runs = groups.setdefault((change.finding, change.was, change.status), [])
+        for group in runs:
+            same = any(c.node == change.node for c in group)
+            if same or group[-1].at - change.at <= TOGETHER_S:
+                group.append(change)
+                break
+        else:
+            runs.append([change])
+    turns = [_turn(group) for runs in groups.values() for group in runs]
+    return tuple(sorted(turns, key=lambda t: (-t.at, WORST_FIRST.index(t.status), t.finding)))
+
+
+def _turn(group: Sequence[Change]) -> Turn:
+    newest = group[0]
+    return Turn(
+        at=newest.at,
+        first=group[-1].at,
+        finding=newest.finding,
+        was=newest.was,
+        status=newest.status,
+        nodes=tuple(sorted({c.node for c in group}, key=natural)),
+        times=len(group),
+        origin=one_line(newest.origin, 60),
+        seen=one_line(newest.seen),
+    )
+
+
+# --- exclusions, offenders, the run ---
+
+
+def _exclusions(
+    fleet: Fleet, every: Sequence[NodeHealth], since: float, now: float
+) -> tuple[Exclusion, ...]:
+    """Those in force, the next to end first; then those that ended within the period."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for node in every:
+        if (out := node.excluded) is not None:
+            key = (out.since, out.until, None, out.reason, out.who)
+            groups.setdefault(key, []).append(node.name)
+    for past, lifted in fleet.ended_exclusions(since, now):
+        key = (past.since, past.until, lifted, past.reason, past.who)
+        groups.setdefault(key, []).append(past.node)
+    found = [
+        Exclusion(
+            nodes=tuple(nodes),
+            since=start,
+            until=until,
+            ended=ended,
+            reason=one_line(reason),
+            by=one_line(who, 60),
+            passed=() if ended is not None else tuple(n for n in nodes if fleet.passes(n, start)),
+        )
+        for (start, until, ended, reason, who), nodes in groups.items()
+    ]
+    return tuple(
+        sorted(found, key=lambda e: (e.ended is not None, -(e.ended or 0), e.until or 1e12))
+    )
+
+
+def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
+    """Nodes by strikes, the most first."""
+    by_node: dict[str, list[tuple[str, int]]] = {}
+    for node, check, day in fleet.struck(now):
+        by_node.setdefault(node, []).append((check, day))
+    today = int(now / DAY_S)
+    found = []
+    for node, strikes in by_node.items():
+        checks: dict[str, int] = {}
+        days = [0] * DAYS
+        for check, day in strikes:
+            name = "named by a run" if check.startswith("run ") else check
+            checks[name] = checks.get(name, 0) + 1
+            days[max(0, min(DAYS - 1, day - today + DAYS - 1))] += 1
+        ordered = dict(sorted(checks.items(), key=lambda item: -item[1]))
+        found.append(Offender(node=node, strikes=len(strikes), checks=ordered, days=tuple(days)))
+    return tuple(sorted(found, key=lambda o: (-o.strikes, natural(o.node))))
+
+
+def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
+    incidents = [
+        Incident(
+            at=i["confirmed"] or i["suspected"],
+            cause=i["cause"],
+            culprits=tuple(i["culprits"]),
+            why=one_line(i["why"] or ""),
+            remedy=one_line(i["remedy"] or "under way"),
+            runbook=i["runbook"],
+        )
+        for i in status["incidents"]
+    ]
+    return RunPart(
+        name=status["name"],
+        phase=status["phase"],
+        since=status["since"],
+        reason=one_line(status["reason"] or ""),
+        engine=status["engine"],
+        step=status["step"],
+        need=need,
+        slots={str(s["slot"]): s["node"] or "" for s in status["slots"]},
+        spares=tuple(status["spares"]),
+        unusable={
+            **{n["node"]: one_line(f"{n['state']}: {n['reason']}") for n in status["unusable"]},
+            **{n["node"]: one_line(f"excluded: {n['reason']}") for n in status["excluded"]},
+        },
+        incidents=tuple(i for i in reversed(incidents) if i.at >= since),
+    )

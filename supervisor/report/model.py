@@ -1,0 +1,247 @@
+"""What a report holds. Plain values: the JSON document of docs/report.md is these fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from healthchecks.check import Status
+from supervisor.core.nodeset import compress
+
+SCHEMA = 1
+LONGEST = 600  # characters of a text from outside; what is longer is cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The top of the page. Every node is in exactly one of the tuples."""
+
+    status: Status
+    can_run: str | None  # yes, no, unknown; None: no run was named
+    text: str
+    need: int | None  # nodes that the run needs
+    healthy: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()  # usable, with a warning
+    failed: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()  # something could not be measured
+    excluded: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()  # it would be usable, but was not looked at for a day
+
+    @property
+    def usable(self) -> int:
+        return len(self.healthy) + len(self.degraded)
+
+    @property
+    def nodes(self) -> int:
+        return self.usable + sum(map(len, (self.failed, self.unknown, self.excluded, self.stale)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hand:
+    """Something that a person must see to."""
+
+    status: Status
+    who: str
+    what: str
+    do: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What the checks of one area say of a node."""
+
+    status: Status
+    findings: tuple[str, ...]  # those that say so; empty where all is well
+    stale: bool  # they were last asked more than a day ago
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A node that is not fine, or several of which the same is to be said."""
+
+    nodes: tuple[str, ...]
+    state: str
+    stale: bool
+    since: float
+    looked_at: float  # the oldest of them
+    strikes: int  # the most of them
+    cells: Mapping[str, Cell]  # by area; none where nothing was asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Evidence."""
+
+    text: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A cause: what is wrong, where, since when, and what to do."""
+
+    status: Status
+    title: str
+    nodes: tuple[str, ...]
+    checks: tuple[str, ...]
+    shared: str
+    seen: tuple[Seen, ...]
+    expected: str
+    fix: str
+    since: float
+    asked: float  # the oldest look that this rests on
+    pages: tuple[str, ...]  # where the checks are described
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Checks that said something else than before: the same on one or several nodes."""
+
+    at: float  # the newest
+    first: float
+    finding: str
+    was: Status | None
+    status: Status
+    nodes: tuple[str, ...]
+    times: int  # more than there are nodes where it comes and goes
+    origin: str
+    seen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """Nodes that somebody keeps out of new runs, or kept until lately."""
+
+    nodes: tuple[str, ...]
+    since: float
+    until: float | None
+    ended: float | None  # None: in force
+    reason: str
+    by: str
+    passed: tuple[str, ...]  # those that passed a full look since
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """A drain that superv set in Slurm."""
+
+    node: str
+    since: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offender:
+    """A node that failed by itself within 28 days."""
+
+    node: str
+    strikes: int
+    checks: Mapping[str, int]  # by check: on how many days
+    days: tuple[int, ...]  # strikes on each of the last 28 days, the oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A measurement; `on` is the device that it was worst on."""
+
+    at: float
+    value: float
+    on: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlier:
+    """A node whose line is far from the others'."""
+
+    node: str
+    worst: Point
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend:
+    """One kind of measurement over time: a line for each node, of its worst device."""
+
+    title: str
+    unit: str
+    nodes: int
+    lowest: Point
+    lowest_node: str
+    highest: Point
+    highest_node: str
+    median: float  # of the nodes' worst values
+    outliers: tuple[Outlier, ...]  # the farthest first
+    rest: Mapping[str, tuple[Point, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """What happened to the run within the period."""
+
+    at: float
+    cause: str
+    culprits: tuple[str, ...]
+    why: str
+    remedy: str
+    runbook: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPart:
+    """The run that was asked for, from its status document."""
+
+    name: str
+    phase: str
+    since: float
+    reason: str
+    engine: bool
+    step: int | None
+    need: int
+    slots: Mapping[str, str]  # slot → node, "" where it waits for one
+    spares: tuple[str, ...]
+    unusable: Mapping[str, str]  # node → why
+    incidents: tuple[Incident, ...]  # of the period, newest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything that is shown."""
+
+    at: float
+    since: float
+    record: str
+    looked_at: float | None  # the newest look at any node
+    verdict: Verdict
+    hands: tuple[Hand, ...]
+    run: RunPart | None
+    areas: tuple[str, ...]
+    rows: tuple[Row, ...]
+    fine: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    changes: tuple[Turn, ...]
+    exclusions: tuple[Exclusion, ...]
+    drains: tuple[Drained, ...]
+    offenders: tuple[Offender, ...]
+    trends_since: float
+    trends: tuple[Trend, ...]
+    quiet: tuple[str, ...]  # measured, and nought on every node all the time
+
+
+def one_line(text: str, most: int = LONGEST) -> str:
+    """Text from outside as one line that steers no terminal, of at most `most` characters."""
+    words = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in words[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def names(nodes: Iterable[str]) -> str:
+    """Nodes as people write them; names that no node can have are listed as they are."""
+    every = list(nodes)
+    try:
+        return compress(every)
+    except ValueError:
+        return ", ".join(one_line(name, 80) for name in every)
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
