@@ -82,7 +82,7 @@ def select(names: Sequence[str] = (), tags: Iterable[str] = ()) -> list[Check]:
         raise UserError("nothing to run: name checks or tags")
     wanted: set[str] = set() if names else set(every)
     for name in names:
-        found = {c for c in every if c == name or c.startswith(f"{name}.")}
+        found = {name} if name in every else {c for c in every if c.startswith(f"{name}.")}
         if not found:
             raise UserError(
                 f"no check {name!r}{_guess(name, every)}; superv check --list shows all"

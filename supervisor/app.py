@@ -96,13 +96,48 @@ def _health(job: Job, site: Site) -> wire.Health | None:
     plan = job.preflight
     if not plan.tags and not plan.running_s:
         return None
-    names = {*site.checks, *plan.checks}
+    sources = (_told_by_the_trainer(job), site.checks, plan.checks)
+    names = {name for source in sources for name in source}
+    settings = {n: {k: v for s in sources for k, v in s.get(n, {}).items()} for n in names}
     return wire.Health(
-        tags=plan.tags,
-        running_s=plan.running_s,
-        deadline_s=plan.deadline_s,
-        settings={n: {**site.checks.get(n, {}), **plan.checks.get(n, {})} for n in names},
+        tags=plan.tags, running_s=plan.running_s, deadline_s=plan.deadline_s, settings=settings
     )
+
+
+def suites(job: Job, site: Site) -> dict[str, tuple[str, ...]]:
+    """The names of the checks that agents run before ranks and beside them.
+
+    Raises UserError for a suite, a check or a setting of one that does not exist.
+    """
+    from healthchecks.registry import registered, select, settings_for
+
+    plan = _health(job, site)
+    if plan is None:
+        return {}
+    for name, given in plan.settings.items():
+        if name not in registered():
+            select([name])  # raises, with a guess
+            raise UserError(f"checks: {name}: is a group; name one check")
+        settings_for(registered()[name], given)
+    found = {}
+    if plan.tags:
+        found["before"] = tuple(c.name for c in select(tags=plan.tags))
+    if plan.running_s:
+        found["beside"] = tuple(c.name for c in select(tags=("running",)))
+    return found
+
+
+def _told_by_the_trainer(job: Job) -> dict[str, dict[str, Any]]:
+    """What checks can know from the rest of job.yaml: whose NCCL, how many ranks, which network."""
+    trainer = job.trainer
+    found: dict[str, dict[str, Any]] = {
+        "cpu.binding": {"ranks_per_node": trainer.ranks_per_node},
+    }
+    if trainer.python.startswith("/") and not trainer.command:
+        found["cuda.libs"] = {"python": trainer.python}
+    if interfaces := trainer.env.get("NCCL_SOCKET_IFNAME"):
+        found["nccl.interfaces"] = {"socket_ifname": interfaces}
+    return found
 
 
 def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:

@@ -80,6 +80,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     if before is not None:
         _given_back(there)
     app.plan(job, site)  # raises where the launcher can't be asked for this
+    app.suites(job, site)  # raises for health checks that do not exist
     first, seed = _beginnings(job, origin)
     notes = () if job.checkpoints else ("no checkpoints are configured: restarts begin at step 0",)
     with runs.new(site.state_dir, job.name) as made:

@@ -46,6 +46,18 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
     sys.exit(watch(made.run))
 
 
+def _suites(found: dict[str, tuple[str, ...]], running_s: float) -> None:
+    """The health checks of every node, as its agent runs them."""
+    import textwrap
+
+    words = {"before": "before ranks start", "beside": f"beside them, every {running_s:g} s"}
+    if not found:
+        click.echo("\n# no health checks (preflight: {tags: [], running_s: 0})")
+    for when, names in found.items():
+        click.echo(f"\n# health checks on every node {words[when]}")
+        click.echo(textwrap.fill(" ".join(names), 100, break_on_hyphens=False))
+
+
 def _dry_run(job_file: Path) -> None:
     import os
     import shlex
@@ -79,6 +91,7 @@ def _dry_run(job_file: Path) -> None:
         )
     else:
         click.echo("# the code is read where it is, at every start (trainer.snapshot: false)")
+    _suites(app.suites(job, site), job.preflight.running_s)
     click.echo("\n# added to the environment of every rank, beside torchrun's variables")
     for name, value in sorted(would.env.items()):
         click.echo(f"{name}={shlex.quote(value)}")
