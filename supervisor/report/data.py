@@ -205,7 +205,7 @@ def _cells(items: Mapping[str, Standing], now: float) -> dict[str, Cell]:
 
 
 def _turns(changes: Sequence[Change]) -> tuple[Turn, ...]:
-    """Newest first. What happened to several nodes at once, or to a node again and again, is one."""
+    """Newest first; one for what several nodes did at once, or a node again and again."""
     groups: dict[tuple[str, Status | None, Status], list[list[Change]]] = {}
     for change in changes:
         runs = groups.setdefault((change.finding, change.was, change.status), [])
@@ -242,14 +242,16 @@ def _exclusions(
     fleet: Fleet, every: Sequence[NodeHealth], since: float, now: float
 ) -> tuple[Exclusion, ...]:
     """Those in force, the next to end first; then those that ended within the period."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[float, float | None, float | None, str, str], list[str]] = {}
     for node in every:
         if (out := node.excluded) is not None:
-            key = (out.since, out.until, None, out.reason, out.who)
-            groups.setdefault(key, []).append(node.name)
+            groups.setdefault((out.since, out.until, None, out.reason, out.who), []).append(
+                node.name
+            )
     for past, lifted in fleet.ended_exclusions(since, now):
-        key = (past.since, past.until, lifted, past.reason, past.who)
-        groups.setdefault(key, []).append(past.node)
+        groups.setdefault((past.since, past.until, lifted, past.reason, past.who), []).append(
+            past.node
+        )
     found = [
         Exclusion(
             nodes=tuple(nodes),

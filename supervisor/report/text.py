@@ -228,7 +228,7 @@ def _changes(page: Page, paint: Paint) -> Iterator[str]:
         pad = " " * 32
         yield from _wrapped(one_line(shown, 200), head, pad, 32)
     if len(page.changes) > MOST_CHANGES:
-        yield f"  and {len(page.changes) - MOST_CHANGES} more; superv nodes NODE has a node's history"
+        yield f"  and {len(page.changes) - MOST_CHANGES} more; superv nodes NODE has a history"
 
 
 # --- people, drains, repeat offenders, trends ---
