@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # area → first words of its checks, or whole names; a check of nobody has its own first word
 AREAS = {
-    "node": ("node", "host", "services", "slurm"),
+    "node": ("node", "host", "services", "slurm", "ipmi"),
     "gpu": ("gpu", "persistence", "mig", "inforom", "dcgm"),
     "gpu memory": ("ecc", "sram", "remap", "repair", "pages"),
     "xid": ("xid",),

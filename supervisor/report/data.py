@@ -53,8 +53,7 @@ def gather(
     every = fleet.nodes(now)
     old = {n.name for n in every if now - n.looked_at > STALE_S}
     fine = [n.name for n in every if n.state == "healthy" and n.name not in old]
-    problems = problems_of(standing)
-    excluded = {n.name for n in every if n.excluded is not None}
+    problems = problems_of(standing, {n.name for n in every if n.excluded is not None})
     run = _run(status, since, need) if status is not None else None
     exclusions = _exclusions(fleet, every, since, now)
     drains = tuple(
@@ -77,8 +76,7 @@ def gather(
         areas=in_order({area for row in rows for area in row.cells}),
         rows=rows,
         fine=tuple(fine),
-        problems=tuple(p for p in problems if set(p.nodes) - excluded)
-        + tuple(p for p in problems if not set(p.nodes) - excluded),
+        problems=tuple(problems),
         changes=_turns(fleet.changes(since)),
         exclusions=exclusions,
         drains=drains,
@@ -92,17 +90,25 @@ def gather(
 # --- what is wrong ---
 
 
-def problems_of(standing: Mapping[str, Mapping[str, Standing]]) -> list[Problem]:
-    """What the checks say at present, by cause; the worst first, then the widest."""
+def problems_of(
+    standing: Mapping[str, Mapping[str, Standing]], excluded: set[str]
+) -> list[Problem]:
+    """What the checks say at present, by cause: the worst first, then the widest.
+
+    Those of which all nodes are excluded come last.
+    """
     reports = {
         node: Report(node=node, at=0.0, findings=[s.finding for s in items.values()])
         for node, items in standing.items()
     }
     causes = sorted(causes_of(reports), key=urgency)
-    return [_problem(cause, standing) for cause in causes]
+    problems = [_problem(cause, standing, excluded) for cause in causes]
+    return sorted(problems, key=lambda p: p.excluded)
 
 
-def _problem(cause: Cause, standing: Mapping[str, Mapping[str, Standing]]) -> Problem:
+def _problem(
+    cause: Cause, standing: Mapping[str, Mapping[str, Standing]], excluded: set[str]
+) -> Problem:
     members = [
         item
         for node in cause.nodes
@@ -129,6 +135,7 @@ def _problem(cause: Cause, standing: Mapping[str, Mapping[str, Standing]]) -> Pr
         since=min(item.since for item in members),
         asked=min(item.at for item in members),
         pages=tuple(_page(check) for check in cause.checks),
+        excluded=excluded.issuperset(cause.nodes),
     )
 
 

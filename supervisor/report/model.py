@@ -91,6 +91,7 @@ class Problem:
     since: float
     asked: float  # the oldest look that this rests on
     pages: tuple[str, ...]  # where the checks are described
+    excluded: bool  # all its nodes are out of runs already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,7 +213,8 @@ def _problem(problem: Problem, page: Page, paint: Paint) -> Iterator[str]:
     if problem.fix:
         yield from _wrapped(problem.fix, pad + "→ ", pad + "  ", 12)
     old = f"; last asked {ago(page.at - problem.asked)}" if page.at - problem.asked > 3600 else ""
-    yield from _wrapped(f"{', '.join(problem.pages)}{old}", pad, pad, 10)
+    out = "; excluded already" if problem.excluded else ""
+    yield from _wrapped(f"{', '.join(problem.pages)}{old}{out}", pad, pad, 10)
 
 
 def _changes(page: Page, paint: Paint) -> Iterator[str]:

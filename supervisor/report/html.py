@@ -1,0 +1,100 @@
+"""The report as one HTML file: no script, nothing fetched, every value escaped."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Mapping
+
+import jinja2
+
+from healthchecks.registry import registered
+from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from supervisor.report.model import Cell, Page, count, names, one_line
+from supervisor.report.text import LETTERS
+from supervisor.report.words import ago, amount, ends, point, span, when, zone
+
+MOST_CHANGES = 200
+MOST_OFFENDERS = 30
+LABEL = 12  # characters of a node's name beside its line
+
+
+def html(page: Page) -> str:
+    """The whole page."""
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            charts=[chart(t, page.trends_since, page.at) for t in page.trends],
+            checks=_checks(page),
+            place=_Places(page),
+            most_changes=MOST_CHANGES,
+            most_offenders=MOST_OFFENDERS,
+            letters=LETTERS,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("supervisor.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "when": when,
+        "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at)),
+        "zone": zone,
+        "span": span,
+        "ago": ago,
+        "names": names,
+        "label": lambda name: one_line(name, LABEL),
+    }
+    environment.globals |= {
+        "amount": amount,
+        "point": point,
+        "ends": ends,
+        "count": count,
+        "chart_at": {
+            "width": WIDTH,
+            "height": HEIGHT,
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "top": TOP,
+            "bottom": HEIGHT - BOTTOM,
+        },
+    }
+    return environment
+
+
+def _checks(page: Page) -> Mapping[str, list[str]]:
+    """By check of a finding: the paragraphs that describe it."""
+    known = registered()
+    wanted = sorted({check for problem in page.problems for check in problem.checks})
+    return {
+        name: inspect.cleandoc(known[name].look.__doc__ or "").split("\n\n")
+        for name in wanted
+        if name in known
+    }
+
+
+class _Places:
+    """Where on the page a cell of the heat map is explained."""
+
+    def __init__(self, page: Page) -> None:
+        self._of: dict[tuple[str, str], int] = {}
+        for number, problem in enumerate(page.problems, 1):
+            for node in problem.nodes:
+                for check in problem.checks:
+                    self._of.setdefault((node, check), number)
+
+    def __call__(self, node: str, cell: Cell) -> str:
+        for finding in cell.findings:
+            if number := self._of.get((node, finding.partition("[")[0])):
+                return f"#finding-{number}"
+        return ""

@@ -1,0 +1,159 @@
+"""The report for a ticket: short, and nothing from outside is taken for markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from supervisor.report.model import Page, Problem, count, names, one_line
+from supervisor.report.words import ends, point, when, zone
+
+LONGEST = 300  # characters of one text
+MOST_CHANGES = 15
+MOST_OFFENDERS = 10
+# CommonMark 2.4: any ASCII punctuation may be escaped with a backslash. `@` and `#` would name
+# people and tickets.
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+|~!@$])")
+
+
+def markdown(page: Page) -> str:
+    """The whole report."""
+    parts = (
+        _top(page),
+        _problems(page),
+        _changes(page),
+        _out(page),
+        _offenders(page),
+        _trends(page),
+    )
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+
+
+def plain(text: str) -> str:
+    """The text, with nothing in it that Markdown or HTML would take for its own."""
+    shown = _MARKUP.sub(r"\\\1", one_line(text, LONGEST))
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return shown.replace("://", ":\N{ZERO WIDTH SPACE}//")  # no link that its text does not say
+
+
+def _top(page: Page) -> Iterator[str]:
+    verdict = page.verdict
+    word = verdict.status.value
+    if page.run is not None:
+        word = f"Can {plain(page.run.name)} run? {(verdict.can_run or '').upper()}"
+    yield f"## {word}: {plain(verdict.text)}"
+    yield ""
+    yield f"superv report of {when(page.at)} {zone(page.at)}, newest look {when(page.looked_at)}."
+    yield ""
+    groups = (
+        ("failed", verdict.failed),
+        ("unknown", verdict.unknown),
+        ("stale", verdict.stale),
+        ("degraded", verdict.degraded),
+        ("excluded", verdict.excluded),
+        ("healthy", verdict.healthy),
+    )
+    if verdict.nodes:
+        yield "| state | nodes | |"
+        yield "|---|---|---|"
+    for name, nodes in groups:
+        if nodes:
+            yield f"| {name} | {len(nodes)} | {plain(names(nodes))} |"
+    if page.hands:
+        yield ""
+        yield "### Needs a hand"
+        yield ""
+    for hand in page.hands:
+        yield f"1. {hand.status.value} **{plain(hand.who)}** {plain(hand.what)}"
+        yield f"   → {plain(hand.do)}"
+
+
+def _problems(page: Page) -> Iterator[str]:
+    if not page.problems:
+        return
+    yield "### Findings by cause"
+    yield ""
+    for problem in page.problems:
+        yield from _problem(problem)
+
+
+def _problem(problem: Problem) -> Iterator[str]:
+    who = plain(names(problem.nodes))
+    many = f" ({count(len(problem.nodes), 'node')})" if len(problem.nodes) > 1 else ""
+    out = ", excluded already" if problem.excluded else ""
+    yield (
+        f"- {problem.status.value} **{plain(problem.title)}**: {who}{many}, "
+        f"since {when(problem.since)}{out}"
+    )
+    for seen in problem.seen[:3]:
+        on = f"{plain(names(seen.nodes))}: " if len(problem.seen) > 1 else ""
+        yield f"  - {on}{plain(seen.text)}"
+    if len(problem.seen) > 3:
+        yield f"  - and {len(problem.seen) - 3} more like these"
+    if problem.expected:
+        yield f"  - expected: {plain(problem.expected)}"
+    if problem.fix:
+        yield f"  - → {plain(problem.fix)}"
+    yield f"  - {plain(', '.join(problem.pages))}"
+
+
+def _changes(page: Page) -> Iterator[str]:
+    yield f"### Changed since {when(page.since)}"
+    yield ""
+    if not page.changes:
+        yield "Nothing."
+        return
+    yield "| when | what | nodes | check | seen |"
+    yield "|---|---|---|---|---|"
+    for turn in page.changes[:MOST_CHANGES]:
+        was = turn.was.value if turn.was else "new"
+        again = f", {turn.times} times" if turn.times > len(turn.nodes) else ""
+        yield (
+            f"| {when(turn.at)} | {was} → {turn.status.value}{again} | {plain(names(turn.nodes))} "
+            f"| {plain(turn.finding)} | {plain(turn.seen)} |"
+        )
+    if len(page.changes) > MOST_CHANGES:
+        yield ""
+        yield f"and {len(page.changes) - MOST_CHANGES} more"
+
+
+def _out(page: Page) -> Iterator[str]:
+    if not page.exclusions and not page.drains:
+        return
+    yield "### Excluded and drained"
+    yield ""
+    for out in page.exclusions:
+        yield (
+            f"- **{plain(names(out.nodes))}** {ends(out, page.at)}, by {plain(out.by)}: "
+            f"{plain(out.reason)}"
+        )
+    for drain in page.drains:
+        yield (
+            f"- **{plain(drain.node)}** drained by superv since {when(drain.since)}: "
+            f"{plain(drain.reason)}"
+        )
+
+
+def _offenders(page: Page) -> Iterator[str]:
+    if not page.offenders:
+        return
+    yield "### Worst nodes over 28 days"
+    yield ""
+    for one in page.offenders[:MOST_OFFENDERS]:
+        checks = ", ".join(f"{name} {n}" for name, n in one.checks.items())
+        yield f"- **{plain(one.node)}** {count(one.strikes, 'strike')}: {plain(checks)}"
+    if len(page.offenders) > MOST_OFFENDERS:
+        yield f"- and {len(page.offenders) - MOST_OFFENDERS} more"
+
+
+def _trends(page: Page) -> Iterator[str]:
+    odd = [(trend, outlier) for trend in page.trends for outlier in trend.outliers]
+    if not odd:
+        return
+    yield f"### Far from the others since {when(page.trends_since)}"
+    yield ""
+    for trend, outlier in odd:
+        yield (
+            f"- **{plain(outlier.node)}** {trend.title}: "
+            f"{plain(point(outlier.worst, trend.unit))} (usual worst {trend.median:g})"
+        )
