@@ -55,7 +55,7 @@ class Home:
         self.site: dict[str, Any] = {
             "state_dir": str(folder / "state"),
             "checks": {"fs.local": {"warn_percent": 100, "fail_percent": 100}},
-            "ssh": {"connect_timeout_s": 2, "key_file": str(folder / "key")},
+            "ssh": {"connect_timeout_s": 5, "key_file": str(folder / "key")},
         }
         self._key(folder / "key")
         (folder / "authorized_keys").write_text((folder / "key.pub").read_text())
