@@ -80,7 +80,7 @@ async def _answers(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[st
             )
             yield {"ok": True}
         case "look":
-            looked = await engine.look(
+            looked = await engine.questions.look(
                 str(ask["node"]), json.dumps(ask["order"]), float(ask["deadline_s"])
             )
             yield json.loads(looked.report)
@@ -125,7 +125,7 @@ async def _logs(engine: Engine, ask: dict[str, Any]) -> AsyncIterator[dict[str, 
             attempt = engine.run.attempt.number
         another = shown is not None and attempt != shown
         try:
-            chunk = await engine.fetch(
+            chunk = await engine.questions.fetch(
                 rank=int(ask["rank"]),
                 attempt=attempt,
                 offset=0 if another else offset,

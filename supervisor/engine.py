@@ -24,6 +24,7 @@ from supervisor.core.types import Phase, Run
 from supervisor.core.watch import Watch
 from supervisor.effects import Effects
 from supervisor.journal import Journal
+from supervisor.questions import Questions
 
 TICK_S = 0.25
 POLL_S = 20.0  # how often Slurm is asked while nothing is expected of it
@@ -77,8 +78,7 @@ class Engine:
         self._epoch = journal.epoch + 1
         self._effects: Effects | None = None
         self._listeners: set[asyncio.Queue[Line]] = set()
-        self._fetches: dict[str, asyncio.Future[wire.Chunk]] = {}
-        self._looks: dict[str, asyncio.Future[wire.Looked]] = {}
+        self.questions = Questions(channel, self._epoch, lambda: self.run, now)
         self.record: Callable[[str], None] = lambda report: None  # takes health reports
         self._journaled_step = 0.0
         self._unjournaled: ev.Progress | None = None  # the newest step that was heard of
@@ -220,9 +220,9 @@ class Engine:
                 case wire.Report():
                     await self._report(identity, message)
                 case wire.Chunk():
-                    future = self._fetches.pop(message.key, None)
-                    if future is not None and not future.done():
-                        future.set_result(message)
+                    peer = self._channel.peer(identity)
+                    if peer is not None:
+                        self.questions.answered(peer.node, message)
                 case wire.Looked():
                     self._looked(identity, message)
 
@@ -322,9 +322,7 @@ class Engine:
         peer = self._channel.peer(identity)
         if peer is None or peer.agent != looked.agent:
             return
-        future = self._looks.pop(looked.key, None)
-        if future is not None and not future.done():
-            future.set_result(looked)
+        self.questions.answered(peer.node, looked)
         if looked.report:
             self.record(looked.report)
 
@@ -373,62 +371,3 @@ class Engine:
         """People keep these nodes out of runs, and why; told again and again."""
         if nodes != dict(self.run.barred) and not self.run.ended:
             self.take(ev.BarredSeen(at=self._now(), barred=nodes))
-
-    async def look(self, node: str, order: str, deadline_s: float) -> wire.Looked:
-        """A health report of a node in this run. Raises TransientError where there is none."""
-        key = f"look/{self._now():.6f}/{node}"
-        future: asyncio.Future[wire.Looked] = asyncio.get_running_loop().create_future()
-        self._looks[key] = future
-        ask = wire.Look(epoch=self._epoch, key=key, order=order, deadline_s=deadline_s)
-        try:
-            if not await self._channel.send(node, ask):
-                raise TransientError(f"the agent on {node} is not connected")
-            async with asyncio.timeout(deadline_s + 5.0):
-                looked = await future
-        except TimeoutError:
-            raise TransientError(f"the agent on {node} did not answer") from None
-        finally:
-            self._looks.pop(key, None)
-        if looked.error:
-            raise TransientError(f"{node}: {looked.error}")
-        return looked
-
-    async def fetch(
-        self, *, rank: int, attempt: int | None, offset: int, limit: int, wait_s: float
-    ) -> wire.Chunk:
-        """A piece of a rank's log from its node.
-
-        Raises TransientError where it can't be had, UserError where there is no such rank.
-        """
-        current = self.run.attempt
-        if current is None:
-            raise TransientError("no rank was started yet")
-        slot = rank // self.run.spec.ranks_per_node
-        if slot >= len(current.slots):
-            top = len(current.slots) * self.run.spec.ranks_per_node - 1
-            raise UserError(f"there is no rank {rank}; ranks are 0 to {top}")
-        key = f"fetch/{self._now():.6f}/{rank}"
-        future: asyncio.Future[wire.Chunk] = asyncio.get_running_loop().create_future()
-        self._fetches[key] = future
-        order = wire.Fetch(
-            epoch=self._epoch,
-            key=key,
-            attempt=attempt if attempt is not None else current.number,
-            rank=rank,
-            offset=offset,
-            limit=limit,
-            wait_s=wait_s,
-        )
-        node = current.slots[slot]
-        if not await self._channel.send(node, order):
-            raise TransientError(f"the agent on {node} is not connected")
-        try:
-            async with asyncio.timeout(wait_s + 5.0):
-                chunk = await future
-        except TimeoutError:
-            raise TransientError(f"the agent on {node} did not answer") from None
-        finally:
-            self._fetches.pop(key, None)
-        if chunk.error:
-            raise TransientError(f"{node}: {chunk.error}")
-        return chunk
