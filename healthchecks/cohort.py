@@ -40,6 +40,11 @@ class Judged:
     def status(self) -> Status:
         return worst([*(c.status for c in self.causes), *(r.status for r in self.reports.values())])
 
+    @property
+    def compared(self) -> frozenset[str]:
+        """Nodes that were compared with enough others of their kind to be called odd."""
+        return frozenset(n for kind in self.kinds.values() if len(kind) >= FEWEST for n in kind)
+
 
 def judge(
     reports: Mapping[str, Report], checks: Mapping[str, Check], golden: Golden | None = None

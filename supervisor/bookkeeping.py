@@ -7,16 +7,18 @@ without it. What is wrong with it is noted, each thing once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from healthchecks.report import parse
 from supervisor.core.errors import TransientError, UserError
-from supervisor.core.types import Run
+from supervisor.core.types import Exclusion, Run
 from supervisor.fleet import Fleet
 
 LOOK_S = 30.0  # how often exclusions are read
+MOST_WAITING = 500  # reports that wait for a record that does not answer; more are dropped
 
 
 def barred(path: Path, now: float) -> dict[str, str]:
@@ -39,13 +41,19 @@ class Books:
         self._path, self._origin = path, f"run {run}"
         self._now, self._note = now, note
         self._noted: set[str] = set()
+        self._room = threading.Semaphore(MOST_WAITING)
+        self._struck: set[tuple[str, float]] = set()  # exclusions of the run that are recorded
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fleet")
 
     def record(self, report: str) -> None:
         """Take in a health report; returns at once."""
+        if not self._room.acquire(blocking=False):
+            self._once(f"{self._path} is too slow: health reports of the run are not kept in it")
+            return
         self._thread.submit(self._quietly, lambda: self._record(report))
 
     def _record(self, report: str) -> None:
+        self._room.release()
         with Fleet(self._path) as fleet:
             fleet.record([parse(report)], self._origin)
 
@@ -53,35 +61,42 @@ class Books:
         try:
             work()
         except (UserError, TransientError, OSError) as error:
-            if str(error) not in self._noted:
-                self._noted.add(str(error))
-                self._note(f"fleet record: {error}")
+            self._once(f"fleet record: {error}")
+        except Exception as error:  # rows that another version wrote, or a bug: the run goes on
+            self._once(f"fleet record: {self._path}: {error!r}")
+
+    def _once(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
 
     async def follow(self, run: Callable[[], Run], tell: Callable[[dict[str, str]], None]) -> None:
         """Tell who is kept out, and record whom the run excludes, for as long as it lives."""
-        told: set[str] = set()
         loop = asyncio.get_running_loop()
         while True:
-            new = [x for name, x in run().excluded.items() if name not in told]
-            told |= {x.node for x in new}
-            strikes = {x.node: x.reason for x in new if x.since > self._now() - LOOK_S * 2}
-            found = await loop.run_in_executor(self._thread, self._exchange, strikes)
+            new = [x for x in run().excluded.values() if (x.node, x.since) not in self._struck]
+            found = await loop.run_in_executor(self._thread, self._exchange, new)
             if found is not None:
                 tell(found)
             await asyncio.sleep(LOOK_S)
 
-    def _exchange(self, strikes: Mapping[str, str]) -> dict[str, str] | None:
+    def _exchange(self, new: Collection[Exclusion]) -> dict[str, str] | None:
+        """Who is kept out; None where that can't be read. Told twice, an exclusion counts once."""
         found: dict[str, str] | None = None
 
-        def work() -> None:
+        def strike() -> None:
+            with Fleet(self._path) as fleet:
+                for one in new:
+                    fleet.strike(one.node, self._origin, one.reason, one.since)
+                    self._struck.add((one.node, one.since))
+
+        def read() -> None:
             nonlocal found
-            if strikes:
-                with Fleet(self._path) as fleet:
-                    for node, why in strikes.items():
-                        fleet.strike(node, self._origin, why, self._now())
             found = barred(self._path, self._now())
 
-        self._quietly(work)
+        if new:
+            self._quietly(strike)
+        self._quietly(read)
         return found
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from supervisor.core.errors import TransientError, UserError
 
 DAY_S = 86_400.0
 STRIKES_OVER_S = 28 * DAY_S  # repeat offenders are counted over four weeks
-COMPARED = ("sweep", "preflight", "accept")  # reports of these were compared with other nodes
 KEEP_S = 92 * DAY_S  # looks and changes older than this are dropped
 WAIT_S = 10.0  # another writer is done by then
 
@@ -115,25 +114,35 @@ _WORDS = {
 }
 
 
+def _connected(path: Path, *, write: bool) -> sqlite3.Connection:
+    """Raises UserError, and TransientError where another writer holds it for too long."""
+    if not write and not path.exists():
+        raise UserError(f"{path}: no fleet record yet; superv sweep or superv preflight makes it")
+    link: sqlite3.Connection | None = None
+    try:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            link = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
+            link.executescript(_TABLES)
+        else:
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            link = sqlite3.connect(uri, uri=True, timeout=WAIT_S)
+        return link
+    except (sqlite3.Error, OSError) as error:
+        if link is not None:
+            link.close()
+        if "locked" in str(error):
+            raise TransientError(f"{path}: {error}") from error
+        raise UserError(f"{path}: the fleet record can't be opened: {error}") from error
+
+
 class Fleet:
     """The record. Every method raises TransientError where the file does not answer."""
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
-        """Open the record; `write` makes it where there is none. Raises UserError."""
+        """Open the record; `write` makes it where there is none. Raises UserError too."""
         self.path = path
-        if not write and not path.exists():
-            raise UserError(
-                f"{path}: no fleet record yet; superv sweep or superv preflight makes it"
-            )
-        try:
-            if write:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
-                self._db.executescript(_TABLES)
-            else:
-                self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=WAIT_S)
-        except (sqlite3.Error, OSError) as error:
-            raise UserError(f"{path}: the fleet record can't be opened: {error}") from error
+        self._db = _connected(path, write=write)
 
     def close(self) -> None:
         self._db.close()
@@ -151,7 +160,8 @@ class Fleet:
             try:
                 yield
             except BaseException:
-                self._db.execute("ROLLBACK")
+                with suppress(sqlite3.Error):  # SQLite has done so itself where the disk is full
+                    self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -165,15 +175,21 @@ class Fleet:
 
     # --- what was seen -------------------------------------------------------------------------
 
-    def record(self, reports: Iterable[Report], origin: str) -> list[Change]:
-        """Take in reports; returns what changed by them."""
+    def record(
+        self, reports: Iterable[Report], origin: str, *, compared: Collection[str] = ()
+    ) -> list[Change]:
+        """Take in reports; returns what changed by them.
+
+        `compared`: the nodes whose reports were compared with others of their kind. What only
+        comparison found (`driver[cohort]`, `driver[golden]`) is taken back by comparison only.
+        """
         changes = []
         newest = 0.0
         with self._change():
             for report in reports:
                 newest = max(newest, report.at)
                 self._look(report, origin)
-                changes += self._fold(report, origin)
+                changes += self._fold(report, origin, compared=report.node in compared)
             for table in ("look", "change"):
                 self._db.execute(f"DELETE FROM {table} WHERE at < ?", (newest - KEEP_S,))  # noqa: S608
         return changes
@@ -199,7 +215,7 @@ class Fleet:
             ),
         )
 
-    def _fold(self, report: Report, origin: str) -> list[Change]:
+    def _fold(self, report: Report, origin: str, *, compared: bool) -> list[Change]:
         before = {s.finding.name: s for s in self.standing(report.node)}
         asked = {f.check for f in report.findings}
         now = {f.name: f for f in report.findings}
@@ -225,8 +241,8 @@ class Fleet:
             if not same and not (old is None and finding.status in (Status.OK, Status.SKIP)):
                 changes.append(self._changed(report, origin, old, finding))
         for name, old in before.items():  # a target that is no more: a mount taken away
-            if origin not in COMPARED and old.finding.on.endswith(("cohort", "golden")):
-                continue  # what comparison found, only comparison takes back
+            if not compared and old.finding.on.endswith(("cohort", "golden")):
+                continue
             if old.finding.check in asked and name not in now and old.at <= report.at:
                 if old.finding.status in (Status.FAIL, Status.WARN, Status.UNKNOWN):
                     gone = Result(status=Status.OK, seen="no longer found")
@@ -266,13 +282,14 @@ class Fleet:
         )
         return change
 
-    def strike(self, node: str, origin: str, why: str, now: float) -> None:
-        """A run named the node as the cause of an incident."""
+    def strike(self, node: str, origin: str, why: str, at: float) -> None:
+        """A run named the node as the cause of an incident; told again, it counts once."""
         with self._change():
             self._db.execute(
                 "INSERT INTO change (node, at, origin, finding, chk, was, status, blame, seen)"
-                " VALUES (?, ?, ?, 'run', ?, '', 'FAIL', 'node', ?)",
-                (node, now, origin, f"run {now:.0f}", why),
+                " SELECT ?, ?, ?, 'run', ?, '', 'FAIL', 'node', ? WHERE NOT EXISTS"
+                " (SELECT 1 FROM change WHERE node = ? AND at = ? AND chk = ?)",
+                (node, at, origin, f"{origin} {at:.0f}", why, node, at, f"{origin} {at:.0f}"),
             )
 
     def standing(self, node: str | None = None) -> list[Standing]:
@@ -482,6 +499,7 @@ class Fleet:
             )
 
     def baseline(self, node: str) -> Report | None:
+        """What was measured when the node was last accepted; None where it never was."""
         from healthchecks.report import parse
 
         rows = self._rows("SELECT row FROM baseline WHERE node = ?", node)

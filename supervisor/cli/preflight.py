@@ -152,7 +152,7 @@ def _recorded(judged: Judged, site: Site) -> list[str]:
 
     try:
         with Fleet(site.fleet) as fleet:
-            fleet.record(judged.reports.values(), "preflight")
+            fleet.record(judged.reports.values(), "preflight", compared=judged.compared)
     except (TransientError, UserError) as error:
         return [f"not in the fleet record: {error}"]
     return []

@@ -150,3 +150,31 @@ def test_a_writer_that_holds_it_too_long_is_no_answer(fleet, monkeypatch):
     with pytest.raises(TransientError, match="locked"):
         fleet.record([report(finding())], "sweep")
     other.close()
+
+
+def test_what_comparison_found_only_comparison_takes_back(fleet):
+    driver = finding("versions")
+    odd = finding("versions", Status.WARN, on="cohort", seen="driver 570")
+    trio = ("n1", "n2", "n3")
+    fleet.record([report(driver, odd)], "sweep", compared=trio)
+    fleet.record([report(driver, at=T + 1)], "preflight")  # of n1 alone: nothing to compare with
+    fleet.record([report(driver, at=T + 2)], "run moe")
+    assert fleet.nodes(T + 3)[0].state == "degraded"
+    (change,) = fleet.record([report(driver, at=T + 4)], "sweep", compared=trio)
+    assert (change.status, fleet.nodes(T + 5)[0].state) == (Status.OK, "healthy")
+
+
+def test_a_strike_of_a_run_that_is_told_again_counts_once(fleet):
+    for _ in range(2):
+        fleet.strike("n1", "run moe", "node-lost", T)
+    fleet.strike("n1", "run moe", "node-lost", T + 60)
+    assert fleet.strikes(T + 61) == {"n1": 2}
+
+
+def test_a_path_that_looks_like_an_address(tmp_path):
+    odd = tmp_path / "a?mode=rwc#b%41"
+    odd.mkdir()
+    with Fleet(odd / "fleet.db") as made:
+        made.record([report(finding())], "sweep")
+    with Fleet(odd / "fleet.db", write=False) as reader:
+        assert reader.nodes(T)[0].name == "n1"

@@ -1,0 +1,157 @@
+"""An engine's hand in the fleet record: it goes on, whatever the record does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from healthchecks.check import Result, Status
+from healthchecks.report import Finding, Report
+from supervisor.bookkeeping import Books
+from supervisor.core.types import Exclusion
+from supervisor.fleet import Fleet
+
+T = 1_790_000_000.0
+
+
+def report(node: str = "n1") -> str:
+    found = Finding(check="fs.local", result=Result(status=Status.FAIL, seen="full"))
+    return json.dumps(Report(node=node, at=T, findings=(found,), tags=("preflight",)).document())
+
+
+class Desk:
+    """Books over a record, and what they note."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.notes = path, list[str]()
+        self.books = Books(path, "moe", lambda: T, self.notes.append)
+
+    def exchange(self, *new: Exclusion) -> dict[str, str] | None:
+        return self.books._thread.submit(self.books._exchange, new).result()
+
+    def settle(self) -> None:
+        self.books._thread.submit(int).result()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "fleet.db")
+
+
+def test_reports_go_in_and_exclusions_come_out(desk: Desk) -> None:
+    assert desk.exchange() == {}  # no record yet: nobody is kept out
+    desk.books.record(report())
+    desk.settle()
+    with Fleet(desk.path) as fleet:
+        assert [(c.origin, c.finding) for c in fleet.changes(0)] == [("run moe", "fs.local")]
+        fleet.exclude("n7", "bad link", "kim", T, None)
+    assert desk.exchange() == {"n7": "bad link"}
+    assert desk.notes == []
+
+
+def test_whom_a_run_excludes_is_a_strike_once_whatever_engine_tells_it(desk: Desk) -> None:
+    out = Exclusion(node="n1", reason="node-lost: silence", since=T - 9000, attempt=1)
+    desk.exchange(out)
+    desk.exchange(out)
+    Desk(desk.path).exchange(out)  # the next engine's
+    with Fleet(desk.path) as fleet:
+        assert fleet.strikes(T) == {"n1": 1}
+        assert fleet.changes(0)[0].seen == "node-lost: silence"
+
+
+def break_folder(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_text("no folder")
+
+
+def garbage(path: Path) -> None:
+    path.write_text("no database, but long enough to be read as one" * 50)
+
+
+def strange_rows(path: Path) -> None:
+    with Fleet(path) as fleet:
+        fleet.record([Report(node="n1", at=T, findings=())], "sweep")
+    with sqlite3.connect(path) as link:
+        link.execute("INSERT INTO standing VALUES ('n1', 'a', 'a', 'FAIL', '{', 1, 1)")
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [(break_folder, "can't be opened"), (garbage, "can't be opened"), (strange_rows, "Error")],
+)
+def test_a_record_that_can_not_be_used_is_noted_once(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    (tmp_path / "deep").mkdir()
+    desk = Desk(tmp_path / "deep/fleet.db")
+    spoil(desk.path)
+    for _ in range(3):
+        desk.books.record(report())
+    desk.settle()
+    assert len(desk.notes) == 1 and said in desk.notes[0]
+
+
+def test_the_loop_never_waits_for_a_record_that_another_writer_holds(desk: Desk) -> None:
+    desk.books.record(report())
+    desk.settle()
+    told: list[dict[str, str]] = []
+
+    async def scenario() -> None:
+        run: Any = SimpleNamespace(
+            excluded={"n1": Exclusion(node="n1", reason="x", since=T, attempt=1)}
+        )
+        following = asyncio.ensure_future(desk.books.follow(lambda: run, told.append))
+        await asyncio.sleep(0.05)  # the thread waits now; the loop runs on
+        desk.books.record(report("n2"))
+        assert not told
+        other.execute("ROLLBACK")
+        while not told:
+            await asyncio.sleep(0.01)
+        following.cancel()
+
+    other = sqlite3.connect(desk.path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    asyncio.run(scenario())
+    other.close()
+    desk.settle()
+    with Fleet(desk.path) as fleet:
+        assert {s.node for s in fleet.standing()} == {"n1", "n2"} and fleet.strikes(T)["n1"] == 2
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Any:
+    """A file system of 256 KiB."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_is_noted_and_what_was_written_stays(full: Path) -> None:
+    desk = Desk(full / "fleet.db")
+    desk.books.record(report())
+    desk.settle()
+    with open(full / "filler", "wb", buffering=0) as filler:  # noqa: SIM117
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                filler.write(b"x" * 4096)
+    for number in range(20):
+        desk.books.record(report(f"n{number}"))
+    desk.settle()
+    assert len(desk.notes) == 1 and "full" in desk.notes[0]
+    assert desk.exchange() == {}
+    with Fleet(desk.path, write=False) as fleet:
+        assert "n1" in {n.name for n in fleet.nodes(T)}
