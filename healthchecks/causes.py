@@ -29,6 +29,13 @@ class Cause:
     checks: tuple[str, ...] = ()  # all that show it
     common: bool = False  # many nodes show it: look for one thing behind it, not at each node
 
+    @property
+    def title(self) -> str:
+        """What it is, without the nodes: a server, a check, or several that fail alike."""
+        if self.shared or len(self.checks) < COMMON:
+            return self.shared or self.check
+        return f"{len(self.checks)} checks ({', '.join(self.checks[:2])} …)"
+
     def document(self) -> dict[str, Any]:
         """A row of `causes`, see docs/preflight.md."""
         return {
@@ -49,10 +56,14 @@ def causes_of(reports: Mapping[str, Report]) -> list[Cause]:
     """What was found, grouped: by what is shared, and by check where many nodes show the same."""
     groups: dict[tuple[str, str, str], list[tuple[str, Finding]]] = {}
     for node, report in reports.items():
+        texts = Counter(f.result.seen for f in report.findings if f.status is Status.UNKNOWN)
         for finding in report.findings:
             if finding.status in BAD:
-                shared = finding.result.shared
-                key = (shared, "", "") if shared else ("", finding.name, finding.status.value)
+                shared, text = finding.result.shared, finding.result.seen
+                # Checks that can't ask for one reason are one thing: a lost GPU, a hung driver.
+                one = finding.status is Status.UNKNOWN and texts[text] >= COMMON
+                name = text if one else finding.name
+                key = (shared, "", "") if shared else ("", name, finding.status.value)
                 groups.setdefault(key, []).append((node, finding))
     causes = []
     for (shared, _, _), members in groups.items():
@@ -60,8 +71,10 @@ def causes_of(reports: Mapping[str, Report]) -> list[Cause]:
         many = len(nodes) >= COMMON or (len(nodes) > 1 and 2 * len(nodes) > len(reports))
         if shared or many:
             causes.append(_cause(members, len(reports), shared=shared, common=many))
-        else:
-            causes += [_cause([member], len(reports)) for member in members]
+            continue
+        for node in nodes:
+            own = [member for member in members if member[0] == node]
+            causes.append(_cause(own, len(reports)))
     return causes
 
 

@@ -298,11 +298,11 @@ def _cause(cause: Cause) -> list[str]:
     status = cause.status.value
     who = compress(cause.nodes)
     if cause.shared or cause.common:
-        title = f"{cause.shared or cause.check}: {len(cause.nodes)} of {cause.of} nodes, {who}"
+        title = f"{cause.title}: {len(cause.nodes)} of {cause.of} nodes, {who}"
         if cause.shared:
             title += f" ({', '.join(cause.checks)})"
     else:
-        title = f"{who} {cause.check}".strip()
+        title = f"{who} {cause.title}".strip()
     lines = _wrapped(title, click.style(f"{status:<8}", fg=COLOURS.get(status)), " " * 8)
     for text, nodes in cause.seen[:3]:
         several = f"{compress(nodes)}: " if len(cause.seen) > 1 else ""

@@ -272,3 +272,20 @@ def test_nodes_that_gave_no_report_are_in_nobodys_cohort() -> None:
     assert [(c.check, c.nodes, c.common) for c in judged.causes] == [
         ("node.answers", ("n5", "n6", "n7"), True)
     ]
+
+
+def test_checks_that_can_not_ask_for_one_reason_are_one_cause() -> None:
+    from healthchecks.causes import causes_of
+
+    why = "gpu3: not asked: GPU is lost (15); see gpu.handle"
+    blind = [
+        Finding(check=f"ecc.{n}", result=Result(status=Status.UNKNOWN, seen=why)) for n in range(5)
+    ]
+    lost = Finding(check="gpu.handle", result=Result(status=Status.FAIL, seen="gpu3: lost"))
+    other = Finding(check="xid", result=Result(status=Status.UNKNOWN, seen="may not be read"))
+    report = Report(node="n1", at=0.0, findings=(lost, *blind, other))
+    causes = {
+        c.title: c for c in causes_of({"n1": report, "n2": Report(node="n2", at=0.0, findings=())})
+    }
+    assert set(causes) == {"gpu.handle", "5 checks (ecc.0, ecc.1 …)", "xid"}
+    assert causes["5 checks (ecc.0, ecc.1 …)"].nodes == ("n1",)
