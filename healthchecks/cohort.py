@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from healthchecks import storage_width
 from healthchecks.causes import Cause, causes_of, urgency
 from healthchecks.check import Check, Result, Status, worst
 from healthchecks.report import Finding, Report
@@ -69,12 +70,34 @@ def judge(
             split += comparison.split(len(reports))
         if len(nodes) < FEWEST and len(kinds) > 1:
             notes.append(f"{compress(nodes)}: fewer than {FEWEST} of their kind ({kind or '?'})")
+    whole, *slow = storage_width.judge(reports)
+    for item in slow:
+        if item.compared:
+            found = Finding(check=storage_width.CHECK, on="cohort", result=item.result)
+            more.setdefault(item.node, []).append(found)
+    if whole.result.status is Status.OK:
+        notes.append(f"{storage_width.CHECK}: {whole.result.seen}")
+    elif whole.result.status is not Status.SKIP:
+        split.append(_of_all(whole.result, len(reports)))
     judged = {
         node: replace(report, findings=(*report.findings, *more.get(node, ())))
         for node, report in reports.items()
     }
     causes = sorted([*causes_of(judged), *split], key=urgency)
     return Judged(reports=judged, causes=tuple(causes), kinds=kinds, notes=tuple(notes))
+
+
+def _of_all(result: Result, of: int) -> Cause:
+    return Cause(
+        check=storage_width.CHECK,
+        status=result.status,
+        nodes=(),
+        of=of,
+        seen=((result.seen, ()),),
+        expected=result.expected,
+        fix=result.fix,
+        checks=(storage_width.CHECK,),
+    )
 
 
 # --- kinds ---

@@ -1,7 +1,6 @@
 """Compares what the nodes saw when all of them wrote and read at once: storage.width's reports.
 
-at = time.time() + 15
-settings = {"storage.width": {"dir": "/shared/run", "start_at": at}}
+settings = together({"storage.width": {"dir": "/shared/run"}}, time.time())
 … run the check with these settings on every node at once, through srun or ssh …
 for judged in judge(reports): …
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from healthchecks.check import WORST_FIRST, Metric, Result, Status
 from healthchecks.report import Finding, Report
@@ -20,6 +20,7 @@ SLOW, VERY_SLOW = 0.7, 0.5  # of the median node; superv's own
 LEAST_NODES = 3  # below that there is no telling who differs
 TOGETHER = 0.5  # of a node's time has to overlap with that of the middle of them
 QUEUE = 80.0  # %; the cluster of arXiv 2605.09370 had 93.1
+LEAD_S = 15.0  # all nodes have begun their checks by then
 _GB = 1e9
 
 
@@ -29,6 +30,15 @@ class Judged:
 
     node: str  # empty: of all
     result: Result
+    compared: bool = False  # only the comparison says so; else it is the node's own result
+
+
+def together(settings: Mapping[str, Mapping[str, Any]], now: float) -> dict[str, Mapping[str, Any]]:
+    """The settings, so that all nodes begin at one time."""
+    given = settings.get(CHECK, {})
+    if not given.get("dir") or "start_at" in given:
+        return dict(settings)
+    return {**settings, CHECK: {**given, "start_at": now + LEAD_S}}
 
 
 def judge(reports: Mapping[str, Report]) -> list[Judged]:
@@ -93,7 +103,7 @@ def _node(node: str, measured: Mapping[str, Finding]) -> Judged | None:
         "MTU with another's",
         metrics=measured[node].result.metrics,
     )
-    return Judged(node=node, result=result)
+    return Judged(node=node, result=result, compared=True)
 
 
 def _all(findings: Mapping[str, Finding], measured: Mapping[str, Finding]) -> Judged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -72,10 +73,13 @@ def _round(
 
     from healthchecks.remote import Suite, examine
     from healthchecks.settings import merged
+    from healthchecks.storage_width import together
     from supervisor.config import load_site
 
     site = load_site(os.environ)
-    suite = Suite(tags=TAGS, settings=merged(os.environ, sets), forget=forget)
+    suite = Suite(
+        tags=TAGS, settings=together(merged(os.environ, sets), time.time()), forget=forget
+    )
     return asyncio.run(examine(names, suite, site, deadline_s=deadline))
 
 

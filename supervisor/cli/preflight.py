@@ -86,6 +86,7 @@ def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Sui
     from healthchecks.registry import select, settings_for
     from healthchecks.remote import Suite
     from healthchecks.settings import merged
+    from healthchecks.storage_width import together
 
     chosen = tuple(tag.strip() for tag in (tags or "").split(",") if tag.strip())
     if not names and not chosen:
@@ -93,7 +94,7 @@ def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Sui
     settings = merged(os.environ, sets)
     for check in select(names, chosen):
         settings_for(check, settings.get(check.name, {}))
-    return Suite(names=names, tags=chosen, settings=settings)
+    return Suite(names=names, tags=chosen, settings=together(settings, time.time()))
 
 
 def _named(text: str, partition: str | None) -> tuple[str, ...]:
@@ -119,7 +120,7 @@ def _examined(
     import signal
 
     from healthchecks.places import Way
-    from healthchecks.remote import DEADLINE_S, examine
+    from healthchecks.remote import examine
     from supervisor.asking import agents
 
     async def work(told: Progress) -> Mapping[str, Answer]:
@@ -133,7 +134,7 @@ def _examined(
             site,
             via=Way(via) if via else None,
             partition=partition,
-            deadline_s=deadline or DEADLINE_S,
+            deadline_s=deadline or _enough_s(suite),
             told=told,
             ask_run=agents(site, suite),
         )
@@ -143,6 +144,16 @@ def _examined(
             return asyncio.run(work(shown))
         except asyncio.CancelledError:
             raise click.Abort from None
+
+
+def _enough_s(suite: Suite) -> float:
+    """A minute; deep checks take theirs one after another."""
+    from healthchecks.registry import select
+    from healthchecks.remote import AROUND_S, DEADLINE_S
+    from healthchecks.runner import SUITE_S, enough_s
+
+    needed = enough_s(select(suite.names, suite.tags))
+    return needed + AROUND_S if needed > SUITE_S else DEADLINE_S
 
 
 def _recorded(judged: Judged, site: Site) -> list[str]:

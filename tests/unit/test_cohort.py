@@ -289,3 +289,22 @@ def test_checks_that_can_not_ask_for_one_reason_are_one_cause() -> None:
     }
     assert set(causes) == {"gpu.handle", "5 checks (ecc.0, ecc.1 …)", "xid"}
     assert causes["5 checks (ecc.0, ecc.1 …)"].nodes == ("n1",)
+
+
+def test_the_slow_node_of_a_full_width_test_is_found_by_comparison() -> None:
+    from healthchecks.check import Metric
+
+    def at_once(node: str, rate: float) -> Report:
+        metrics = {}
+        for way in ("write", "read"):
+            values = {"throughput": rate, "bytes": 1e9, "began": 10.0, "took": 1e9 / rate}
+            metrics |= {f"{way}_{n}": Metric(value=v) for n, v in values.items()}
+        result = Result(status=Status.OK, seen="fine", metrics=metrics)
+        return Report(node=node, at=0.0, findings=(Finding(check="storage.width", result=result),))
+
+    reports = {f"n{i}": at_once(f"n{i}", 1e9 if i != 3 else 3e8) for i in range(1, 6)}
+    judged = judge(reports, registered())
+    (slow,) = judged.reports["n3"].having(Status.FAIL)
+    assert slow.name == "storage.width[cohort]" and "30 % of the median" in slow.result.seen
+    assert judged.reports["n1"].status is Status.OK
+    assert judge({n: r for n, r in reports.items() if n != "n3"}, registered()).notes
