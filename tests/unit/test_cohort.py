@@ -9,6 +9,7 @@ import pytest
 from healthchecks.causes import Cause
 from healthchecks.check import Blame, Check, Result, Status
 from healthchecks.cohort import Judged, judge, kinds_of, pin
+from healthchecks.registry import registered
 from healthchecks.report import Finding, Report
 from supervisor.core.errors import UserError
 from supervisor.core.nodeset import compress
