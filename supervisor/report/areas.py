@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from supervisor.report.model import one_line
+
 # area → first words of its checks, or whole names; a check of nobody has its own first word
 AREAS = {
     "node": ("node", "host", "services", "slurm", "ipmi"),
@@ -27,7 +29,8 @@ _AREA_OF = {first: area for area, firsts in AREAS.items() for first in firsts}
 
 
 def area_of(check: str) -> str:
-    return _AREA_OF.get(check) or _AREA_OF.get(first := check.partition(".")[0]) or first
+    first = check.partition(".")[0]
+    return _AREA_OF.get(check) or _AREA_OF.get(first) or one_line(first, 20)
 
 
 def in_order(areas: set[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -101,9 +102,7 @@ def chart(trend: Trend, since: float, until: float) -> Chart:
 
 def _usual_step(every: Iterable[Sequence[Point]]) -> float:
     steps = [
-        later.at - earlier.at
-        for points in every
-        for earlier, later in zip(points, points[1:], strict=False)
+        later.at - earlier.at for points in every for earlier, later in itertools.pairwise(points)
     ]
     return median(steps) if steps else math.inf
 

@@ -27,6 +27,7 @@ from supervisor.report.model import (
     RunPart,
     Seen,
     Turn,
+    names,
     one_line,
 )
 from supervisor.report.trends import trends_of
@@ -57,7 +58,7 @@ def gather(
     run = _run(status, since, need) if status is not None else None
     exclusions = _exclusions(fleet, every, since, now)
     drains = tuple(
-        Drained(node=n.name, since=n.drain.at, reason=one_line(n.drain.reason))
+        Drained(node=names([n.name]), since=n.drain.at, reason=one_line(n.drain.reason))
         for n in every
         if n.drain is not None
     )
@@ -73,7 +74,7 @@ def gather(
         verdict=verdict_of(every, old, hands, problems, run),
         hands=tuple(hands),
         run=run,
-        areas=in_order({area for row in rows for area in row.cells}),
+        areas=_areas(rows),
         rows=rows,
         fine=tuple(fine),
         problems=tuple(problems),
@@ -141,8 +142,11 @@ def _problem(
 
 def _page(check: str) -> str:
     """Where a check is described, with the anchor that forges make of its heading."""
-    if check not in registered():
+    known = registered().get(check)
+    if known is None:  # what the asking itself finds: that a node does not answer
         return "docs/preflight.md"
+    if not known.look.__module__.startswith("healthchecks."):
+        return f"the module {known.look.__module__}"
     return f"docs/checks.md#{check.lower().replace('.', '')}"
 
 
@@ -179,6 +183,13 @@ def _rows(
     )
 
 
+def _areas(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Those in which something is wrong come first: a phone shows few columns."""
+    cells = [(area, cell) for row in rows for area, cell in row.cells.items()]
+    wrong = {area for area, cell in cells if cell.status in BAD}
+    return (*in_order(wrong), *in_order({area for area, _ in cells} - wrong))
+
+
 def _joined(rows: Sequence[Row]) -> Row:
     first = rows[0]
     return Row(
@@ -202,7 +213,7 @@ def _cells(items: Mapping[str, Standing], now: float) -> dict[str, Cell]:
         telling = [s for s in group if s.finding.status is status]
         cells[area] = Cell(
             status=status,
-            findings=tuple(s.finding.name for s in telling) if status in BAD else (),
+            findings=tuple(one_line(s.finding.name, 200) for s in telling) if status in BAD else (),
             stale=all(now - s.at > STALE_S for s in telling),
         )
     return cells
@@ -232,7 +243,7 @@ def _turn(group: Sequence[Change]) -> Turn:
     return Turn(
         at=newest.at,
         first=group[-1].at,
-        finding=newest.finding,
+        finding=one_line(newest.finding, 200),
         was=newest.was,
         status=newest.status,
         nodes=tuple(sorted({c.node for c in group}, key=natural)),
@@ -287,11 +298,13 @@ def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
         checks: dict[str, int] = {}
         days = [0] * DAYS
         for check, day in strikes:
-            name = "named by a run" if check.startswith("run ") else check
+            name = "named by a run" if check.startswith("run ") else one_line(check, 80)
             checks[name] = checks.get(name, 0) + 1
             days[max(0, min(DAYS - 1, day - today + DAYS - 1))] += 1
         ordered = dict(sorted(checks.items(), key=lambda item: -item[1]))
-        found.append(Offender(node=node, strikes=len(strikes), checks=ordered, days=tuple(days)))
+        found.append(
+            Offender(node=names([node]), strikes=len(strikes), checks=ordered, days=tuple(days))
+        )
     return tuple(sorted(found, key=lambda o: (-o.strikes, natural(o.node))))
 
 
@@ -308,7 +321,7 @@ def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
         for i in status["incidents"]
     ]
     return RunPart(
-        name=status["name"],
+        name=one_line(status["name"], 80),
         phase=status["phase"],
         since=status["since"],
         reason=one_line(status["reason"] or ""),

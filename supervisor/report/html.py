@@ -11,7 +11,7 @@ import jinja2
 
 from healthchecks.registry import registered
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
-from supervisor.report.model import Cell, Page, count, names, one_line
+from supervisor.report.model import Cell, Page, count, names, one_line, printable
 from supervisor.report.text import LETTERS
 from supervisor.report.words import ago, amount, ends, point, span, when, zone
 
@@ -42,6 +42,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("supervisor.report", "."),
         autoescape=True,
+        finalize=_finalized,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -70,6 +71,11 @@ def _environment() -> jinja2.Environment:
         },
     }
     return environment
+
+
+def _finalized(value: object) -> object:
+    """Names and words from outside steer nothing, whatever they hold."""
+    return printable(value) if type(value) is str else value
 
 
 def _checks(page: Page) -> Mapping[str, list[str]]:

@@ -11,9 +11,8 @@ from supervisor.report.words import ends, point, when, zone
 LONGEST = 300  # characters of one text
 MOST_CHANGES = 15
 MOST_OFFENDERS = 10
-# CommonMark 2.4: any ASCII punctuation may be escaped with a backslash. `@` and `#` would name
-# people and tickets.
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+|~!@$])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]|~$])")  # CommonMark 2.4: a backslash takes its meaning
+_NAMES = re.compile(r"([@#]|:(?=//))")  # people, tickets and links, which forges find in any text
 
 
 def markdown(page: Page) -> str:
@@ -33,7 +32,7 @@ def plain(text: str) -> str:
     """The text, with nothing in it that Markdown or HTML would take for its own."""
     shown = _MARKUP.sub(r"\\\1", one_line(text, LONGEST))
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return shown.replace("://", ":\N{ZERO WIDTH SPACE}//")  # no link that its text does not say
+    return _NAMES.sub("\\1\N{ZERO WIDTH SPACE}", shown)
 
 
 def _top(page: Page) -> Iterator[str]:
@@ -94,7 +93,7 @@ def _problem(problem: Problem) -> Iterator[str]:
         yield f"  - expected: {plain(problem.expected)}"
     if problem.fix:
         yield f"  - → {plain(problem.fix)}"
-    yield f"  - {plain(', '.join(problem.pages))}"
+    yield f"  - {', '.join(problem.pages)}"
 
 
 def _changes(page: Page) -> Iterator[str]:

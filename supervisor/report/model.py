@@ -228,10 +228,14 @@ class Page:
     quiet: tuple[str, ...]  # measured, and nought on every node all the time
 
 
+def printable(text: str) -> str:
+    """The text without what steers a terminal or turns the direction of writing."""
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+
+
 def one_line(text: str, most: int = LONGEST) -> str:
-    """Text from outside as one line that steers no terminal, of at most `most` characters."""
-    words = " ".join(text.split())
-    shown = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in words[: most + 1])
+    """Text from outside as one printable line of at most `most` characters."""
+    shown = printable(" ".join(text.split())[: most + 1])
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 

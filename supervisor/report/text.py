@@ -82,7 +82,8 @@ def _heading(shown: str) -> str:
 def _top(page: Page, paint: Paint) -> Iterator[str]:
     verdict = page.verdict
     looked = f"newest look {when(page.looked_at)}" if page.looked_at else "no look yet"
-    yield f"superv report of {when(page.at)} {zone(page.at)}, {looked}, record {page.record}"
+    told = f"superv report of {when(page.at)} {zone(page.at)}, {looked}, record {page.record}"
+    yield from _wrapped(told, rest="  ")
     yield ""
     word = verdict.status.value
     if verdict.can_run is not None:

@@ -9,7 +9,7 @@ from statistics import median
 
 from supervisor.core.placement import natural
 from supervisor.fleet import Fleet
-from supervisor.report.model import Outlier, Point, Trend
+from supervisor.report.model import Outlier, Point, Trend, names, one_line
 
 POINTS = 120  # of one line
 NAMED = 4  # outliers of one plot
@@ -131,7 +131,7 @@ def _worst_of(
 def _place(name: str) -> tuple[int, str] | None:
     for index, pattern in enumerate(_PATTERNS):
         if match := pattern.fullmatch(name):
-            return index, match[1]
+            return index, one_line(match[1], 80)
     return None
 
 
@@ -148,12 +148,13 @@ def _trend(kind: Kind, unit: str, lines: Mapping[str, Sequence[Point]]) -> Trend
         unit=unit,
         nodes=len(lines),
         lowest=lowest,
-        lowest_node=lowest_node,
+        lowest_node=names([lowest_node]),
         highest=highest,
-        highest_node=highest_node,
+        highest_node=names([highest_node]),
         median=middle,
         outliers=tuple(
-            Outlier(node=node, worst=peaks[node], points=tuple(lines[node])) for node in far
+            Outlier(node=names([node]), worst=peaks[node], points=tuple(lines[node]))
+            for node in far
         ),
         rest={n: tuple(lines[n]) for n in sorted(lines, key=natural) if n not in far},
     )
