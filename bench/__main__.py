@@ -21,6 +21,7 @@ MODULES = (
     "torchtitan",
     "many_nodes",
     "help_text",
+    "health_checks",
     "demo",
 )
 

@@ -112,7 +112,14 @@ def _gid_fix(port: Port, ctx: Ctx, usable: dict[int, str]) -> str:
     return f"give {names} its IPv4 address and bring it up: ip addr show dev {names}"
 
 
-@check("roce.qos", tags={"preflight"}, resource="dcb", cohort=Status.FAIL)
+@check(
+    "roce.qos",
+    tags={"preflight"},
+    resource="dcb",
+    deadline_s=10.0,
+    cohort=Status.FAIL,
+    untried="no RoCE port: built against dcb-pfc(8) and the mlx5 driver's documentation of sysfs",
+)
 def roce_qos(
     ctx: Ctx,
     *,
@@ -175,7 +182,7 @@ def _list(priorities: tuple[int, ...]) -> str:
 
 def _pfc(ctx: Ctx, netdev: str) -> tuple[int, ...]:
     """Priorities with flow control. Raises Unknown."""
-    done = ctx.command("dcb", "pfc", "show", "dev", netdev, deadline_s=3.0)
+    done = ctx.command("dcb", "pfc", "show", "dev", netdev, deadline_s=4.5)
     line = re.search(r"prio-pfc((?:\s+\d:(?:on|off))+)", done.out)
     if done.rc or line is None:
         why = (done.err.strip() or done.out.strip() or f"exit code {done.rc}")[:100]
@@ -192,7 +199,14 @@ def _ecn(ctx: Ctx, netdev: str, side: str) -> tuple[int, ...] | None:
     return tuple(int(n) for n in names if ctx.text(f"{at}/{n}") == "1")
 
 
-@check("roce.discards", tags={"preflight", "running"}, resource="ethtool", drains=False)
+@check(
+    "roce.discards",
+    tags={"preflight", "running"},
+    resource="ethtool",
+    deadline_s=10.0,
+    drains=False,
+    untried="no RoCE port: built against the counters in the mlx5 driver's documentation",
+)
 def roce_discards(
     ctx: Ctx,
     *,
@@ -214,7 +228,7 @@ def roce_discards(
     first = False
     for port in ports:
         for name in netdevs(ctx, port):
-            done = ctx.command("ethtool", "-S", name, deadline_s=3.0)
+            done = ctx.command("ethtool", "-S", name, deadline_s=4.5)
             counters = {n: int(v) for n, v in _COUNTER.findall(done.out)}
             if "rx_discards_phy" not in counters:
                 why = done.why() if done.rc else "shows no rx_discards_phy"
