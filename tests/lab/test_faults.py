@@ -171,12 +171,12 @@ def test_faults_of_a_link_add_up_and_go_together(lab: Lab) -> None:
     lab.slow("n1", "50mbit")
     lab.delay("n1", 5)
     lab.lossy("n1", 20)
-    count, median = answered(lab, "login", "n1", 50, wait_s=0.06)
-    assert 5 < count < 48
+    count, median = answered(lab, "login", "n1", 30, wait_s=0.3)
+    assert 5 < count < 30  # 0.64 of them come back
     assert median >= 0.010
     lab.cut("n1")
     lab.mend("n1")
-    assert answered(lab, "login", "n1", 50, wait_s=0.06)[0] > 5
+    assert answered(lab, "login", "n1", 30, wait_s=0.3)[0] > 5
     lab.fast("n1")
     lab.fast("n1")
     assert {node: links(lab, node) for node in ("n1", "ctl")} == before

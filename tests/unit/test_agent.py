@@ -276,8 +276,9 @@ def test_a_stop_overtakes_a_start_that_waits_for_the_starter(tmp_path: Path) -> 
     async def scenario(place: Place) -> None:
         (tmp_path / "slow_import.py").write_text("import time; time.sleep(600)")
         engine = await begin(place, preload=("slow_import",), env={"PYTHONPATH": str(tmp_path)})
-        await engine.order(start(1))
+        await engine.order(prepare(1))
         await until(lambda: (place.node_dir / "starter" / "serve.json").exists())
+        await engine.order(start(1))
         await until(lambda: (place.node_dir / "a0001").exists())
         await engine.order(stop(1))
         await engine.event(ev.RanksStopped)
