@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from supervisor import proc, wire
@@ -20,6 +20,7 @@ from supervisor.core import events as ev
 from supervisor.core.types import Fault
 
 IDLE_TIMES = 5  # spares run the whole preflight suite so much less often than `running` …
+NO_REPORT = "health"  # the check whose fault says that there is no report
 AFTER_EXIT_S = 5.0  # … and a rank's bad end is looked into at once, but not more often than this
 SLACK_S = 3.0  # over the checks' own deadline: interpreter start, and the way back
 
@@ -41,7 +42,7 @@ class Health:
         self._busy = busy  # whether ranks live here
         self._report, self._send, self._note = report, send, note
         self._plan: wire.Health | None = None
-        self._told: tuple[str, tuple[Fault, ...]] | None = None
+        self._told: tuple[Fault, ...] | None = None  # None: nothing yet
         self._wanted = asyncio.Event()
         self._exit_at = 0.0
 
@@ -72,38 +73,40 @@ class Health:
         """Seconds until the next look; None: only when there is a reason."""
         if self._plan is None or not self._plan.running_s:
             return None
-        well = self._told is not None and self._told[0] in ("OK", "WARN")
+        well = self._told is not None and worst(self._told) in ("OK", "WARN")
         return self._plan.running_s * (IDLE_TIMES if well and not self._busy() else 1)
 
     async def _look(self, plan: wire.Health) -> None:
-        tags = ("running",) if self._busy() else plan.tags
+        busy = self._busy()
+        tags = ("running",) if busy else plan.tags
         if not tags:
             return
         order = {"tags": tags, "settings": plan.settings, "node": self._node}
         document, problem = await run_checks({**order, "deadline_s": plan.deadline_s})
         if document is None:
             self._note(f"health checks: {problem}")
-            fault = Fault(check="health", status="UNKNOWN", text=problem)
-            self._tell("UNKNOWN", (fault,))
+            fault = Fault(check=NO_REPORT, status="UNKNOWN", text=problem[:300])
+            self._tell((fault, *self._but({NO_REPORT})))
             return
         self._send(wire.Looked(agent=self._agent, key="", report=json.dumps(document)))
-        faults = tuple(fault_of(row) for row in document["results"] if _bad(row))
-        if self._busy() or tags == ("running",):
-            faults = self._with_what_was_not_asked(document, faults)
-        self._tell(_status(document, faults), faults)
-
-    def _with_what_was_not_asked(
-        self, document: Mapping[str, Any], faults: tuple[Fault, ...]
-    ) -> tuple[Fault, ...]:
-        """The running suite asks less: what it did not ask is as it was."""
-        asked = {row["check"] for row in document["results"]}
-        before = self._told[1] if self._told else ()
-        return faults + tuple(f for f in before if f.check.partition("[")[0] not in asked)
-
-    def _tell(self, status: str, faults: tuple[Fault, ...]) -> None:
-        last, self._told = self._told, (status, faults)
-        if last is not None and _gist(last) == _gist(self._told):
+        if not busy and self._busy() and self._told is not None:
+            self._wanted.set()  # ranks came meanwhile: what they use was not idle any more
             return
+        asked = {str(row["check"]) for row in document["results"]} | {NO_REPORT}
+        before = {f.check: f for f in self._told or ()}
+        found = [fault_of(row) for row in document["results"] if _bad(row)]
+        faults = tuple(_last_known(fault, before.get(fault.check)) for fault in found)
+        self._tell(faults + (self._but(asked) if tags == ("running",) else ()))
+
+    def _but(self, asked: set[str]) -> tuple[Fault, ...]:
+        """What was told of checks that were not asked now: it is as it was."""
+        return tuple(f for f in self._told or () if f.check.partition("[")[0] not in asked)
+
+    def _tell(self, faults: tuple[Fault, ...]) -> None:
+        last, self._told = self._told, faults
+        if last is not None and _gist(last) == _gist(faults):
+            return
+        status = worst(faults)
         self._report(
             ev.HealthSeen(
                 at=time.time(), node=self._node, agent=self._agent, status=status, faults=faults
@@ -116,23 +119,32 @@ class Health:
         with contextlib.suppress(ValueError):
             order = json.loads(look.order)
             if isinstance(order, dict):
-                document, problem = await run_checks({**order, "node": self._node})
+                order |= {"node": self._node, "deadline_s": look.deadline_s}
+                document, problem = await run_checks(order)
         text = json.dumps(document) if document is not None else ""
         self._send(wire.Looked(agent=self._agent, key=look.key, report=text, error=problem))
 
 
-def _gist(told: tuple[str, tuple[Fault, ...]]) -> object:
+def worst(faults: Iterable[Fault]) -> str:
+    """OK where there is none."""
+    states = {f.status for f in faults}
+    return next((s for s in ("FAIL", "UNKNOWN", "WARN") if s in states), "OK")
+
+
+def _gist(faults: Iterable[Fault]) -> object:
     """What makes two looks the same: not the measured values, which change every time."""
-    return told[0], {(f.check, f.status, f.own) for f in told[1]}
+    return {(f.check, f.status, f.own) for f in faults}
 
 
 def _bad(row: Mapping[str, Any]) -> bool:
     return row["status"] in ("FAIL", "UNKNOWN", "WARN")
 
 
-def _status(document: Mapping[str, Any], faults: tuple[Fault, ...]) -> str:
-    states = {f.status for f in faults}
-    return next((s for s in ("FAIL", "UNKNOWN", "WARN") if s in states), "OK")
+def _last_known(fault: Fault, before: Fault | None) -> Fault:
+    """What failed and can't be measured now still fails: unknown cures nothing."""
+    if fault.status == "UNKNOWN" and before is not None and before.status == "FAIL":
+        return before
+    return fault
 
 
 def fault_of(row: Mapping[str, Any]) -> Fault:
@@ -144,7 +156,7 @@ def fault_of(row: Mapping[str, Any]) -> Fault:
 
 async def run_checks(order: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """Run `python -m healthchecks`; the report, or None and why there is none."""
-    deadline = float(order.get("deadline_s", 60.0)) + SLACK_S
+    deadline = float(order["deadline_s"]) + SLACK_S
     argv = (sys.executable, "-I", "-m", "healthchecks")
     if proc.stuck(argv):
         return None, "an earlier run of the checks is still there, and can't be killed"
@@ -153,6 +165,8 @@ async def run_checks(order: Mapping[str, Any]) -> tuple[dict[str, Any] | None, s
         return None, done.why()
     try:
         document = json.loads(done.out)
-        return {**document, "results": list(document["results"])}, ""
-    except (ValueError, KeyError, TypeError) as error:
+        for row in document["results"]:
+            fault_of(row)  # raises where it is no row of a report
+        return dict(document), ""
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"the checks printed no report: {error!r}"

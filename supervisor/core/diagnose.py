@@ -5,9 +5,10 @@ A node is named only on evidence that names it. Secondary errors name nobody.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from supervisor.core.types import Incident, NodeState, RankExit, Run, Verdict
+from supervisor.core.types import Evidence, Incident, Node, NodeState, RankExit, Run, Verdict
 
 # Every cause that an incident can have; each has a page docs/runbooks/CAUSE.md.
 CAUSES = (
@@ -41,7 +42,7 @@ def diagnose(run: Run, incident: Incident) -> Verdict:
     """Name the cause and, where the evidence names one, the culprit."""
     if incident.cause == "node-lost":
         return _node_lost(run, incident)
-    if incident.cause in HEALTH_EXPLAINS and (ill := _ill(run)):
+    if incident.cause in HEALTH_EXPLAINS and (ill := _ill(run, incident)):
         return ill
     if incident.cause == "rank-exit":
         return _rank_exit(run, incident)
@@ -82,27 +83,59 @@ def _node_lost(run: Run, incident: Incident) -> Verdict:
 HEALTH_EXPLAINS = ("unhealthy-node", "rank-exit", "hang", "no-first-step", "start-failed")
 
 
-def _ill(run: Run) -> Verdict | None:
-    """The nodes of the attempt that failed health checks of their own, if these name few."""
+def _ill(run: Run, incident: Incident) -> Verdict | None:
+    """The nodes of the attempt that failed health checks of their own, if these name few.
+
+    Those that the incident's own evidence names count also where they pass again by now: a node
+    that fails now and then is not well.
+    """
     slots = run.attempt.slots if run.attempt else ()
-    ill = [run.pool[name] for name in slots if name in run.pool and run.pool[name].own_faults]
+    told = {e.node: e.text for e in incident.evidence if e.source == "health"}
+    failed = {n.name: failure(n).text for n in run.pool.values() if n.own_faults}
+    ill = {name: text for name, text in {**told, **failed}.items() if name in slots}
     if not ill:
         return None
-    told = "; ".join(
-        f"{n.name} failed {n.own_faults[0].check}: {n.own_faults[0].text}" for n in ill
-    )
-    if len(ill) >= SHARED_CAUSE_NODES:
+    why = "; ".join(ill.values())
+    together = max(len(ill), len(_alike(run, incident, ill)))
+    if together >= SHARED_CAUSE_NODES:
         return Verdict(
             cause="unhealthy-node",
-            why=f"{len(ill)} nodes fail health checks at once: a shared cause; they are replaced, "
-            f"and none is blamed ({told})",
+            why=f"{together} nodes fail health checks at once: a shared cause; they are replaced, "
+            f"and none is blamed ({why})",
         )
-    return Verdict(
-        cause="unhealthy-node",
-        culprits=tuple(n.name for n in ill),
-        confidence="witnessed",
-        why=told,
+    return Verdict(cause="unhealthy-node", culprits=tuple(ill), confidence="witnessed", why=why)
+
+
+def failure(node: Node) -> Evidence:
+    """That a node failed a health check of its own, and which."""
+    worst = node.own_faults[0]
+    return Evidence(
+        node=node.name,
+        at=node.checked_at or 0.0,
+        source="health",
+        text=f"{node.name} failed {worst.check}: {worst.text}",
     )
+
+
+def health_of(run: Run, verdict: Verdict, incident: Incident) -> list[Evidence]:
+    """What a verdict on nodes' health rests on, as far as the incident does not say it yet."""
+    told = {e.node for e in incident.evidence if e.source == "health"}
+    return [
+        failure(run.pool[name])
+        for name in verdict.culprits
+        if verdict.cause == "unhealthy-node" and name not in told
+    ]
+
+
+def _alike(run: Run, incident: Incident, ill: Collection[str]) -> list[str]:
+    """Nodes, spares and those blamed a moment ago among them, that began to fail as these do."""
+    checks = {f.check for name in ill if name in run.pool for f in run.pool[name].own_faults}
+    return [
+        node.name
+        for node in run.pool.values()
+        if any(f.check in checks for f in node.own_faults)
+        and abs(incident.confirmed_at - (node.checked_at or 0.0)) <= SHARED_CAUSE_WINDOW_S
+    ]
 
 
 def first_exit(run: Run) -> RankExit | None:

@@ -1,15 +1,19 @@
 """What health checks say of nodes: who may run ranks, and who is named when something broke.
 
-A failed check keeps a node from being used; it does not stop ranks whose steps advance.
+A failed check keeps a node from being used; it does not stop ranks whose steps advance. "Unknown"
+is neither: it takes no node away, and gives none back that failed.
 """
 
 from __future__ import annotations
 
 from supervisor.core import events as ev
-from supervisor.core.placement import gathered, mark_ill, place
+from supervisor.core.diagnose import failure
+from supervisor.core.placement import back, gathered, mark_ill, place, ranks_on
 from supervisor.core.recovery import open_incident
 from supervisor.core.turn import Turn
-from supervisor.core.types import Evidence, Node, NodeState, Phase, Run
+from supervisor.core.types import NodeState, Phase, Run
+
+PASSES = ("OK", "WARN")
 
 
 def health_seen(t: Turn, event: ev.HealthSeen) -> None:
@@ -20,38 +24,23 @@ def health_seen(t: Turn, event: ev.HealthSeen) -> None:
     if t.run.ended:
         return
     failed = event.status == "FAIL"
-    if failed and node.state is NodeState.READY and not _has_ranks(t.run, event.node):
+    if failed and t.run.pool[event.node].own_faults and _not_begun(t.run, event.node):
+        open_incident(t, "unhealthy-node", failure(t.run.pool[event.node]))
+    elif failed and node.state is NodeState.READY and not ranks_on(t.run, event.node):
         mark_ill(t, event.node)
         if t.run.phase is Phase.CHECKING and event.node in t.run.slots:
             place(t)
-    elif failed and t.run.pool[event.node].own_faults and _not_begun(t.run, event.node):
-        open_incident(t, "unhealthy-node", evidence(t.run.pool[event.node]))
-    elif not failed and node.state is NodeState.UNFIT and node.ill:
-        t.node(event.node, state=NodeState.READY, since=t.at, reason="", ill=False)
+    elif event.status in PASSES and node.state is NodeState.UNFIT and node.ill:
+        back(t, event.node)
     if t.run.phase is Phase.GATHERING:
         gathered(t)
 
 
-def evidence(node: Node) -> Evidence:
-    worst = node.own_faults[0]
-    return Evidence(
-        node=node.name,
-        at=node.checked_at or 0.0,
-        source="health",
-        text=f"{node.name} failed {worst.check}: {worst.text}",
-    )
-
-
-def _has_ranks(run: Run, name: str) -> bool:
-    slots = run.attempt.slots if run.attempt else ()
-    return name in slots and run.phase in (Phase.STARTING, Phase.RUNNING, Phase.STOPPING)
-
-
 def _not_begun(run: Run, name: str) -> bool:
-    """Whether its ranks have made no step yet: a swap loses nothing."""
+    """Whether its ranks are about to start and have made no step yet: a swap loses nothing."""
     attempt = run.attempt
     return (
-        run.phase is Phase.STARTING
+        run.phase in (Phase.CHECKING, Phase.STARTING)
         and attempt is not None
         and attempt.step is None
         and name in attempt.slots
@@ -60,6 +49,10 @@ def _not_begun(run: Run, name: str) -> bool:
 
 def barred_seen(t: Turn, event: ev.BarredSeen) -> None:
     """People exclude nodes from new runs; this one takes them for no slot any more either."""
+    if t.run.ended:
+        return
     t.set(barred=dict(event.barred))
     if t.run.phase is Phase.GATHERING:
         gathered(t)
+    elif t.run.phase is Phase.CHECKING and any(name in event.barred for name in t.run.slots):
+        place(t)  # nothing runs there yet

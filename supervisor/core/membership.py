@@ -7,7 +7,7 @@ from dataclasses import replace
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.ending import cancel, change_allocation, end, leave
-from supervisor.core.placement import gathered, place
+from supervisor.core.placement import back, gathered, place
 from supervisor.core.recovery import (
     all_clear,
     clear,
@@ -104,6 +104,8 @@ def agent_joined(t: Turn, event: ev.AgentJoined) -> None:
             node, health=before.health, faults=before.faults, checked_at=before.checked_at
         )
     t.set(pool={**t.run.pool, event.node: node})
+    if node.state is NodeState.READY:
+        back(t, event.node)
     t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
     if t.run.ended:
         leave(t, event.node)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.turn import Turn
-from supervisor.core.types import Attempt, Node, NodeState, Phase, Run
+from supervisor.core.types import HAS_RANKS, Attempt, Node, NodeState, Phase, Run
 
 PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
 
@@ -43,6 +44,19 @@ def mark_ill(t: Turn, name: str) -> None:
     """Ranks don't run there until its health checks pass again."""
     why = "; ".join(f"{f.check}: {f.text}" for f in t.run.pool[name].faults if f.status == "FAIL")
     t.node(name, state=NodeState.UNFIT, since=t.at, reason=f"health: {why}", ill=True)
+
+
+def back(t: Turn, name: str, **more: Any) -> None:
+    """Nothing else keeps ranks from the node any more; what its health checks say still counts."""
+    t.node(name, state=NodeState.READY, since=t.at, reason="", ill=False, **more)
+    if t.run.pool[name].health == "FAIL" and not ranks_on(t.run, name):
+        mark_ill(t, name)
+
+
+def ranks_on(run: Run, name: str) -> bool:
+    """Whether ranks may run there, wanted or about to end."""
+    slots = run.attempt.slots if run.attempt else ()
+    return name in slots and run.phase in HAS_RANKS
 
 
 def ask(t: Turn) -> None:

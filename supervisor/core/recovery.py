@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from supervisor.core import actions as do
 from supervisor.core import events as ev
-from supervisor.core.diagnose import diagnose, nothing_left, remedy
+from supervisor.core.diagnose import diagnose, health_of, nothing_left, remedy
 from supervisor.core.ending import end
 from supervisor.core.lineage import retain, take_in
-from supervisor.core.placement import place
+from supervisor.core.placement import back, place
 from supervisor.core.turn import Turn
 from supervisor.core.types import (
     Attempt,
@@ -85,7 +85,7 @@ def ranks_stopped(t: Turn, event: ev.RanksStopped) -> None:
     attempt = t.run.attempt
     node = t.run.pool.get(event.node)
     if node is not None and node.state is NodeState.UNFIT and not event.stuck and node.unconfirmed:
-        t.node(event.node, state=NodeState.READY, since=t.at, reason="", unconfirmed=False)
+        back(t, event.node, unconfirmed=False)
     if attempt is None or event.attempt != attempt.number or t.run.phase is not Phase.STOPPING:
         return
     if event.stuck:
@@ -183,6 +183,7 @@ def judge(t: Turn) -> None:
     t.set(fruitless={**t.run.fruitless, verdict.cause: tries})
     choice = remedy(t.run, verdict, tries)
     t.incident(
+        evidence=(*incident.evidence, *health_of(t.run, verdict, incident)),
         verdict=verdict,
         judged_at=t.at,
         remedy=choice.text,

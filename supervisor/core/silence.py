@@ -6,7 +6,7 @@ from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
 from supervisor.core.ending import leave
-from supervisor.core.placement import gathered, place
+from supervisor.core.placement import back, gathered, place
 from supervisor.core.recovery import clear, has_slot, node_is_clear, open_incident
 from supervisor.core.turn import Turn
 from supervisor.core.types import Evidence, NodeState, Phase, Run
@@ -56,7 +56,7 @@ def node_heard(t: Turn, event: ev.NodeHeard) -> None:
     node = t.run.pool.get(event.node)
     if node is None or node.state not in (NodeState.SUSPECT, NodeState.LOST):
         return
-    t.node(event.node, state=NodeState.READY, since=t.at, reason="")
+    back(t, event.node)
     t.drop(lambda a: isinstance(a, do.Probe) and a.target == event.node)
     if t.run.ended:
         leave(t, event.node)

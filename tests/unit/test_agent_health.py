@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from loopback import NODE, EngineSide, Place, job, play, until
 
 from healthchecks.report import parse
 from supervisor import wire
+from supervisor.agent.health import Health
 from supervisor.core import events as ev
 
 FULL = {"fs.local": {"fail_percent": 0, "warn_percent": 0}}
@@ -99,3 +106,122 @@ def test_checks_that_can_not_run_are_unknown_and_say_why(tmp_path: Path) -> None
         await asyncio.sleep(0)
 
     play(tmp_path, scenario)
+
+
+def test_checks_that_hang_are_given_up_in_time_and_looked_at_again(tmp_path: Path) -> None:
+    async def scenario(place: Place) -> None:
+        engine = await begin(place, plan(running_s=0.05, deadline_s=1.0))
+        children = Path(f"/proc/{place.agents[0].pid}/task/{place.agents[0].pid}/children")
+
+        def stopped() -> bool:
+            for pid in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    if b"healthchecks" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(int(pid), signal.SIGSTOP)
+                        return True
+            return False
+
+        await until(stopped, "the process of the checks")
+        seen = await engine.event(ev.HealthSeen)
+        assert (seen.status, seen.faults[0].check) == ("UNKNOWN", "health")
+        assert "did not answer within" in seen.faults[0].text
+        again = await engine.event(ev.HealthSeen, 2)
+        assert "health" not in {f.check for f in again.faults}
+
+    play(tmp_path, scenario)
+
+
+class Scripted:
+    """An agent's looks at a node whose interpreter answers as the test says."""
+
+    def __init__(self, tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answer_file, self.calls = tmp / "answer", tmp / "calls"
+        self.answer_file.write_text("")
+        python = tmp / "python"
+        python.write_text(f"#!/bin/sh\necho x >>{self.calls}\ncat {self.answer_file}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+        self.busy = False
+        self.seen: list[Any] = []
+        self.health = Health(
+            "n1",
+            "life",
+            busy=lambda: self.busy,
+            report=self.seen.append,
+            send=lambda _: None,
+            note=lambda _: None,
+        )
+        self.health.employ(plan(running_s=0.01, deadline_s=5.0))
+
+    def answers(self, **rows: str) -> None:
+        results = [{"check": c.replace("_", "."), "status": s, "seen": s} for c, s in rows.items()]
+        self.answer_file.write_text(json.dumps({"schema": 1, "results": results}))
+
+    async def looks(self, count: int = 2) -> tuple[str, dict[str, str]]:
+        """What was told last, after so many more looks have begun."""
+        before = len(self.calls.read_text()) if self.calls.exists() else 0
+        await until(
+            lambda: self.calls.exists() and len(self.calls.read_text()) > before + 2 * count
+        )
+        last = self.seen[-1]
+        return last.status, {f.check: f.status for f in last.faults}
+
+
+def scripted(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch, story: Callable[[Scripted], Awaitable[None]]
+) -> None:
+    async def whole() -> None:
+        node = Scripted(tmp, monkeypatch)
+        node.answers(a_x="OK")
+        living = asyncio.ensure_future(node.health.live())
+        try:
+            await story(node)
+        finally:
+            living.cancel()
+
+    asyncio.run(whole())
+
+
+def test_unknown_cures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(node: Scripted) -> None:
+        node.answers(a_x="FAIL", b_y="OK")
+        assert await node.looks() == ("FAIL", {"a.x": "FAIL"})
+        node.answers(a_x="UNKNOWN", b_y="UNKNOWN")
+        assert await node.looks() == ("FAIL", {"a.x": "FAIL", "b.y": "UNKNOWN"})
+        node.answer_file.write_text("Segmentation fault")
+        told = {"health": "UNKNOWN", "a.x": "FAIL", "b.y": "UNKNOWN"}
+        assert await node.looks() == ("FAIL", told)
+        node.answers(a_x="OK", b_y="OK")
+        assert await node.looks() == ("OK", {})
+
+    scripted(tmp_path, monkeypatch, story)
+
+
+def test_beside_ranks_what_is_not_asked_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(node: Scripted) -> None:
+        node.answers(a_x="WARN", b_y="OK")
+        assert await node.looks() == ("WARN", {"a.x": "WARN"})
+        node.busy = True
+        node.answers(b_y="FAIL")
+        assert await node.looks() == ("FAIL", {"b.y": "FAIL", "a.x": "WARN"})
+        node.answer_file.write_text("[]")
+        assert (await node.looks())[1]["health"] == "UNKNOWN"
+        node.answers(b_y="OK")
+        assert await node.looks() == ("WARN", {"a.x": "WARN"})
+
+    scripted(tmp_path, monkeypatch, story)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", '{"results": [1]}', '{"results": [{"check": "x"}]}', "{}"]
+)
+def test_what_is_no_report_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    async def story(node: Scripted) -> None:
+        node.answer_file.write_text(text)
+        assert await node.looks() == ("UNKNOWN", {"health": "UNKNOWN"})
+
+    scripted(tmp_path, monkeypatch, story)

@@ -100,6 +100,8 @@ def test_but_names_the_node_when_something_breaks_and_the_spare_takes_over():
     verdict = p.incident.verdict
     assert (verdict.cause, verdict.culprits) == ("unhealthy-node", ("n2",))
     assert verdict.confidence == "witnessed" and "gpu.count: 7 of 8 GPUs" in verdict.why
+    (told,) = [e for e in p.incident.evidence if e.source == "health"]
+    assert (told.node, told.text) == ("n2", "n2 failed gpu.count: 7 of 8 GPUs")
     assert (p.slots, list(p.run.excluded)) == ("n1 n3", ["n2"])
 
 
@@ -153,12 +155,112 @@ def test_a_fault_found_before_the_first_step_swaps_the_node_at_once():
     assert p.slots == "n1 n3"
 
 
-def test_a_fault_found_while_nodes_are_prepared_swaps_the_node():
+def test_a_fault_found_while_nodes_are_prepared_swaps_the_node_and_is_explained():
     p = gathered()
     for node in ("n1", "n2", "n3"):
         p.checked(node)
     p.checked("n1", "FAIL", GPU)
-    assert (p.phase, p.slots) == (Phase.CHECKING, "n3 n2")
+    p.again()
+    assert (p.slots, p.incident.verdict.culprits) == ("n3 n2", ("n1",))
+    assert not [a for a in p.starts if a.attempt == 1]
+
+
+def test_a_servers_fault_found_then_swaps_the_node_and_blames_nobody():
+    p = gathered()
+    for node in ("n1", "n2", "n3"):
+        p.checked(node)
+    p.checked("n1", "FAIL", NFS)
+    assert (p.phase, p.slots, p.run.incidents) == (Phase.CHECKING, "n3 n2", ())
+
+
+def test_a_node_that_fails_now_and_then_before_the_first_step_is_named():
+    p = gathered()
+    for node in ("n1", "n2", "n3"):
+        p.checked(node)
+    p.start()
+    p.checked("n2", "FAIL", GPU)
+    p.checked("n2")
+    p.again()
+    assert (p.slots, list(p.run.excluded)) == ("n1 n3", ["n2"])
+
+
+def test_what_fails_everywhere_before_the_first_step_is_not_tried_for_ever():
+    p = gathered(nodes=3, spares=0, backoff_s=(1.0,))
+    for _ in range(40):
+        if p.run.ended:
+            break
+        for node in ("n1", "n2", "n3"):
+            p.checked(node)
+        if p.phase is Phase.CHECKING:
+            p.start()
+        for node in ("n1", "n2", "n3"):
+            p.checked(node, "FAIL", GPU)
+        if p.phase is Phase.STOPPING:
+            p.stopped()
+    assert p.phase is Phase.HELD and p.run.excluded == {}
+    assert "3 restarts for unhealthy-node without" in p.run.reason
+
+
+def test_spares_that_fail_the_same_way_at_once_show_a_shared_cause():
+    p = gathered(nodes=2, spares=2)
+    for node in list(p.run.pool):
+        p.checked(node)
+    p.start()
+    p.first_step()
+    for node in ("n1", "n3", "n4"):
+        p.checked(node, "FAIL", GPU)
+    p.exit(0)
+    p.stopped()
+    assert p.incident.verdict.culprits == () and "shared cause" in p.incident.verdict.why
+
+
+def test_the_third_node_within_a_minute_is_not_blamed_any_more():
+    p = gathered(nodes=2, spares=4)
+    for node in list(p.run.pool):
+        p.checked(node)
+    for _ in range(3):
+        p.start()
+        p.checked(p.slots.split()[0], "FAIL", GPU)
+        p.stopped()
+    assert list(p.run.excluded) == ["n1", "n3"] and "3 nodes fail" in p.incident.verdict.why
+    assert p.slots == "n5 n2"  # it is not used all the same
+
+
+def test_unknown_gives_no_node_back_that_failed():
+    p = gathered()
+    p.checked("n1", "FAIL", GPU)
+    p.checked("n1", "UNKNOWN", DARK)
+    assert p.state("n1") is NodeState.UNFIT
+    p.checked("n1", "WARN", ODD)
+    assert p.state("n1") is NodeState.READY
+
+
+def test_an_ill_node_stays_so_whatever_its_agent_does():
+    p = gathered(nodes=1, spares=1)
+    p.checked("n1", "FAIL", GPU)
+    p.checked("n2")
+    p.start()
+    p.first_step()
+    p.join("n1")  # its agent was started anew, and has not looked yet
+    assert p.state("n1") is NodeState.UNFIT and p.run.spares == ()
+    p.checked("n1", "FAIL", GPU)
+    assert p.state("n1") is NodeState.UNFIT
+    p.checked("n1")
+    assert p.run.spares == ("n1",)
+
+
+def test_a_lost_node_that_comes_back_ill_is_no_spare():
+    p = gathered()
+    for node in ("n1", "n2", "n3"):
+        p.checked(node)
+    p.start()
+    p.first_step()
+    p.checked("n2", "FAIL", NFS)
+    p.lose("n2")
+    assert p.state("n2") is NodeState.LOST
+    p.again()
+    p.take(ev.NodeHeard, node="n2")
+    assert p.state("n2") is NodeState.UNFIT and p.run.spares == ()
 
 
 def test_an_agent_that_comes_back_keeps_what_is_known_of_its_node():
@@ -205,6 +307,18 @@ def test_people_keep_a_node_out_of_new_slots_and_of_the_next_allocation():
     p.exit(0)
     p.again()
     assert p.slots == "n2" and p.run.excluded == {}
+
+
+def test_people_keep_a_node_out_of_a_start_that_has_not_begun():
+    p = Play(nodes=1, spares=1)
+    p.gather()
+    assert (p.phase, p.slots) == (Phase.CHECKING, "n1")
+    p.take(ev.BarredSeen, barred={"n1": "ops: keep out"})
+    assert (p.phase, p.slots) == (Phase.CHECKING, "n2")
+    p.take(ev.BarredSeen, barred={"n1": "ops: keep out", "n2": "this too"})
+    assert p.phase is Phase.GATHERING
+    p.take(ev.BarredSeen, barred={"n2": "this too"})
+    assert (p.phase, p.slots) == (Phase.CHECKING, "n1")
 
 
 def test_what_is_told():

@@ -13,12 +13,25 @@ from supervisor.core import actions as do
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
 from supervisor.core.machine import step
-from supervisor.core.types import NodeState, Phase, Run
+from supervisor.core.types import Fault, NodeState, Phase, Run
 from supervisor.wire import event_from, plain
 
 AFTER_THE_END = (do.Leave, do.Cancel)
 RESTART_AFTER_THE_END = (*AFTER_THE_END, do.Submit, do.SendKeys)
-CAUSES = 8  # all that open_incident is called with, but wrong-step, which holds at once
+CAUSES = 9  # all that open_incident is called with, but wrong-step, which holds at once
+OWN = Fault(check="gpu.count", status="FAIL", text="7 of 8 GPUs")
+SHARED = Fault(check="nfs.alive[/shared]", status="FAIL", text="no answer", own=False)
+DARK = Fault(check="ecc.mode", status="UNKNOWN", text="no answer")
+ODD = Fault(check="cpu.steal", status="WARN", text="3 % stolen")
+LOOKS = [
+    ("OK", ()),
+    ("FAIL", (OWN,)),
+    ("WARN", (ODD,)),
+    ("UNKNOWN", (DARK,)),
+    ("FAIL", (SHARED, DARK)),
+    ("OK", ()),
+    ("FAIL", (OWN, SHARED)),
+]
 
 
 class World(Play):
@@ -79,8 +92,32 @@ class World(Play):
         assert {a.attempt for a in run.pending.values() if isinstance(a, do.Start)} <= {
             run.attempt.number if run.attempt else 0
         }
+        self._check_health(before, event, actions)
         if not isinstance(event, ev.EngineStarted):
             self._check_starts([a for a in actions if isinstance(a, do.Start)])
+
+    def _check_health(self, before: Run, event: ev.Event, actions: list[Action]) -> None:
+        """A check stops no steps, unknown takes nobody away, what fails is no spare."""
+        run = self.run
+        for name in () if run.ended else run.spares:
+            assert run.pool[name].health != "FAIL", f"{name} fails, and is a spare"
+            assert name not in run.barred
+        for name in run.excluded.keys() - before.excluded.keys():
+            assert run.incidents[-1].verdict.culprits.index(name) < 2, "blame freezes at three"
+        if isinstance(event, ev.HealthSeen | ev.BarredSeen):
+            assert run.excluded == before.excluded
+            begun = before.attempt is not None and before.attempt.step is not None
+            if begun and before.phase in (Phase.STARTING, Phase.RUNNING):
+                assert run.phase is before.phase and actions == [], "steps were stopped"
+        if isinstance(event, ev.HealthSeen) and event.status in ("UNKNOWN", "WARN"):
+            pool = run.pool.values()
+            new = [n for n in pool if n.state is not before.pool[n.name].state]
+            assert all(n.state is NodeState.READY for n in new), "not known to fail, and not used"
+            assert event.status == "WARN" or not new, "unknown cures nothing"
+        if isinstance(event, ev.Prepared):
+            for start in (a for a in actions if isinstance(a, do.Start)):
+                assert run.pool[start.node].health != "FAIL" and start.node not in run.barred
+                assert run.pool[start.node].health or not run.spec.preflight
 
     def _check_starts(self, starts: list[do.Start]) -> None:
         run = self.run
@@ -214,6 +251,17 @@ class World(Play):
         if node is not None:
             self.take(ev.AgentLeft, node=node.name, agent=node.agent, reason="terminated")
 
+    def health(self, n: int) -> None:
+        node = self.run.pool.get(self._node(n))
+        if node is not None:
+            status, faults = LOOKS[(n // 8) % len(LOOKS)]
+            agent = node.agent if n % 11 else "a former life"
+            self.take(ev.HealthSeen, node=node.name, agent=agent, status=status, faults=faults)
+
+    def bar(self, n: int) -> None:
+        names = {self._node(n): "bad link", self._node(n // 8): "fan"} if n % 3 else {}
+        self.take(ev.BarredSeen, barred=names)
+
     def slurm(self, n: int) -> None:
         if not self.run.allocations:
             return
@@ -245,6 +293,9 @@ class World(Play):
             for name in self.names()[: self.size]:
                 if name not in here and self.run.phase is Phase.GATHERING:
                     self.join(name)
+            for node in [n for n in self.run.pool.values() if n.health not in ("OK", "WARN")]:
+                if self.run.spec.preflight and self.run.phase is Phase.GATHERING:
+                    self.checked(node.name)
         elif phase is Phase.STARTING and not self.run.ended:
             self.first_step()
         elif phase is Phase.BACKOFF:
@@ -269,12 +320,15 @@ MOVES = [
     World.rot,
     World.register,
     World.goodbye,
+    World.health,
+    World.health,
+    World.bar,
     World.slurm,
     World.restart,
     World.stop,
     *[World.everybody_works] * 8,
 ]
-moves = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 255)), max_size=80)
+moves = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 255)), min_size=20, max_size=80)
 quick = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
@@ -287,9 +341,10 @@ quick = settings(
     st.integers(0, 3),
     st.sampled_from(["/ckpt", None]),
     st.sampled_from([(0.0,), (5.0,)]),
+    st.booleans(),
 )
-def test_the_invariants_hold_whatever_happens(script, nodes, spares, home, backoff):
-    world = World(nodes=nodes, spares=spares, home=home, backoff_s=backoff)
+def test_the_invariants_hold_whatever_happens(script, nodes, spares, home, backoff, preflight):
+    world = World(nodes=nodes, spares=spares, home=home, backoff_s=backoff, preflight=preflight)
     for move, n in script:
         move(world, n)
     assert rebuilt(world.events) == world.run
@@ -302,6 +357,12 @@ FAULTS = {
     "ranks-lost": lambda w, n: w.join(w.run.slots[n % len(w.run.slots)]),
     "left": lambda w, n: w.goodbye(int(w.run.slots[n % len(w.run.slots)][1:]) - 1),
     "ended": lambda w, n: w.seen("ended", "TIMEOUT"),
+    "ill": lambda w, n: (w.checked(w.run.slots[n % len(w.run.slots)], "FAIL", OWN), w.exit(0)),
+    "flapping": lambda w, n: (
+        w.checked(w.run.slots[0], "FAIL", SHARED),
+        w.exit(0),
+        w.checked(w.run.slots[0]),
+    ),
     "stuck": lambda w, n: (w.exit(0), w.answer_badly(0)),
     "heard": lambda w, n: (
         w.lose(w.run.slots[0]),
@@ -311,6 +372,11 @@ FAULTS = {
 EARLY = {
     "start-failed": lambda w, n: w.answer_badly(n),
     "no-step": lambda w, n: w.pass_time(n),
+    "ill-at-once": lambda w, n: (
+        w.checked(w.run.slots[n % len(w.run.slots)], "FAIL", OWN),
+        w.checked(w.run.slots[n % len(w.run.slots)]),
+    ),
+    "all-ill": lambda w, n: [w.checked(name, "FAIL", OWN) for name in w.run.slots],
 }
 
 
@@ -324,7 +390,9 @@ EARLY = {
 def test_every_run_of_faults_ends(faults, nodes):
     """Faults for ever, in a world that is otherwise fine and never has a new checkpoint."""
     limit = 2
-    world = World(nodes=nodes, spares=2, backoff_s=(1.0,), restarts_without_progress=limit)
+    world = World(
+        nodes=nodes, spares=2, backoff_s=(1.0,), restarts_without_progress=limit, preflight=True
+    )
     turn = 0
     for _ in range(2000):
         if world.run.ended:
