@@ -633,7 +633,7 @@ MEMLOCK = [
     Case(
         check="slurm.memlock",
         name="lost",
-        change=wrote("run/slurmd.pid", "812"),
+        change=both(wrote("run/slurmd.pid", "812"), lost("proc/812/limits")),
         status=Status.UNKNOWN,
     ),
     Case(

@@ -14,7 +14,7 @@ from planted import DEFECTS, NODES, Planted
 
 from lab.cluster import Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.only("plain")]
+pytestmark = [pytest.mark.lab, pytest.mark.only("plain"), pytest.mark.alone]
 
 
 @pytest.fixture
