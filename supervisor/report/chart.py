@@ -14,7 +14,8 @@ from supervisor.report.words import amount
 
 # The chart's own units; about one CSS pixel on a phone.
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 48, 74, 10, 22
+LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 22
+NAMES = 66  # room for the names of those that stand out
 LABEL_APART = 12
 GAP = 3.0  # times the usual time between looks: then the line is broken
 _STEPS_S = (600, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 172_800, 345_600, 604_800)
@@ -46,6 +47,7 @@ class Chart:
     """Everything to draw, in the chart's units."""
 
     trend: Trend
+    right: float  # where the lines end
     rest: str  # one path for all other nodes
     rest_dots: tuple[tuple[float, float], ...]
     lines: tuple[Line, ...]
@@ -62,10 +64,11 @@ def chart(trend: Trend, since: float, until: float) -> Chart:
     every = [*trend.rest.values(), *(o.points for o in trend.outliers)]
     first = min(points[0].at for points in every)
     since = max(since, first - 0.02 * (until - first))  # no wide margin before the first look
+    right = WIDTH - RIGHT - (NAMES if trend.outliers else 0)
     gap = GAP * _usual_step(every)
 
     def place(point: Point) -> tuple[float, float]:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (point.at - since) / max(until - since, 1.0)
+        x = LEFT + (right - LEFT) * (point.at - since) / max(until - since, 1.0)
         y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (point.value - bottom) / (top - bottom)
         return round(x, 1), round(y, 1)
 
@@ -81,6 +84,7 @@ def chart(trend: Trend, since: float, until: float) -> Chart:
     heights = _apart([end[1] for *_, end in lines])
     return Chart(
         trend=trend,
+        right=right,
         rest="".join(rest),
         rest_dots=tuple(dict.fromkeys(rest_dots)),
         lines=tuple(

@@ -31,7 +31,7 @@ from supervisor.report.model import (
     one_line,
 )
 from supervisor.report.trends import trends_of
-from supervisor.report.verdict import hands_of, verdict_of
+from supervisor.report.verdict import answer_of, groups_of, hands_of, run_hands, verdict_of
 
 STALE_S = DAY_S  # what was last asked before that is not known any more
 TOGETHER_S = 1800.0  # changes of one kind on several nodes within this time are one
@@ -62,7 +62,10 @@ def gather(
         for n in every
         if n.drain is not None
     )
-    hands = hands_of(problems, every, exclusions, old, run)
+    groups = groups_of(every, old)
+    answer = answer_of(run, groups) if run is not None else None
+    hands = list(run_hands(run, answer)) if run is not None and answer is not None else []
+    hands += hands_of(problems, every, exclusions, old, now)
     rows = _rows(every, standing, old, now)
     trends_since = min(since, now - TRENDS_OVER_S)
     trends, quiet = trends_of(fleet, trends_since, now)
@@ -71,7 +74,7 @@ def gather(
         since=since,
         record=str(fleet.path),
         looked_at=max((n.looked_at for n in every if n.looked_at), default=None),
-        verdict=verdict_of(every, old, hands, problems, run),
+        verdict=verdict_of(groups, hands, problems, run, answer),
         hands=tuple(hands),
         run=run,
         areas=_areas(rows),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jinja2
 
 from healthchecks.registry import registered
-from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
 from supervisor.report.model import Cell, Page, count, names, one_line, printable
 from supervisor.report.text import LETTERS
 from supervisor.report.words import ago, amount, ends, point, span, when, zone
@@ -65,8 +65,6 @@ def _environment() -> jinja2.Environment:
             "width": WIDTH,
             "height": HEIGHT,
             "left": LEFT,
-            "right": WIDTH - RIGHT,
-            "top": TOP,
             "bottom": HEIGHT - BOTTOM,
         },
     }
@@ -83,7 +81,10 @@ def _checks(page: Page) -> Mapping[str, list[str]]:
     known = registered()
     wanted = sorted({check for problem in page.problems for check in problem.checks})
     return {
-        name: inspect.cleandoc(known[name].look.__doc__ or "").split("\n\n")
+        name: [
+            " ".join(paragraph.split())
+            for paragraph in inspect.cleandoc(known[name].look.__doc__ or "").split("\n\n")
+        ]
         for name in wanted
         if name in known
     }

@@ -2,72 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from healthchecks.check import Status, worst
 from supervisor.core.types import Phase
-from supervisor.fleet import NodeHealth
+from supervisor.fleet import DAY_S, NodeHealth
 from supervisor.report.model import Exclusion, Hand, Problem, RunPart, Verdict, count, names
+from supervisor.report.words import span
 
 _ENDED = (Phase.DONE, Phase.HELD, Phase.STOPPED)
 _TRAINS = (Phase.RUNNING, Phase.STARTING, Phase.CHECKING)
 
+Groups = Mapping[str, tuple[str, ...]]  # what a node is → nodes; each node is in one
 
-def verdict_of(
-    every: Sequence[NodeHealth],
-    old: set[str],
-    hands: Sequence[Hand],
-    problems: Sequence[Problem],
-    run: RunPart | None,
-) -> Verdict:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Whether a run can go on."""
+
+    can_run: str  # yes, no, unknown
+    text: str
+    lacks: int = 0  # so many nodes more are needed
+
+
+def groups_of(every: Sequence[NodeHealth], old: set[str]) -> Groups:
     """`old`: nodes that were not looked at lately; a good word about them counts no more."""
     of: dict[str, list[str]] = {}
     for node in every:
         good = node.state in ("healthy", "degraded")
         of.setdefault("stale" if good and node.name in old else node.state, []).append(node.name)
-    groups = {state: tuple(nodes) for state, nodes in of.items()}
-    usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
-    doubtful = len(groups.get("stale", ())) + len(groups.get("unknown", ()))
-    can_run, text = None, ""
-    if run is not None:
-        can_run, text = _can_run(run, groups, usable, doubtful)
-    if not every:
-        fleet = "no node was looked at yet; superv preflight NODES or superv sweep does that"
-    else:
-        fleet = f"{usable} of {count(len(every), 'node')} can be used"
-    warnings = sum(p.status is Status.WARN for p in problems)
-    if warnings:
-        fleet += f", {count(warnings, 'warning')}"
-    status = worst([Status.OK, *(h.status for h in hands)])
-    if can_run == "no":
-        status = Status.FAIL
-    elif can_run == "unknown" or not every:
-        status = Status.UNKNOWN
-    elif status is not Status.OK and can_run == "yes":
-        status = Status.WARN
-    return Verdict(
-        status=status,
-        can_run=can_run,
-        text=f"{text}; {fleet}" if text else fleet,
-        need=run.need if run is not None else None,
-        **groups,
-    )
+    return {state: tuple(nodes) for state, nodes in of.items()}
 
 
-def _can_run(
-    run: RunPart, groups: dict[str, tuple[str, ...]], usable: int, doubtful: int
-) -> tuple[str, str]:
-    """yes, no or unknown, and why."""
+def answer_of(run: RunPart, groups: Groups) -> Answer:
+    """A run that trains can run. Others need enough nodes: their own, or before and after a run
+    those of the fleet."""
     bad = {*groups.get("failed", ()), *groups.get("excluded", ())}
-    if run.phase in _ENDED:
-        text = f"{run.name} is {run.phase}, and needs {count(run.need, 'node')}"
-        if run.phase == Phase.DONE:
-            text = f"{run.name} is done; it needed {count(run.need, 'node')}"
+    if run.phase in _ENDED or run.phase == Phase.PENDING:
+        usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
+        doubtful = len(groups.get("stale", ())) + len(groups.get("unknown", ()))
+        text = f"{run.name} is {run.phase} and needs {count(run.need, 'node')}"
         if usable >= run.need:
-            return "yes", text
-        return ("unknown" if usable + doubtful >= run.need else "no"), text
+            return Answer(can_run="yes", text=text)
+        answer = "unknown" if usable + doubtful >= run.need else "no"
+        return Answer(can_run=answer, text=text, lacks=run.need - usable)
     filled = [node for node in run.slots.values() if node]
-    fit = [node for node in (*filled, *run.spares) if node not in run.unusable]
     spares = [node for node in run.spares if node not in bad]
     text = (
         f"{run.name} is {run.phase}: {len(filled)} of {count(run.need, 'slot')} filled, "
@@ -75,8 +55,45 @@ def _can_run(
     )
     if run.phase in _TRAINS:
         ill = bad & set(filled)
-        return "yes", text + (f", {names(ill)} in it failed or is excluded" if ill else "")
-    return ("yes" if len([n for n in fit if n not in bad]) >= run.need else "no"), text
+        text += f", {names(ill)} in it failed or is excluded" if ill else ""
+        return Answer(can_run="yes", text=text)
+    out = bad | run.unusable.keys()
+    fit = len({*filled, *spares} - out)
+    if fit >= run.need:
+        return Answer(can_run="yes", text=text)
+    return Answer(can_run="no", text=text, lacks=run.need - fit)
+
+
+def verdict_of(
+    groups: Groups,
+    hands: Sequence[Hand],
+    problems: Sequence[Problem],
+    run: RunPart | None,
+    answer: Answer | None,
+) -> Verdict:
+    """Without a run as bad as the worst that needs a hand; a run that can go on is no failure."""
+    usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
+    total = sum(map(len, groups.values()))
+    fleet = f"{usable} of {count(total, 'node')} can be used"
+    if not total:
+        fleet = "no node was looked at yet; superv preflight NODES or superv sweep does that"
+    if warnings := sum(p.status is Status.WARN for p in problems):
+        fleet += f", {count(warnings, 'warning')}"
+    can_run = answer.can_run if answer is not None else None
+    status = worst([Status.OK, *(h.status for h in hands)])
+    if can_run == "no":
+        status = Status.FAIL
+    elif can_run == "unknown" or not total:
+        status = Status.UNKNOWN
+    elif can_run == "yes" and status is not Status.OK:
+        status = Status.WARN
+    return Verdict(
+        status=status,
+        can_run=can_run,
+        text=f"{answer.text}; {fleet}" if answer is not None else fleet,
+        need=run.need if run is not None else None,
+        **groups,
+    )
 
 
 def hands_of(
@@ -84,45 +101,52 @@ def hands_of(
     every: Sequence[NodeHealth],
     exclusions: Sequence[Exclusion],
     old: set[str],
-    run: RunPart | None,
-) -> list[Hand]:
+    now: float,
+) -> Iterator[Hand]:
     """What a person must see to, the most urgent first. Warnings can wait: they are not in it."""
-    found = []
-    if run is not None and run.phase == Phase.HELD:
-        found.append(
-            Hand(
-                status=Status.FAIL,
-                who=f"run {run.name}",
-                what=f"held: {run.reason}",
-                do=f"mend it, then superv resume {run.name}",
-            )
-        )
-    if run is not None and not run.engine and run.phase not in _ENDED:
-        found.append(
-            Hand(
-                status=Status.FAIL,
-                who=f"run {run.name}",
-                what="no engine watches it",
-                do=f"superv attach {run.name}",
-            )
-        )
     out = {n.name for n in every if n.excluded is not None}
     for problem in problems:
         nodes = [node for node in problem.nodes if node not in out]
         if nodes and problem.status in (Status.FAIL, Status.UNKNOWN):
-            found.append(_hand(problem, nodes))
+            yield _hand(problem, nodes)
     stale = [n.name for n in every if n.name in old and n.name not in out]
     if stale:
-        found.append(
-            Hand(
-                status=Status.UNKNOWN,
-                who=names(stale),
-                what="not looked at for more than a day: what was said of it counts no more",
-                do=f"superv preflight {names(stale)}",
-            )
+        yield Hand(
+            status=Status.UNKNOWN,
+            who=names(stale),
+            what="not looked at for more than a day: what was said of it counts no more",
+            do=f"superv preflight {names(stale)}",
         )
-    found += _may_return(every, exclusions)
-    return found
+    failing = {n for p in problems if p.status is Status.FAIL for n in p.nodes}
+    for exclusion in exclusions:
+        if exclusion.ended is None:
+            yield from _of_exclusion(exclusion, failing, now)
+
+
+def run_hands(run: RunPart, answer: Answer) -> Iterator[Hand]:
+    """What the run itself waits for."""
+    who = f"run {run.name}"
+    if not run.engine and run.phase not in _ENDED:
+        yield Hand(
+            status=Status.FAIL,
+            who=who,
+            what="no engine watches it",
+            do=f"superv attach {run.name}",
+        )
+    if run.phase == Phase.HELD:
+        yield Hand(
+            status=Status.FAIL,
+            who=who,
+            what=f"held: {run.reason}",
+            do=f"mend it, then superv resume {run.name}",
+        )
+    if answer.lacks and run.phase not in (Phase.DONE, Phase.STOPPED):
+        yield Hand(
+            status=Status.FAIL if answer.can_run == "no" else Status.UNKNOWN,
+            who=who,
+            what=f"{run.phase}: {count(answer.lacks, 'usable node')} too few",
+            do="repair or include what is listed here, or free nodes in Slurm",
+        )
 
 
 def _hand(problem: Problem, nodes: Sequence[str]) -> Hand:
@@ -137,28 +161,21 @@ def _hand(problem: Problem, nodes: Sequence[str]) -> Hand:
     )
 
 
-def _may_return(every: Sequence[NodeHealth], exclusions: Sequence[Exclusion]) -> list[Hand]:
-    """Nodes that are kept out, although their checks find nothing any more."""
-    found = []
-    for exclusion in exclusions:
-        if exclusion.passed:
-            who = names(exclusion.passed)
-            found.append(
-                Hand(
-                    status=Status.OK,
-                    who=who,
-                    what=f"passed its checks since {exclusion.by} excluded it: {exclusion.reason}",
-                    do=f"superv include {who}, if the reason is gone",
-                )
-            )
-    for node in every:
-        if node.drain is not None and node.state == "healthy":
-            found.append(
-                Hand(
-                    status=Status.OK,
-                    who=node.name,
-                    what=f"passed, and is drained by superv still: {node.drain.reason}",
-                    do="superv sweep lifts the drain after two full looks without a fault",
-                )
-            )
-    return found
+def _of_exclusion(exclusion: Exclusion, failing: set[str], now: float) -> Iterator[Hand]:
+    """Nodes that are out for good though they pass, and nodes that are soon in though they fail."""
+    if exclusion.until is None and exclusion.passed:
+        who = names(exclusion.passed)
+        yield Hand(
+            status=Status.OK,
+            who=who,
+            what=f"passed its checks since {exclusion.by} excluded it: {exclusion.reason}",
+            do=f"superv include {who}, if the reason is gone",
+        )
+    ill = [node for node in exclusion.nodes if node in failing]
+    if exclusion.until is not None and exclusion.until < now + DAY_S and ill:
+        yield Hand(
+            status=Status.WARN,
+            who=names(ill),
+            what=f"fails, and its exclusion ends in {span(exclusion.until - now)}",
+            do=f"superv exclude {names(ill)} --reason … --for 2d, or repair it",
+        )

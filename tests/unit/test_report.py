@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -18,12 +19,12 @@ from supervisor.core.status import status as describe
 from supervisor.core.types import Run, RunSpec
 from supervisor.fleet import DAY_S, Fleet
 from supervisor.report.areas import AREAS, area_of
-from supervisor.report.chart import HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart
+from supervisor.report.chart import HEIGHT, LABEL_APART, LEFT, TOP, WIDTH, chart
 from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
-from supervisor.report.model import LONGEST, Point, Trend, one_line
+from supervisor.report.model import LONGEST, Outlier, Point, Trend, one_line
 from supervisor.report.text import text
 from supervisor.report.words import amount
 from tests.hardware.weeks import DEFECTS, HOUR_S, NOW, finding, node_name, report, says, weeks
@@ -76,8 +77,20 @@ def test_one_dead_server_is_one_thing_to_do(page):
     assert [(h.status, h.who) for h in page.hands[1:]] == [
         (Status.FAIL, "node-007"),
         (Status.UNKNOWN, "node-031"),
-        (Status.OK, "node-040"),  # it has passed since it was excluded
     ]
+
+
+def test_exclusions_that_no_longer_fit_need_a_hand(empty):
+    bad = [says("gpu.handle", Status.FAIL, "gpu3: lost", after=NOW)]
+    for node in (1, 2, 3):
+        empty.exclude(node_name(node), "why", "ops", NOW - 600, NOW + 7200 if node < 3 else None)
+    empty.record([report(1, NOW, bad), report(2, NOW), report(3, NOW)], "sweep")
+    page = gather(empty, NOW, NOW - DAY_S)
+    assert [(h.status, h.who) for h in page.hands] == [
+        (Status.WARN, "node-001"),  # soon in, and ill
+        (Status.OK, "node-003"),  # out for good, and well
+    ]
+    assert "ends in 2 h" in page.hands[0].what
 
 
 def test_problems_have_evidence_age_and_a_page(page):
@@ -236,6 +249,7 @@ def test_a_run_whose_slot_waits_can_not_run(well):
     told = gather(well, NOW, NOW - DAY_S, run_status(phase="gathering", slots=slots, spares=[]), 60)
     assert (told.verdict.can_run, told.verdict.status) == ("no", Status.FAIL)
     assert "waiting   4" in text(told, colour=False)
+    assert told.hands[0].what == "gathering: 2 usable nodes too few"  # node-007 is no good either
 
 
 @pytest.mark.parametrize(("need", "answer"), [(39, "yes"), (40, "no")])
@@ -243,6 +257,11 @@ def test_a_held_run_can_go_on_with_enough_nodes(well, need, answer):
     told = verdict(well, need, phase="held", reason="3 restarts without a step", slots=[])
     assert told.can_run == answer
     assert "pre is held" in told.text
+
+
+def test_a_run_in_the_queue_is_judged_by_the_fleet(well):
+    told = verdict(well, 39, phase="pending", slots=[], spares=[])
+    assert (told.can_run, told.status) == ("yes", Status.WARN)
 
 
 def test_nodes_that_nobody_looked_at_may_or_may_not_do(empty):
@@ -453,13 +472,26 @@ def test_a_line_breaks_where_looks_are_missing():
     assert (drawn.rest.count("M"), len(drawn.rest_dots)) == (1, 1)
 
 
+def test_names_beside_lines_do_not_lie_on_each_other():
+    odd = tuple(
+        Outlier(node=f"n{i}", worst=points(90)[0], points=points(90 + i / 100, 90))
+        for i in range(4)
+    )
+    drawn = chart(trend({"a": points(40, 41)}, odd), NOW, NOW + DAY_S)
+    heights = sorted(line.label for line in drawn.lines)
+    assert all(b - a >= LABEL_APART for a, b in itertools.pairwise(heights))
+    assert heights[0] >= TOP
+    assert heights[-1] <= HEIGHT
+    assert drawn.right < WIDTH - 50
+
+
 @pytest.mark.parametrize(
     "values", [(0, 0), (5,), (-3, 4), (1e9, 2e12), (0.0001, 0.0002), (41, 91), (1e-15, 1e-12)]
 )
 def test_the_axis_holds_all_that_is_drawn(values):
     drawn = chart(trend({"a": points(*values)}, unit="B"), NOW, NOW + DAY_S)
     for x, y in (drawn.lowest, drawn.highest):
-        assert LEFT <= x <= WIDTH - RIGHT
+        assert LEFT <= x <= drawn.right <= WIDTH
         assert TOP <= y <= HEIGHT
     assert 2 <= len(drawn.y_ticks) <= 7
     assert len({tick.text for tick in drawn.y_ticks}) == len(drawn.y_ticks)
