@@ -3,46 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from healthchecks.remote import AskRun, Suite
 from healthchecks.report import Report, from_document
-from supervisor import control, runs
+from supervisor import runs
 from supervisor.config import Site
-from supervisor.core.errors import TransientError, UserError
+from supervisor.core.errors import UserError
 
 BESIDE_RANKS_S = 20.0  # for the checks on a node
+AROUND_S = 8.0  # for the way there and back: the engine waits 5 s over the checks' time
+MOST_BYTES = 16 << 20  # of an answer
 
 
-def agents(site: Site, suite: Suite) -> AskRun:
-    """Asks the agents of the user's own runs for the `running` suite."""
+def agents(site: Site, suite: Suite, deadline_s: float) -> AskRun:
+    """Asks the agents of the user's own runs for the `running` suite, for no longer than that."""
+    checks_s = max(1.0, min(BESIDE_RANKS_S, deadline_s - AROUND_S))
 
     async def ask(run: str, nodes: Sequence[str]) -> Mapping[str, Report]:
         try:
             socket = runs.find(site.state_dir, run).socket
         except UserError:
             return {}
-        order = {
-            "tags": ["running"],
-            "settings": dict(suite.settings),
-            "deadline_s": BESIDE_RANKS_S,
-        }
-
-        def one(node: str) -> Report | None:
-            question = {
-                "do": "look",
-                "node": node,
-                "order": order,
-                "deadline_s": BESIDE_RANKS_S,
-            }
-            try:
-                for answer in control.ask(socket, question, within_s=BESIDE_RANKS_S + 10):
-                    return from_document(answer)
-            except (control.NoEngineError, TransientError, UserError):
-                pass
-            return None
-
-        found = await asyncio.gather(*(asyncio.to_thread(one, node) for node in nodes))
+        order = {"tags": ["running"], "settings": dict(suite.settings), "deadline_s": checks_s}
+        found = await asyncio.gather(*(_one(socket, node, order, deadline_s) for node in nodes))
         return {n: r for n, r in zip(nodes, found, strict=True) if r is not None}
 
     return ask
+
+
+async def _one(
+    socket: Path, node: str, order: Mapping[str, Any], deadline_s: float
+) -> Report | None:
+    """One node's report; None where its engine has none, is gone or does not answer in time."""
+    question = {"do": "look", "node": node, "order": order, "deadline_s": order["deadline_s"]}
+    try:
+        async with asyncio.timeout(deadline_s):
+            reader, writer = await asyncio.open_unix_connection(socket, limit=MOST_BYTES)
+            try:
+                writer.write(json.dumps(question).encode() + b"\n")
+                await writer.drain()
+                line = await reader.readline()
+            finally:
+                writer.close()
+        return from_document(json.loads(line))
+    except (OSError, ValueError, TypeError, UserError):  # TimeoutError among them
+        return None

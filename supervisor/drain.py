@@ -18,8 +18,9 @@ from supervisor.fleet import Drain, blame
 MARK = "superv: "
 PASSES = 2  # looks in a row without a fault before an own drain is lifted
 MOST_SHARE = 0.05  # of the nodes looked at; more at once are a shared cause …
-MOST_LEAST = 3  # … but this many may always go (design: three nodes at once freeze the blame)
+MOST_LEAST = 2  # … but this many may always go: three at once freeze the blame
 REASON_CHARS = 200
+NO_WORD = ("down", "unknown", "inval", "reboot", "power")  # states that may hide a drain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,11 @@ def decide(
     decisions = []
     for node, drain in own.items():
         now = slurm.get(node)
-        if now is None:
-            continue  # Slurm does not know it any more, or did not answer
+        if now is None or now.state.startswith(NO_WORD):
+            continue  # Slurm does not know it any more, or does not say whether it is drained
         if not now.drains:
-            decisions.append(Decision(node=node, act="forget", reason="lifted by a person"))
-        elif now.reason != drain.reason:
+            decisions.append(Decision(node=node, act="forget", reason="it is drained no longer"))
+        elif not same(now.reason, drain.reason):
             decisions.append(
                 Decision(node=node, act="forget", reason=f"a person's now: {now.reason}")
             )
@@ -77,7 +78,7 @@ def decide(
         and not slurm[node].drains
         and not slurm[node].state.startswith(("down", "fail", "maint", "reserved"))
     ]
-    most = max(MOST_LEAST - 1, int(looked * MOST_SHARE))
+    most = max(MOST_LEAST, int(looked * MOST_SHARE))
     if len(new) > most:
         names = ", ".join(d.node for d in new)
         return decisions, (
@@ -87,12 +88,18 @@ def decide(
     return decisions + new, ""
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two reasons are the same, however Slurm's tools have spaced them."""
+    return one.split() == other.split()
+
+
 def reason_for(findings: Sequence[Finding]) -> str:
     """The drain's reason, as `superv: gpu.count: 7 of 8 GPUs`, on one line of plain characters."""
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
     text = f"{findings[0].name}: {findings[0].result.seen}"
-    text = "".join(c if c.isprintable() and c not in "'\"\\|" else " " for c in text)
-    return (MARK + text)[: REASON_CHARS - len(more)] + more
+    plain = (c if " " <= c <= "~" and c not in "'\"\\|" else " " for c in text)
+    text = " ".join("".join(plain).split())
+    return (MARK + text)[: REASON_CHARS - len(more)].rstrip() + more
 
 
 def command(decision: Decision) -> str:

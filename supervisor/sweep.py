@@ -6,13 +6,19 @@ the `running` suite on those of the user's own runs, which their agents do.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
+import os
+import shlex
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from healthchecks.check import Status
+from healthchecks.check import WORST_FIRST, Status
 from healthchecks.cohort import Golden, judge
 from healthchecks.registry import registered
 from healthchecks.remote import ANSWERS, Answer, Suite, Told, examine
@@ -20,11 +26,16 @@ from healthchecks.report import Report
 from launchers.slurm import NodeStatus, Slurm
 from supervisor.asking import agents
 from supervisor.config import Site
+from supervisor.core.errors import TransientError, UserError
 from supervisor.drain import Decision, command, decide, drainable
 from supervisor.fleet import Change, Fleet
 
 ORIGIN = "sweep"
+END_S = 10.0  # over the deadline: to cancel what hangs, and to drain
 CONFIRM_SHARE = 0.3  # of the deadline, kept for the second look at what failed
+CRON_MARK = "# superv sweep; report: superv nodes"  # by which our line is found again
+CRON_CHARS = 990  # cron takes lines of 998
+CARRIED = ("SUPERV_SITE", "SLURM_CONF", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
 
 
 class Busy(Exception):
@@ -41,9 +52,12 @@ class Sweep:
 
     @property
     def worse(self) -> bool:
-        """Whether anything changed for the worse."""
+        """Whether anything fails or is unknown that was better before."""
         bad = (Status.FAIL, Status.UNKNOWN)
-        return any(c.status in bad for c in self.changes)
+        order = WORST_FIRST.index
+        return any(
+            c.status in bad and order(c.status) < order(c.was or Status.OK) for c in self.changes
+        )
 
 
 @contextmanager
@@ -72,24 +86,42 @@ async def sweep(
     told: Told = lambda *_: None,
     env: Mapping[str, str] | None = None,
 ) -> Sweep:
-    """Look, look again at what failed, record, settle. Raises UserError, TransientError."""
-    answers = await examine(
-        nodes,
-        suite,
-        site,
-        partition=partition,
-        deadline_s=deadline_s * (1 - CONFIRM_SHARE),
-        told=told,
-        ask_run=agents(site, suite),
-        env=env,
-    )
+    """Look, record, look again at what failed, settle; over within the deadline and END_S.
+
+    Raises UserError and TransientError where nothing could be looked at or recorded. What comes
+    after that may fail, and is told: what changed is not lost.
+    """
+    end = time.monotonic() + deadline_s
+    first_s = deadline_s * (1 - CONFIRM_SHARE)
+    try:
+        async with asyncio.timeout(deadline_s + END_S):
+            answers = await examine(
+                nodes,
+                suite,
+                site,
+                partition=partition,
+                deadline_s=first_s,
+                told=told,
+                ask_run=agents(site, suite, first_s),
+                env=env,
+            )
+    except TimeoutError:
+        late_s = deadline_s + END_S
+        raise TransientError(f"not all nodes were answered for within {late_s:.0f} s") from None
     there = {n: a.report for n, a in answers.items() if a.report is not None}
-    reports = judge(there, registered(), golden).reports
-    again = await _again(reports, suite, site, deadline_s * CONFIRM_SHARE, env)
-    changes = fleet.record(reports.values(), ORIGIN)
-    slurm = Slurm(env=env)
+    judged = judge(there, registered(), golden)
+    changes = fleet.record(judged.reports.values(), ORIGIN, compared=judged.compared)
     looked = sum(1 for a in answers.values() if a.answered)
-    acts = await settle(fleet, slurm, site, reports, again, looked, now)
+    left_s = end - time.monotonic()
+    try:
+        async with asyncio.timeout(left_s + END_S):
+            again = await _again(judged.reports, suite, site, max(1.0, left_s - END_S), env)
+            slurm = Slurm(deadline_s=END_S / 2, env=env)
+            acts = await settle(fleet, slurm, site, judged.reports, again, looked, now)
+    except TimeoutError:
+        acts = ["nothing was drained or resumed: the second look did not end in time"]
+    except (UserError, TransientError) as error:
+        acts = [f"nothing was drained or resumed: {error}"]
     return Sweep(answers=answers, changes=changes, acts=acts)
 
 
@@ -100,20 +132,17 @@ async def _again(
     deadline_s: float,
     env: Mapping[str, str] | None,
 ) -> dict[str, Report]:
-    """A second look at what would drain a node: the failed checks alone."""
-    failed: dict[tuple[str, ...], list[str]] = {}
+    """A second look at what would drain a node: the failed checks alone, of all such nodes."""
+    failed: dict[str, set[str]] = {}
     for node, report in reports.items():
-        names = tuple(
-            sorted({f.check for f in report.findings if drainable(f) and f.check != ANSWERS})
-        )
+        names = {f.check for f in report.findings if drainable(f) and f.check != ANSWERS}
         if names and "preflight" in report.tags:
-            failed.setdefault(names, []).append(node)
-    found: dict[str, Report] = {}
-    for names, nodes in failed.items():
-        asked = replace(suite, names=names, tags=())
-        answers = await examine(nodes, asked, site, deadline_s=deadline_s / len(failed), env=env)
-        found |= {n: a.report for n, a in answers.items() if a.report is not None}
-    return found
+            failed[node] = names
+    if not failed:
+        return {}
+    asked = replace(suite, names=tuple(sorted(set().union(*failed.values()))), tags=())
+    answers = await examine(tuple(failed), asked, site, deadline_s=deadline_s, env=env)
+    return {n: a.report for n, a in answers.items() if a.report is not None}
 
 
 async def settle(
@@ -125,7 +154,10 @@ async def settle(
     looked: int,
     now: Callable[[], float],
 ) -> list[str]:
-    """Drain what two looks found wrong, lift own drains that passed twice; a line for each act."""
+    """Drain what two looks found wrong, lift own drains that passed twice; a line for each act.
+
+    Raises UserError, TransientError where Slurm does not say how its nodes are.
+    """
     own = fleet.drains()
     confirmed = {}
     for node, report in again.items():
@@ -145,7 +177,10 @@ async def settle(
     )
     lines = [held] if held else []
     for decision in decisions:
-        lines.append(await _act(decision, fleet, slurm, site, now()))
+        try:
+            lines.append(await _act(decision, fleet, slurm, site, now()))
+        except TransientError as error:  # perhaps done: the next sweep sees it
+            lines.append(f"{decision.node}: {decision.act}: {error}; it is looked at next time")
     return lines
 
 
@@ -169,19 +204,34 @@ async def _act(decision: Decision, fleet: Fleet, slurm: Slurm, site: Site, now: 
     return f"{node}: resumed: {decision.reason}"
 
 
-def crontab_line(argv: Sequence[str], every_min: int) -> str:
-    """The line for a crontab. `%` means a new line there (crontab(5))."""
-    import shlex
+def crontab_line(argv: Sequence[str], env: Mapping[str, str], every_min: int) -> str:
+    """The line for a crontab. `%` means a new line there (crontab(5)). Raises UserError."""
+    words = shlex.join(["env", *(f"{k}={v}" for k, v in env.items()), *_plain(argv, env)])
+    line = f"*/{every_min} * * * * {words.replace('%', chr(92) + '%')}  {CRON_MARK}\n"
+    if len(line) > CRON_CHARS:
+        raise UserError(
+            f"the line for the crontab has {len(line)} characters, {CRON_CHARS} at most; "
+            "put the settings of checks into site.yaml"
+        )
+    return line
 
-    words = shlex.join(argv).replace("%", r"\%")
-    return f"*/{every_min} * * * * {words}  # superv sweep; report: superv nodes\n"
 
+def units(argv: Sequence[str], env: Mapping[str, str], every_min: int) -> dict[str, str]:
+    """A systemd service and its timer, by file name. systemd.service(5): quoting, `%` and `$`.
 
-def units(argv: Sequence[str], every_min: int) -> dict[str, str]:
-    """A systemd service and its timer, by file name. systemd.service(5): quoting, `%` and `$`."""
-    quote = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$"}
-    words = " ".join('"' + "".join(quote.get(c, c) for c in word) + '"' for word in argv)
-    service = f"[Unit]\nDescription=superv sweep\n\n[Service]\nType=oneshot\nExecStart={words}\n"
+    Raises UserError.
+    """
+
+    def quoted(word: str, special: str) -> str:
+        escaped = {"\\": "\\\\", '"': '\\"', **{c: c + c for c in special}}
+        return '"' + "".join(escaped.get(c, c) for c in word) + '"'
+
+    words = " ".join(quoted(word, "%$") for word in _plain(argv, env))
+    given = "".join(f"Environment={quoted(f'{k}={v}', '%')}\n" for k, v in env.items())
+    service = (
+        f"[Unit]\nDescription=superv sweep\n\n[Service]\nType=oneshot\n{given}ExecStart={words}\n"
+        "SuccessExitStatus=1\n"  # a node got worse: the sweep itself went well
+    )
     timer = (
         "[Unit]\nDescription=superv sweep, every so often\n\n"
         f"[Timer]\nOnBootSec={every_min}min\nOnUnitInactiveSec={every_min}min\n\n"
@@ -190,9 +240,30 @@ def units(argv: Sequence[str], every_min: int) -> dict[str, str]:
     return {"superv-sweep.service": service, "superv-sweep.timer": timer}
 
 
+def _plain(argv: Sequence[str], env: Mapping[str, str]) -> Sequence[str]:
+    """Raises UserError for what would begin a line of its own."""
+    for word in (*argv, *env.values()):
+        if not word.isprintable():
+            raise UserError(f"{word!r}: no line breaks and control characters, please")
+    return argv
+
+
+def surroundings(env: Mapping[str, str]) -> dict[str, str]:
+    """What cron and systemd have to be told, so that a sweep is the same as one by hand.
+
+    Raises UserError where Slurm's commands are not to be found.
+    """
+    found = shutil.which("sinfo", path=env.get("PATH", os.defpath))
+    if found is None:
+        raise UserError("sinfo is not on PATH here: superv needs Slurm's client commands")
+    folders = dict.fromkeys([str(Path(found).parent), "/usr/local/bin", "/usr/bin", "/bin"])
+    kept = {name: env[name] for name in CARRIED if env.get(name)}
+    return {"PATH": ":".join(folders), **kept}
+
+
 def installed(before: str, line: str) -> str:
     """The crontab with the line in it, once."""
-    kept = [row for row in before.splitlines() if "# superv sweep;" not in row]
+    kept = [row for row in before.splitlines() if not row.endswith(CRON_MARK)]
     return "\n".join([*kept, line.rstrip("\n")]) + "\n"
 
 

@@ -136,7 +136,7 @@ def _examined(
             partition=partition,
             deadline_s=deadline or _enough_s(suite),
             told=told,
-            ask_run=agents(site, suite),
+            ask_run=agents(site, suite, deadline or _enough_s(suite)),
         )
 
     with progress(quiet=quiet) as shown:

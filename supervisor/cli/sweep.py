@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from supervisor.sweep import Sweep
 
 WIDTH = 100
-EXIT_S = 10.0  # over the deadline, for what is no look at a node
 NOT_DONE = 4  # exit code: the sweep could not be done
 
 
@@ -42,31 +41,39 @@ def sweep(
 
     Nodes that work are left alone. Prints what changed since the last sweep, and nothing where
     nothing did and nobody watches: cron sends no mail then. Exit code 0: nothing got worse; 1:
-    something did; 4: the sweep could not be done.
+    something fails or is unknown that was better before; 4: the sweep could not be done.
     """
-    from supervisor.core.errors import TransientError
+    from supervisor.core.errors import TransientError, UserError
 
+    if not 10 <= deadline <= 3600:
+        raise UserError(f"--deadline {deadline:g}: expected 10 to 3600 seconds")
     if install:
         words = [*([node_list] if node_list else [])]
         words += [f"--partition={partition}"] if partition else []
         words += [f"--tags={tags}", f"--deadline={deadline:g}", *(f"--set={s}" for s in sets)]
         _install(words, every, timer=timer)
         return
+    elif timer:
+        raise UserError("--timer goes with --install")
     try:
         found = _sweep(node_list, partition, tags, sets, deadline)
     except TransientError as error:
         click.echo(f"superv: sweep not done: {error}", err=True)
-        sys.exit(NOT_DONE)
-    if found is None:
-        return
+        _leave(NOT_DONE)
     if as_json:
         from supervisor.sweep import document
 
         click.echo(document(found))
     else:
         _tell(found)
+    _leave(1 if found.worse else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """A thread may hang in a connection: nobody waits for it."""
     sys.stdout.flush()
-    os._exit(1 if found.worse else 0)  # a thread may hang in a connection: nobody waits for it
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _sweep(
@@ -75,10 +82,11 @@ def _sweep(
     tags: str,
     sets: tuple[str, ...],
     deadline: float,
-) -> Sweep | None:
+) -> Sweep:
     import asyncio
 
     from healthchecks import golden as profiles
+    from healthchecks.registry import select
     from healthchecks.remote import Suite
     from healthchecks.settings import merged
     from supervisor import app
@@ -93,11 +101,12 @@ def _sweep(
     suite = Suite(
         tags=tuple(tag.strip() for tag in tags.split(",")), settings=merged(os.environ, sets)
     )
+    select(tags=suite.tags)  # raises where there is no such suite
 
-    async def work() -> Sweep:
-        try:
-            async with asyncio.timeout(deadline + EXIT_S):
-                return await look(
+    try:
+        with alone(site), Fleet(site.fleet) as fleet:
+            return asyncio.run(
+                look(
                     named(node_list) if node_list else (),
                     suite,
                     site,
@@ -107,15 +116,9 @@ def _sweep(
                     now=app.clock,
                     golden=profiles.load(site.golden) if site.golden else None,
                 )
-        except TimeoutError:
-            raise TransientError(f"it did not end within {deadline + EXIT_S:.0f} s") from None
-
-    try:
-        with alone(site), Fleet(site.fleet) as fleet:
-            return asyncio.run(work())
+            )
     except Busy as why:
-        click.echo(str(why), err=True)
-        return None
+        raise TransientError(str(why)) from None
 
 
 def _tell(found: Sweep) -> None:
@@ -144,34 +147,37 @@ def _tell(found: Sweep) -> None:
 
 def _install(words: list[str], every: int, *, timer: bool) -> None:
     from supervisor.core.errors import UserError
+    from supervisor.sweep import surroundings
 
     if not 1 <= every <= 59:
         raise UserError(f"--every {every}: expected 1 to 59 minutes")
-    argv = [sys.executable, "-m", "supervisor.cli", "sweep", *words]
-    (_timer if timer else _crontab)(argv, every)
+    # -P: a folder called supervisor in cron's working directory is not ours
+    argv = [sys.executable, "-P", "-m", "supervisor.cli", "sweep", *words]
+    (_timer if timer else _crontab)(argv, surroundings(os.environ), every)
 
 
-def _crontab(argv: list[str], every: int) -> None:
+def _crontab(argv: list[str], given: dict[str, str], every: int) -> None:
     from supervisor import proc
     from supervisor.core.errors import UserError
     from supervisor.sweep import crontab_line, installed
 
-    line = crontab_line(argv, every)
-    there = proc.run_sync(("crontab", "-l"), deadline_s=10.0, env=os.environ)
+    line = crontab_line(argv, given, every)
+    env = {**os.environ, "LC_ALL": "C"}
+    there = proc.run_sync(("crontab", "-l"), deadline_s=10.0, env=env)
     if there.rc == 127:
         raise UserError(
-            f"there is no crontab command here; use --timer, or add to cron yourself: {line}"
+            f"there is no crontab command here; use --timer, or add to cron: {line.strip()}"
         )
     if there.rc != 0 and "no crontab for" not in there.err:
         raise UserError(f"crontab -l: {there.why()}; nothing was changed")
     text = installed(there.out if there.rc == 0 else "", line)
-    done = proc.run_sync(("crontab", "-"), deadline_s=10.0, stdin=text.encode(), env=os.environ)
+    done = proc.run_sync(("crontab", "-"), deadline_s=10.0, stdin=text.encode(), env=env)
     if done.rc != 0:
         raise UserError(f"crontab: {done.why()}; nothing was changed")
     click.echo(f"in your crontab now: {line}", nl=False)
 
 
-def _timer(argv: list[str], every: int) -> None:
+def _timer(argv: list[str], given: dict[str, str], every: int) -> None:
     from supervisor.core.errors import UserError
     from supervisor.sweep import units
 
@@ -181,9 +187,9 @@ def _timer(argv: list[str], every: int) -> None:
         folder, how = Path.home() / ".config/systemd/user", "systemctl --user"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in units(argv, every).items():
+        for name, text in units(argv, given, every).items():
             (folder / name).write_text(text)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(f"{error.filename}: {error.strerror}; use cron, without --timer") from error
     click.echo(f"wrote superv-sweep.service and superv-sweep.timer to {folder}; now run")
     click.echo(f"  {how} daemon-reload && {how} enable --now superv-sweep.timer")

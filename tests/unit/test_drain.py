@@ -78,13 +78,26 @@ def test_a_drain_that_a_person_took_over_or_lifted_is_forgotten_not_touched():
     assert decision.act == "forget"
 
 
+def test_slurms_spacing_of_a_reason_makes_no_person_of_it():
+    own = {"n4": Drain(node="n4", at=1.0, reason="superv: x:  two  blanks ")}
+    slurm = {"n4": node("n4", "drained", "superv: x: two blanks")}
+    (decision,), _ = asked(slurm=slurm, own=own, passes={"n4": 2})
+    assert decision.act == "resume"
+
+
+@pytest.mark.parametrize("state", ["down", "reboot", "powered_down", "unknown"])
+def test_a_state_that_may_hide_a_drain_says_nothing_of_it(state):
+    assert asked(slurm={"n4": node("n4", state)}, own=OWN, passes={"n4": 5}) == ([], "")
+
+
 def test_nothing_is_lifted_while_slurm_does_not_say():
     assert decide(confirmed={}, looked=1, slurm={}, own=OWN, passes={"n4": 9}) == ([], "")
 
 
 def test_the_reason_fits_on_a_line_and_the_command_is_quoted():
-    reason = reason_for([bad(seen="it's\n'broken' \"badly\" | " + "x" * 300), bad()])
+    reason = reason_for([bad(seen="62 °C → it's\n'broken' \"badly\" | " + "x" * 300), bad()])
     assert len(reason) <= 200 and reason.isprintable() and not set("'\"|\\") & set(reason)
+    assert reason.isascii() and "  " not in reason
     assert reason.endswith(" (and 1 more)")
     words = shlex.split(command(Decision(node="n4", act="drain", reason=reason)))
     assert words[-1] == f"Reason={reason}"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,8 @@ from healthchecks.check import Result, Status
 from healthchecks.report import Finding, Report
 from launchers.slurm import Slurm
 from supervisor.config import load_site
-from supervisor.fleet import Fleet
-from supervisor.sweep import Busy, alone, crontab_line, installed, settle, units
+from supervisor.fleet import Change, Fleet
+from supervisor.sweep import Busy, Sweep, alone, crontab_line, installed, settle, units
 
 T = 1_790_000_000.0
 
@@ -114,65 +115,198 @@ def test_one_sweep_at_a_time(world: World) -> None:
         pass
 
 
-def test_the_command_looks_at_nodes_and_tells_what_changed(world: World) -> None:
-    """srun here is a program that answers as a node would."""
-    node = world.path / "node"
-    node.write_text(
-        "import json, sys\n"
-        "from healthchecks.frames import pieces\n"
-        "order = json.loads(sys.stdin.readline())\n"
-        f"bad = {str(world.path / 'bad')!r}\n"
-        "import os\n"
-        "status = 'FAIL' if os.path.exists(bad) else 'OK'\n"
-        "row = {'check': 'fs.local', 'on': '/', 'status': status, 'seen': 'x'}\n"
-        "report = {'schema': 1, 'node': 'n1', 'at': __import__('time').time(),\n"
-        "          'tags': order['tags'], 'results': [row]}\n"
-        "for text in ('', json.dumps(report)):\n"
-        "    for line in pieces(order['mark'], 'n1', text):\n"
-        "        print(line, flush=True)\n"
-    )
-    world.put("srun", f"exec {shlex.quote(sys.executable)} {node}")
-    world.put("squeue", "exit 0")
-    world.put("scancel", "exit 0")
-    world.put(
-        "sinfo",
-        "case $* in *%C*) echo 'n1|main*|idle|0/4/0/4|gpu:8|none';; *) echo 'n1|idle|none';; esac",
-    )
+NODE = """
+import json, os, sys, time
+from healthchecks.frames import pieces
+order = json.loads(sys.stdin.readline())
+status = "FAIL" if os.path.exists("BAD") else "OK"
+row = {"check": "fs.local", "on": "/", "status": status, "seen": "x"}
+report = {"schema": 1, "node": "n1", "at": time.time(), "tags": order["tags"], "results": [row]}
+for text in ("", json.dumps(report)):
+    for line in pieces(order["mark"], "n1", text):
+        print(line, flush=True)
+"""
 
-    def sweep(*more: str) -> subprocess.CompletedProcess[str]:
-        argv = [sys.executable, "-m", "supervisor.cli", "sweep", "n1", *more]
-        env = {**os.environ, **world.env}
-        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
 
-    quiet = sweep()
+class Fleetful(World):
+    """A world with one node, which answers through srun."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "on")
+        self.bad = path / "bad"
+        (path / "node").write_text(NODE.replace("BAD", str(self.bad)))
+        self.put("srun", f"exec {shlex.quote(sys.executable)} {path}/node")
+        self.put("squeue", "exit 0")
+        self.put("scancel", "exit 0")
+        self.nodes(n1="idle")
+
+    def nodes(self, **states: str) -> None:
+        rows = [f"echo '{n}|main*|{word}|0/4/0/4|gpu:8|none'" for n, word in states.items()]
+        brief = [f"echo '{n}|{word}|none'" for n, word in states.items()]
+        self.put("sinfo", f"case $* in *%C*) {'; '.join(rows)};; *) {'; '.join(brief)};; esac")
+
+    def sweep(self, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "supervisor.cli", "sweep", *more]
+        whole = {**os.environ, **self.env, **env}
+        return subprocess.run(argv, env=whole, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def fleetful(tmp_path: Path) -> Fleetful:
+    return Fleetful(tmp_path)
+
+
+def test_the_command_looks_at_nodes_and_tells_what_changed(fleetful: Fleetful) -> None:
+    quiet = fleetful.sweep("n1")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    (world.path / "bad").touch()
-    worse = sweep()
+    fleetful.bad.touch()
+    worse = fleetful.sweep()
     assert worse.returncode == 1
     assert "FAIL    n1 fs.local[/] (was OK): x" in worse.stdout
     assert "n1: drained: superv: fs.local[/]: x" in worse.stdout
-    told = json.loads(sweep("--json").stdout)
-    assert told["schema"] == 1 and told["nodes"]["n1"]["report"]["status"] == "FAIL"
-    assert told["changes"] == []
+    told = json.loads(fleetful.sweep("--json").stdout)
+    assert set(told) == {"schema", "nodes", "changes", "acts"} and told["schema"] == 1
+    assert set(told["nodes"]["n1"]) == {"asked", "state", "why", "report"}
+    assert told["nodes"]["n1"]["report"]["status"] == "FAIL" and told["changes"] == []
 
 
-def test_a_slurm_that_does_not_answer_is_no_sweep(world: World) -> None:
-    world.put(
+def test_a_drain_that_slurm_does_not_answer_loses_nothing_else(fleetful: Fleetful) -> None:
+    fleetful.put("scontrol", "exec sleep 600")
+    fleetful.bad.touch()
+    done = fleetful.sweep("--deadline=20")
+    assert done.returncode == 1 and "FAIL    n1 fs.local[/]" in done.stdout
+    assert "n1: drain: scontrol did not answer" in done.stdout
+    assert list(fleetful.fleet.drains()) == ["n1"]  # perhaps it was done: it is looked at again
+    fleetful.put("scontrol", f'echo "$@" >> {fleetful.path}/told')
+    again = fleetful.sweep()
+    assert "the drain is superv's no longer: it is drained no longer" in again.stdout
+    assert "n1: drained" in fleetful.sweep().stdout
+
+
+def test_one_that_is_under_way_is_not_disturbed(fleetful: Fleetful) -> None:
+    with alone(fleetful.site):
+        done = fleetful.sweep()
+    assert done.returncode == 4 and "another sweep is under way" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "scancel", ["exit 0", pytest.param("exec sleep 600", marks=pytest.mark.soak)]
+)
+def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, scancel: str) -> None:
+    """srun and scancel, a host that takes connections and says nothing, the engine of a run."""
+    fleetful.put("srun", "exec sleep 600")
+    fleetful.put("scancel", scancel)
+    fleetful.nodes(n1="idle", localhost="down*", n3="allocated")
+    job = f"7|{os.getuid()}|me|n3|superv-moe-0123ab-1"
+    fleetful.put("squeue", f"echo '{job}'")
+    run = fleetful.site.state_dir / "runs/moe"
+    run.mkdir(parents=True)
+    with socket.socket() as mute, socket.socket(socket.AF_UNIX) as engine:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        engine.bind(str(run / "control.sock"))
+        engine.listen()
+        told = yaml.safe_load((fleetful.path / "site.yaml").read_text())
+        told["ssh"] = {"port": mute.getsockname()[1], "connect_timeout_s": 2}
+        (fleetful.path / "site.yaml").write_text(yaml.safe_dump(told))
+        done = fleetful.sweep("--deadline=10", "--json")
+    assert done.returncode == 1, done.stderr
+    nodes = json.loads(done.stdout)["nodes"]
+    seen = {n: row["report"]["results"][0] for n, row in nodes.items() if row["report"]}
+    assert seen["n1"]["status"] == "FAIL" and "nothing started within" in seen["n1"]["seen"]
+    assert seen["localhost"]["status"] in ("FAIL", "UNKNOWN") and "ssh" in seen["localhost"]["seen"]
+    assert nodes["n3"]["why"] == "in run moe, whose agent does not answer"
+
+
+def test_a_slurm_that_does_not_answer_is_no_sweep(fleetful: Fleetful) -> None:
+    fleetful.put(
         "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1"
     )
-    argv = [sys.executable, "-m", "supervisor.cli", "sweep"]
-    done = subprocess.run(
-        argv, env={**os.environ, **world.env}, capture_output=True, text=True, timeout=60
-    )
+    done = fleetful.sweep()
     assert done.returncode == 4 and "sweep not done" in done.stderr
 
 
+def test_crons_bare_environment_is_one_clear_line(fleetful: Fleetful) -> None:
+    env = {"PATH": "/nonexistent", "SUPERV_SITE": fleetful.env["SUPERV_SITE"]}
+    argv = [sys.executable, "-m", "supervisor.cli", "sweep"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "superv: sinfo is not on PATH here: superv needs Slurm's client commands\n"
+    )
+
+
+def test_the_crontabs_line_runs_a_sweep_and_is_there_once(fleetful: Fleetful) -> None:
+    tab = fleetful.path / "tab"
+    tab.write_text("MAILTO=ops\n5 4 * * * backup\n")
+    fleetful.put("crontab", f'[ "$1" = -l ] && exec cat {tab}; exec cat > {tab}')
+    for every in ("20", "10"):
+        done = fleetful.sweep("--install", f"--every={every}", "--set=fs.local.warn_percent=80")
+        assert done.returncode == 0, done.stderr
+    before, line = tab.read_text().rsplit("\n", 2)[:2]
+    assert before == "MAILTO=ops\n5 4 * * * backup"
+    assert line.startswith("*/10 * * * * env PATH=") and "--set=fs.local.warn_percent=80" in line
+    fleetful.bad.touch()
+    command = line.removeprefix("*/10 * * * * ").replace(r"\%", "%")
+    bare = {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+    ran = subprocess.run(
+        ["/bin/sh", "-c", command], env=bare, cwd="/", capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 1 and "FAIL    n1 fs.local[/]" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("crontab", "said"),
+    [
+        ("echo 'you (kim) are not allowed to use this program' >&2; exit 1", "not allowed"),
+        ('[ "$1" = -l ] && { echo "no crontab for kim" >&2; exit 1; }; exit 3', "nothing was"),
+        ("exec /nonexistent/crontab", "there is no crontab command here"),
+    ],
+)
+def test_a_crontab_that_can_not_be_changed(fleetful: Fleetful, crontab: str, said: str) -> None:
+    fleetful.put("crontab", crontab)
+    done = fleetful.sweep("--install")
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--install", "--every=0"], "1 to 59"),
+        (["--deadline=1"], "10 to 3600"),
+        (["--timer"], "goes with --install"),
+        (["--install", "--set=fs.local.warn_percent=1\n* * * * * x"], "no line breaks"),
+        (["--install", f"--set=fs.local.warn_percent={'1' * 1000}"], "990 at most"),
+        (["--tags=nonsense"], "nonsense"),
+    ],
+)
+def test_what_can_not_be_asked_for(fleetful: Fleetful, words: list[str], said: str) -> None:
+    done = fleetful.sweep(*words)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_line_for_cron_and_the_timer() -> None:
-    line = crontab_line(["/opt/it's/python", "-m", "x", "--set=a.b=50%"], 30)
-    assert line.startswith("*/30 * * * * ") and r"50\%" in line
+    env = {"PATH": "/opt/slurm/bin:/bin", "SLURM_CONF": "/etc/100%"}
+    line = crontab_line(["/opt/it's/python", "-m", "x", "--set=a.b=50%"], env, 30)
+    assert line.startswith("*/30 * * * * env PATH=/opt/slurm/bin:/bin ") and r"50\%" in line
     before = "MAILTO=ops\n5 4 * * * backup\n"
     once = installed(before, line)
     assert once.startswith(before) and installed(once, line) == once
-    files = units(["/opt/p y", 'say "100%"', "$HOME"], 15)
-    assert 'ExecStart="/opt/p y" "say \\"100%%\\"" "$$HOME"' in files["superv-sweep.service"]
+    files = units(["/opt/p y", 'say "100%"', "$HOME"], env, 15)
+    service = files["superv-sweep.service"]
+    assert 'ExecStart="/opt/p y" "say \\"100%%\\"" "$$HOME"' in service
+    assert 'Environment="SLURM_CONF=/etc/100%%"\n' in service
     assert "OnUnitInactiveSec=15min" in files["superv-sweep.timer"]
+
+
+def test_better_is_not_worse() -> None:
+    def found(was: Status | None, status: Status) -> bool:
+        change = Change(
+            node="n1", at=T, origin="sweep", finding="x", was=was, status=status, seen=""
+        )
+        return Sweep(answers={}, changes=[change], acts=[]).worse
+
+    assert found(None, Status.FAIL) and found(Status.OK, Status.UNKNOWN)
+    assert found(Status.UNKNOWN, Status.FAIL) and found(Status.WARN, Status.FAIL)
+    assert not found(Status.FAIL, Status.UNKNOWN) and not found(Status.FAIL, Status.WARN)
+    assert not found(None, Status.WARN) and not found(Status.FAIL, Status.OK)
