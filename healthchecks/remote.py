@@ -23,6 +23,7 @@ from launchers.slurm import Slurm
 from supervisor.config import Site
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress
+from supervisor.core.ports import JobState
 
 ANSWERS = "node.answers"  # the check whose finding says that a node gave no report
 DEADLINE_S = 60.0
@@ -247,15 +248,16 @@ class _Examination:
         if others and tries > 1 and (ended.refused or lost):
             for node in lost:
                 self._answer(node, Way.SRUN, _no_answer(node, ended, left))
-            await self._again(others, tries - 1, all_cpus=not ended.impossible)
+            name = srun.job_name(mark)
+            await self._again(others, name, tries - 1, all_cpus=not ended.impossible)
             return
         for node in missing:
             self._answer(node, Way.SRUN, _no_answer(node, ended, left))
 
-    async def _again(self, nodes: Sequence[str], tries: int, *, all_cpus: bool) -> None:
+    async def _again(self, nodes: Sequence[str], last: str, tries: int, *, all_cpus: bool) -> None:
         """A step was not granted, or one node cost the others theirs: ask these once more."""
         try:
-            await self._settled(nodes)
+            await self._settled(nodes, last)
         except (TransientError, UserError) as error:
             for node in nodes:
                 self._answer(node, Way.SRUN, _unknown(f"it was not asked again: {error}"))
@@ -267,13 +269,15 @@ class _Examination:
             for step in self._steps(free, all_cpus=all_cpus):
                 group.create_task(self._by_srun(step, tries))
 
-    async def _settled(self, nodes: Sequence[str]) -> None:
-        """What Slurm says now, once the last step on the nodes has ended for good."""
+    async def _settled(self, nodes: Sequence[str], last: str) -> None:
+        """What Slurm says now, once the job of the last step has given the nodes back."""
         until = min(self._end, time.monotonic() + SETTLE_S)
         while True:
+            jobs = await self._slurm.jobs(name=last)
+            held = {n for job in jobs if job.state is JobState.RUNNING for n in job.nodes}
             self.places |= await look_up(self._slurm, nodes, self._partition)
             completing = any(self.places[node].word == "completing" for node in nodes)
-            if not completing or time.monotonic() > until:
+            if not (completing or held & set(nodes)) or time.monotonic() > until:
                 return
             await asyncio.sleep(SETTLE_LOOK_S)
 

@@ -84,6 +84,11 @@ class Ended:
         return bool(re.search(rf"(?<![\w-]){re.escape(node)}(?![\w-])", line))
 
 
+def job_name(mark: str) -> str:
+    """What the job of a step is called."""
+    return f"superv-look-{mark}"
+
+
 async def ask(
     step: Step,
     order: bytes,
@@ -99,7 +104,7 @@ async def ask(
     Returns when all have answered, when srun has ended, or at the deadline. Whatever happens,
     cancelled by its caller among it, no job is left behind.
     """
-    name = f"superv-look-{mark}"
+    name = job_name(mark)
     collector = Collector(mark=mark)
     waiting = set(step.nodes)
     with _started(step.argv(name, python, deadline_s), order, env) as (child, pipe):
