@@ -6,6 +6,7 @@ Decides what belongs together and what comes first; how it looks is for text, ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from healthchecks.causes import BAD, Cause, causes_of, urgency
@@ -29,6 +30,7 @@ from supervisor.report.model import (
     Turn,
     names,
     one_line,
+    some,
 )
 from supervisor.report.trends import trends_of
 from supervisor.report.verdict import answer_of, groups_of, hands_of, run_hands, verdict_of
@@ -121,12 +123,15 @@ def _problem(
         and (
             item.finding.result.shared == cause.shared
             if cause.shared
-            else item.finding.name == cause.check
+            else item.finding.check in cause.checks
+            and (item.finding.name == cause.check or len(cause.checks) > 1)
         )
     ]
     title = cause.check
     if cause.shared:
-        title = f"{cause.shared} ({', '.join(cause.checks)})"
+        title = f"{cause.shared} ({some(cause.checks)})"
+    elif len(cause.checks) > 1:
+        title = some((cause.check, *(c for c in cause.checks if c != cause.check)), 1)
     return Problem(
         status=cause.status,
         title=one_line(title),
@@ -237,7 +242,11 @@ def _turns(changes: Sequence[Change]) -> tuple[Turn, ...]:
                 break
         else:
             runs.append([change])
-    turns = [_turn(group) for runs in groups.values() for group in runs]
+    alike: dict[tuple[object, ...], list[Turn]] = {}
+    for turn in (_turn(group) for runs in groups.values() for group in runs):
+        key = (turn.at, turn.was, turn.status, turn.nodes, turn.times, turn.seen)
+        alike.setdefault(key, []).append(turn)
+    turns = [replace(turns[0], also=len(turns) - 1) for turns in alike.values()]
     return tuple(sorted(turns, key=lambda t: (-t.at, WORST_FIRST.index(t.status), t.finding)))
 
 
@@ -247,6 +256,7 @@ def _turn(group: Sequence[Change]) -> Turn:
         at=newest.at,
         first=group[-1].at,
         finding=one_line(newest.finding, 200),
+        also=0,
         was=newest.was,
         status=newest.status,
         nodes=tuple(sorted({c.node for c in group}, key=natural)),

@@ -11,7 +11,7 @@ import jinja2
 
 from healthchecks.registry import registered
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
-from supervisor.report.model import Cell, Page, count, names, one_line, printable
+from supervisor.report.model import Cell, Page, count, names, one_line, printable, some
 from supervisor.report.text import LETTERS
 from supervisor.report.words import ago, amount, ends, point, span, when, zone
 
@@ -54,6 +54,7 @@ def _environment() -> jinja2.Environment:
         "span": span,
         "ago": ago,
         "names": names,
+        "some": some,
         "label": lambda name: one_line(name, LABEL),
     }
     environment.globals |= {
@@ -79,7 +80,7 @@ def _finalized(value: object) -> object:
 def _checks(page: Page) -> Mapping[str, list[str]]:
     """By check of a finding: the paragraphs that describe it."""
     known = registered()
-    wanted = sorted({check for problem in page.problems for check in problem.checks})
+    wanted = sorted({check for problem in page.problems for check in problem.checks[:3]})
     return {
         name: [
             " ".join(paragraph.split())

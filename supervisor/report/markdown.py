@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from supervisor.report.model import Page, Problem, count, names, one_line
+from supervisor.report.model import Page, Problem, count, names, one_line, some
 from supervisor.report.words import ends, point, when, zone
 
 LONGEST = 300  # characters of one text
@@ -93,7 +93,7 @@ def _problem(problem: Problem) -> Iterator[str]:
         yield f"  - expected: {plain(problem.expected)}"
     if problem.fix:
         yield f"  - → {plain(problem.fix)}"
-    yield f"  - {', '.join(problem.pages)}"
+    yield f"  - {some(problem.pages)}"
 
 
 def _changes(page: Page) -> Iterator[str]:
@@ -107,9 +107,10 @@ def _changes(page: Page) -> Iterator[str]:
     for turn in page.changes[:MOST_CHANGES]:
         was = turn.was.value if turn.was else "new"
         again = f", {turn.times} times" if turn.times > len(turn.nodes) else ""
+        also = f" and {turn.also} more" if turn.also else ""
         yield (
             f"| {when(turn.at)} | {was} → {turn.status.value}{again} | {plain(names(turn.nodes))} "
-            f"| {plain(turn.finding)} | {plain(turn.seen)} |"
+            f"| {plain(turn.finding)}{also} | {plain(turn.seen)} |"
         )
     if len(page.changes) > MOST_CHANGES:
         yield ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from healthchecks.check import Status
@@ -101,6 +101,7 @@ class Turn:
     at: float  # the newest
     first: float
     finding: str
+    also: int  # so many checks more said the same words at that time, of the same nodes
     was: Status | None
     status: Status
     nodes: tuple[str, ...]
@@ -246,6 +247,12 @@ def names(nodes: Iterable[str]) -> str:
         return compress(every)
     except ValueError:
         return ", ".join(one_line(name, 80) for name in every)
+
+
+def some(things: Sequence[str], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(things[:most]) + more
 
 
 def count(number: int, thing: str) -> str:

@@ -16,6 +16,7 @@ from supervisor.report.model import (
     count,
     names,
     one_line,
+    some,
 )
 from supervisor.report.words import ago, amount, ends, point, when, zone
 
@@ -215,7 +216,7 @@ def _problem(problem: Problem, page: Page, paint: Paint) -> Iterator[str]:
         yield from _wrapped(problem.fix, pad + "→ ", pad + "  ", 12)
     old = f"; last asked {ago(page.at - problem.asked)}" if page.at - problem.asked > 3600 else ""
     out = "; excluded already" if problem.excluded else ""
-    yield from _wrapped(f"{', '.join(problem.pages)}{old}{out}", pad, pad, 10)
+    yield from _wrapped(f"{some(problem.pages)}{old}{out}", pad, pad, 10)
 
 
 def _changes(page: Page, paint: Paint) -> Iterator[str]:
@@ -226,9 +227,10 @@ def _changes(page: Page, paint: Paint) -> Iterator[str]:
         again = f" ({turn.times} times)" if turn.times > len(turn.nodes) else ""
         was = turn.was.value if turn.was else "new"
         head = f"  {when(turn.at)} {was:>7} → {paint(turn.status, f'{turn.status.value:<7}')} "
-        shown = f"{names(turn.nodes)} {turn.finding}{again}: {turn.seen}"
+        also = f" and {turn.also} more" if turn.also else ""
+        shown = f"{names(turn.nodes)} {turn.finding}{also}{again}: {turn.seen}"
         pad = " " * 32
-        yield from _wrapped(one_line(shown, 200), head, pad, 32)
+        yield from _wrapped(one_line(shown, 180), head, pad, 32)
     if len(page.changes) > MOST_CHANGES:
         yield f"  and {len(page.changes) - MOST_CHANGES} more; superv nodes NODE has a history"
 
@@ -279,8 +281,9 @@ def _trends(page: Page) -> Iterator[str]:
 
 def _trend(trend: Trend) -> Iterator[str]:
     low, high = amount(trend.lowest.value, trend.unit), amount(trend.highest.value, trend.unit)
+    spread = low if low == high else f"{low} to {high}"
     yield from _wrapped(
-        f"{trend.title}: {low} to {high}, usual worst {amount(trend.median, trend.unit)}, "
+        f"{trend.title}: {spread}, usual worst {amount(trend.median, trend.unit)}, "
         f"{count(trend.nodes, 'node')}",
         "  ",
         "    ",

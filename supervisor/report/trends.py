@@ -24,6 +24,7 @@ class Kind:
     pattern: str  # of CHECK[TARGET].METRIC; the group is the device
     apart: float  # less than this from the median is nothing, in the metric's unit
     low_is_bad: bool = False
+    rare: bool = False  # told only where something happened: whoever tells it stands out
 
 
 # What wears out or runs away before it fails. A node's line is that of its worst device.
@@ -43,8 +44,13 @@ KINDS = (
         apart=100,
     ),
     Kind(
-        title="Uncorrectable memory errors",
-        pattern=r"ecc\.unc_(?:volatile|aggregate)\.(gpu\d+)\.\w+",
+        title="Uncorrectable memory errors since the driver was loaded",
+        pattern=r"ecc\.unc_volatile\.(gpu\d+)\.\w+",
+        apart=1,
+    ),
+    Kind(
+        title="Uncorrectable memory errors of the GPU's life",
+        pattern=r"ecc\.unc_aggregate\.(gpu\d+)\.\w+",
         apart=1,
     ),
     Kind(
@@ -63,15 +69,16 @@ KINDS = (
         apart=1,
     ),
     Kind(title="PCIe replays", pattern=r"pcie\.errors\.(gpu\d+)\.replays", apart=10),
-    Kind(title="Xids", pattern=r"xid\.(xid_\d+)", apart=1),
+    Kind(title="Xids", pattern=r"xid\.(xid_\d+)", apart=1, rare=True),
     Kind(
         title="InfiniBand link errors",
         pattern=r"ib\.counters\.(.+)\.(?:symbol_error|link_error_recovery|link_downed"
         r"|local_link_integrity_errors)",
         apart=0.001,
+        rare=True,
     ),
     Kind(title="Link losses in 24 h", pattern=r"ib\.flap\.(.+)_losses_24h", apart=1),
-    Kind(title="RoCE discards", pattern=r"roce\.discards\.(.+)\.\w+", apart=1),
+    Kind(title="RoCE discards", pattern=r"roce\.discards\.(.+)\.rx_discards_phy", apart=1),
     Kind(title="NFS, a first answer", pattern=r"nfs\.alive\[(.+)\]\.\w+", apart=0.05),
     Kind(
         title="NFS, round trip of reads and writes",
@@ -162,6 +169,8 @@ def _trend(kind: Kind, unit: str, lines: Mapping[str, Sequence[Point]]) -> Trend
 
 def _far(peaks: Mapping[str, float], middle: float, kind: Kind) -> list[str]:
     """The nodes that are far from the median on the bad side; nobody is where there are few."""
+    if kind.rare:
+        return _most((n for n, value in peaks.items() if value >= kind.apart), peaks)
     if len(peaks) < 3:
         return []
     usual = 1.4826 * median(abs(value - middle) for value in peaks.values())

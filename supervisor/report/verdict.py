@@ -105,8 +105,11 @@ def hands_of(
 ) -> Iterator[Hand]:
     """What a person must see to, the most urgent first. Warnings can wait: they are not in it."""
     out = {n.name for n in every if n.excluded is not None}
+    failing = {n for p in problems if p.status is Status.FAIL for n in p.nodes}
     for problem in problems:
-        nodes = [node for node in problem.nodes if node not in out]
+        # What can't be asked of a node that fails may well come of that: mend this first.
+        seen_to = out if problem.status is Status.FAIL else out | failing
+        nodes = [node for node in problem.nodes if node not in seen_to]
         if nodes and problem.status in (Status.FAIL, Status.UNKNOWN):
             yield _hand(problem, nodes)
     stale = [n.name for n in every if n.name in old and n.name not in out]
@@ -117,7 +120,6 @@ def hands_of(
             what="not looked at for more than a day: what was said of it counts no more",
             do=f"superv preflight {names(stale)}",
         )
-    failing = {n for p in problems if p.status is Status.FAIL for n in p.nodes}
     for exclusion in exclusions:
         if exclusion.ended is None:
             yield from _of_exclusion(exclusion, failing, now)

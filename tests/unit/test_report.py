@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from click.testing import CliRunner
 
-from healthchecks.check import REGISTERED, Status
+from healthchecks.check import REGISTERED, Metric, Status
 from healthchecks.registry import registered
 from supervisor.cli.report import report as command
 from supervisor.core.errors import UserError
@@ -26,6 +27,7 @@ from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
 from supervisor.report.model import LONGEST, Outlier, Point, Trend, one_line
 from supervisor.report.text import text
+from supervisor.report.trends import KINDS
 from supervisor.report.words import amount
 from tests.hardware.weeks import DEFECTS, HOUR_S, NOW, finding, node_name, report, says, weeks
 
@@ -184,6 +186,36 @@ def test_nodes_far_from_the_others_are_named(page):
     assert (remaps.highest.value, remaps.highest.on) == (254, "gpu5")
     assert len(remaps.rest) == 62
     assert "NVLink errors between looks" in page.quiet
+
+
+def test_what_few_nodes_ever_tell_is_named_without_others_to_compare(empty):
+    xid = finding("xid", Status.FAIL, metrics={"xid_79": Metric(value=1)})
+    empty.record([replace(report(1, NOW), findings=[xid])], "sweep")
+    (trend,) = gather(empty, NOW + 60, NOW - DAY_S).trends
+    assert (trend.title, [o.node for o in trend.outliers]) == ("Xids", [node_name(1)])
+    assert "! node-001 1 xid_79" in text(gather(empty, NOW + 60, NOW), colour=False)
+
+
+def test_a_lost_gpu_is_one_thing_to_do_and_not_one_for_each_check(empty):
+    why = "gpu3: not asked: GPU is lost (15); see gpu.handle"
+    deaf = ("persistence", "mig", "ecc.mode", "pcie.link")
+    lost = [says("gpu.handle", Status.FAIL, "gpu3: GPU is lost", fix="reboot it")]
+    lost += [says(name, Status.UNKNOWN, why) for name in deaf]
+    empty.record([report(1, NOW), report(2, NOW)], "sweep")
+    empty.record([report(1, NOW + 60, lost)], "sweep")
+    page = gather(empty, NOW + 120, NOW - DAY_S)
+    assert [(h.who, h.do) for h in page.hands] == [(node_name(1), "reboot it")]
+    assert [(len(p.checks), p.status) for p in page.problems] == [
+        (1, Status.FAIL),
+        (4, Status.UNKNOWN),
+    ]
+    assert page.problems[1].title.endswith(" and 3 more")
+    assert [(t.also, t.status) for t in page.changes] == [(0, Status.FAIL), (3, Status.UNKNOWN)]
+
+
+def test_every_measurement_is_one_of_a_check_that_exists():
+    for kind in KINDS:
+        assert any(kind.pattern.startswith(re.escape(name)) for name in registered()), kind.pattern
 
 
 def test_an_empty_record_knows_nothing(empty):
@@ -374,7 +406,7 @@ def hostile(fleet):
         fix="z" * 5000,
         shared=EVIL,
     )
-    strange = type(found)(node=EVIL, at=NOW, findings=(bad, finding(EVIL, Status.WARN, seen=EVIL)))
+    strange = replace(found, node=EVIL, findings=(bad, finding(EVIL, Status.WARN, seen=EVIL)))
     fleet.record([found, strange], f"run {EVIL}")
     fleet.exclude(node_name(2), "w" * 5000 + " " + EVIL, EVIL, NOW, None)
     fleet.drained(EVIL, EVIL, NOW)
