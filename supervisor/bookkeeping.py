@@ -45,17 +45,20 @@ class Books:
         self._struck: set[tuple[str, float]] = set()  # exclusions of the run that are recorded
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fleet")
 
-    def record(self, report: str) -> None:
-        """Take in a health report; returns at once."""
+    def record(self, node: str, report: str) -> None:
+        """Take in the health report of a node; returns at once."""
         if not self._room.acquire(blocking=False):
             self._once(f"{self._path} is too slow: health reports of the run are not kept in it")
             return
-        self._thread.submit(self._quietly, lambda: self._record(report))
+        self._thread.submit(self._quietly, lambda: self._record(node, report))
 
-    def _record(self, report: str) -> None:
+    def _record(self, node: str, report: str) -> None:
         self._room.release()
+        read = parse(report)
+        if read.node != node:
+            raise UserError(f"the agent on {node} told of {read.node!r}: not recorded")
         with Fleet(self._path) as fleet:
-            fleet.record([parse(report)], self._origin)
+            fleet.record([read], self._origin)
 
     def _quietly(self, work: Callable[[], None]) -> None:
         try:

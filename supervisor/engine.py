@@ -79,7 +79,7 @@ class Engine:
         self._effects: Effects | None = None
         self._listeners: set[asyncio.Queue[Line]] = set()
         self.questions = Questions(channel, self._epoch, lambda: self.run, now)
-        self.record: Callable[[str], None] = lambda report: None  # takes health reports
+        self.record: Callable[[str, str], None] = lambda node, report: None  # takes health reports
         self._journaled_step = 0.0
         self._unjournaled: ev.Progress | None = None  # the newest step that was heard of
         self._rank_phases: dict[str, str] = {}  # by node, as beats told last
@@ -324,7 +324,7 @@ class Engine:
             return
         self.questions.answered(peer.node, looked)
         if looked.report:
-            self.record(looked.report)
+            self.record(peer.node, looked.report)
 
     # --- people -------------------------------------------------------------------------------
 

@@ -49,13 +49,19 @@ def desk(tmp_path: Path) -> Desk:
 
 def test_reports_go_in_and_exclusions_come_out(desk: Desk) -> None:
     assert desk.exchange() == {}  # no record yet: nobody is kept out
-    desk.books.record(report())
+    desk.books.record("n1", report())
     desk.settle()
     with Fleet(desk.path) as fleet:
         assert [(c.origin, c.finding) for c in fleet.changes(0)] == [("run moe", "fs.local")]
         fleet.exclude("n7", "bad link", "kim", T, None)
     assert desk.exchange() == {"n7": "bad link"}
     assert desk.notes == []
+
+
+def test_an_agent_speaks_for_its_own_node_only(desk: Desk) -> None:
+    desk.books.record("n2", report("n1"))
+    desk.settle()
+    assert not desk.path.exists() and "the agent on n2 told of 'n1'" in desk.notes[0]
 
 
 def test_whom_a_run_excludes_is_a_strike_once_whatever_engine_tells_it(desk: Desk) -> None:
@@ -96,13 +102,13 @@ def test_a_record_that_can_not_be_used_is_noted_once(
     desk = Desk(tmp_path / "deep/fleet.db")
     spoil(desk.path)
     for _ in range(3):
-        desk.books.record(report())
+        desk.books.record("n1", report())
     desk.settle()
     assert len(desk.notes) == 1 and said in desk.notes[0]
 
 
 def test_the_loop_never_waits_for_a_record_that_another_writer_holds(desk: Desk) -> None:
-    desk.books.record(report())
+    desk.books.record("n1", report())
     desk.settle()
     told: list[dict[str, str]] = []
 
@@ -112,7 +118,7 @@ def test_the_loop_never_waits_for_a_record_that_another_writer_holds(desk: Desk)
         )
         following = asyncio.ensure_future(desk.books.follow(lambda: run, told.append))
         await asyncio.sleep(0.05)  # the thread waits now; the loop runs on
-        desk.books.record(report("n2"))
+        desk.books.record("n2", report("n2"))
         assert not told
         other.execute("ROLLBACK")
         while not told:
@@ -142,14 +148,14 @@ def full(tmp_path: Path) -> Any:
 
 def test_a_full_disk_is_noted_and_what_was_written_stays(full: Path) -> None:
     desk = Desk(full / "fleet.db")
-    desk.books.record(report())
+    desk.books.record("n1", report())
     desk.settle()
     with open(full / "filler", "wb", buffering=0) as filler:  # noqa: SIM117
         with pytest.raises(OSError, match="No space"):
             while True:
                 filler.write(b"x" * 4096)
     for number in range(20):
-        desk.books.record(report(f"n{number}"))
+        desk.books.record(f"n{number}", report(f"n{number}"))
     desk.settle()
     assert len(desk.notes) == 1 and "full" in desk.notes[0]
     assert desk.exchange() == {}
