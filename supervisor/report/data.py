@@ -32,6 +32,7 @@ from supervisor.report.model import (
     one_line,
     some,
 )
+from supervisor.report.slower import slower_than_accepted
 from supervisor.report.trends import trends_of
 from supervisor.report.verdict import answer_of, groups_of, hands_of, run_hands, verdict_of
 
@@ -87,6 +88,7 @@ def gather(
         exclusions=exclusions,
         drains=drains,
         offenders=_offenders(fleet, now),
+        slower=slower_than_accepted(fleet, standing),
         trends_since=trends_since,
         trends=trends,
         quiet=quiet,

@@ -13,7 +13,7 @@ from healthchecks.registry import registered
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
 from supervisor.report.model import Cell, Page, count, names, one_line, printable, some
 from supervisor.report.text import LETTERS
-from supervisor.report.words import ago, amount, ends, point, span, when, zone
+from supervisor.report.words import ago, amount, ends, fallen, point, span, when, zone
 
 MOST_CHANGES = 200
 MOST_OFFENDERS = 30
@@ -61,6 +61,7 @@ def _environment() -> jinja2.Environment:
         "amount": amount,
         "point": point,
         "ends": ends,
+        "fallen": fallen,
         "count": count,
         "chart_at": {
             "width": WIDTH,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from supervisor.report.model import Page, Problem, count, names, one_line, some
-from supervisor.report.words import ends, point, when, zone
+from supervisor.report.words import ends, fallen, point, when, zone
 
 LONGEST = 300  # characters of one text
 MOST_CHANGES = 15
@@ -23,6 +23,7 @@ def markdown(page: Page) -> str:
         _changes(page),
         _out(page),
         _offenders(page),
+        _slower(page),
         _trends(page),
     )
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
@@ -144,6 +145,17 @@ def _offenders(page: Page) -> Iterator[str]:
         yield f"- **{plain(one.node)}** {count(one.strikes, 'strike')}: {plain(checks)}"
     if len(page.offenders) > MOST_OFFENDERS:
         yield f"- and {len(page.offenders) - MOST_OFFENDERS} more"
+
+
+def _slower(page: Page) -> Iterator[str]:
+    if not page.slower:
+        return
+    yield "### Slower than when accepted"
+    yield ""
+    for one in page.slower[:MOST_OFFENDERS]:
+        yield f"- **{plain(one.node)}** {plain(fallen(one))}"
+    if len(page.slower) > MOST_OFFENDERS:
+        yield f"- and {len(page.slower) - MOST_OFFENDERS} more"
 
 
 def _trends(page: Page) -> Iterator[str]:

@@ -143,6 +143,19 @@ class Offender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slower:
+    """A speed that has fallen since the node was accepted."""
+
+    node: str
+    what: str
+    unit: str
+    value: float
+    at: float
+    accepted: float
+    accepted_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """A measurement; `on` is the device that it was worst on."""
 
@@ -224,6 +237,7 @@ class Page:
     exclusions: tuple[Exclusion, ...]
     drains: tuple[Drained, ...]
     offenders: tuple[Offender, ...]
+    slower: tuple[Slower, ...]
     trends_since: float
     trends: tuple[Trend, ...]
     quiet: tuple[str, ...]  # measured, and nought on every node all the time

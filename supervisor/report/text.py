@@ -18,7 +18,7 @@ from supervisor.report.model import (
     one_line,
     some,
 )
-from supervisor.report.words import ago, amount, ends, point, when, zone
+from supervisor.report.words import ago, amount, ends, fallen, point, when, zone
 
 WIDTH = 100
 MOST_HANDS = 12
@@ -54,6 +54,7 @@ def text(page: Page, *, colour: bool) -> str:
         _exclusions(page),
         _drains(page),
         _offenders(page),
+        _slower(page),
         _trends(page),
     )
     lines: list[str] = []
@@ -267,6 +268,14 @@ def _offenders(page: Page) -> Iterator[str]:
         yield from _wrapped(checks, head, pad, 56)
     if len(page.offenders) > MOST_OFFENDERS:
         yield f"  and {len(page.offenders) - MOST_OFFENDERS} more"
+
+
+def _slower(page: Page) -> Iterator[str]:
+    if not page.slower:
+        return
+    yield _heading("slower than when accepted")
+    for one in page.slower:
+        yield from _wrapped(f"{one.node} {fallen(one)}", "  ", "    ", 4)
 
 
 def _trends(page: Page) -> Iterator[str]:

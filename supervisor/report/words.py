@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from supervisor.report.model import Exclusion, Point
+from supervisor.report.model import Exclusion, Point, Slower
 
 _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 
@@ -49,6 +49,15 @@ def amount(value: float, unit: str) -> str:
                 return f"{value / size:.3g} {prefix}{unit[1:]}"
     shown = f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
     return f"{shown} {unit}".rstrip()
+
+
+def fallen(one: Slower) -> str:
+    """How much slower, since when."""
+    share = 100 * (1 - one.value / one.accepted)
+    return (
+        f"{one.what}: {amount(one.value, one.unit)}, {share:.0f} % below the "
+        f"{amount(one.accepted, one.unit)} it was accepted with on {when(one.accepted_at)}"
+    )
 
 
 def point(one: Point, unit: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from healthchecks.check import REGISTERED, Metric, Status
 from healthchecks.registry import registered
+from healthchecks.report import Report
 from supervisor.cli.report import report as command
 from supervisor.core.errors import UserError
 from supervisor.core.policy import Policy
@@ -25,7 +26,7 @@ from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
-from supervisor.report.model import LONGEST, Outlier, Point, Trend, one_line
+from supervisor.report.model import LONGEST, Outlier, Point, Slower, Trend, one_line
 from supervisor.report.text import text
 from supervisor.report.trends import KINDS
 from supervisor.report.words import amount
@@ -174,6 +175,31 @@ def test_strikes_are_counted_by_check_and_day(empty):
     assert one.days[-4:] == (1, 1, 0, 1)
     assert sum(one.days) == one.strikes == empty.strikes(NOW + 600)[node_name(1)]
     assert (two.node, dict(two.checks)) == (node_name(2), {"named by a run": 1})
+
+
+def test_what_got_slower_since_it_was_accepted_is_told(empty):
+    def speeds(at, gemm, copies):
+        found = finding(
+            "deep.gemm", metrics={f"gpu{g}.gemm": Metric(value=v, unit="TFLOP/s") for g, v in gemm}
+        )
+        copy = finding("deep.bandwidth", metrics={"gpu0.h2d": Metric(value=copies, unit="GB/s")})
+        return Report(node="n1", at=at, findings=(found, copy), tags=("deep",))
+
+    empty.accept(speeds(NOW - DAY_S, [(0, 1500.0), (1, 1500.0)], 50.0))
+    empty.record([speeds(NOW, [(0, 1200.0), (1, 1490.0)], 60.0)], "accept")
+    page = gather(empty, NOW + 60, NOW - DAY_S)
+    (one,) = page.slower
+    assert (one.node, one.what, one.value, one.accepted) == (
+        "n1",
+        "deep.gemm gpu0.gemm",
+        1200,
+        1500,
+    )
+    for form in (text(page, colour=False), html(page), markdown(page).replace("\\", "")):
+        assert "1200 TFLOP/s, 20 % below the 1500 TFLOP/s" in form
+    assert gather(empty, NOW + 60, NOW).slower == page.slower
+    empty.accept(speeds(NOW, [(0, 1200.0)], 60.0))
+    assert gather(empty, NOW + 60, NOW).slower == ()
 
 
 def test_nodes_far_from_the_others_are_named(page):
@@ -459,7 +485,11 @@ def test_the_documentation_names_every_key(page):
     keys = {*told, *told["verdict"]}
     for part in ("hands", "rows", "problems", "changes", "exclusions", "drains", "offenders"):
         keys |= set(told[part][0])
-    keys |= set(told["trends"][0]) | set(told["rows"][0]["cells"]["nfs"])
+    keys |= (
+        {field.name for field in fields(Slower)}
+        | set(told["trends"][0])
+        | set(told["rows"][0]["cells"]["nfs"])
+    )
     assert keys <= named
 
 
