@@ -177,7 +177,7 @@ def _rows(
         row = Row(
             nodes=(node.name,),
             state=node.state,
-            stale=node.name in old,
+            stale=node.name in old and node.state != "excluded",
             since=node.since,
             looked_at=node.looked_at,
             strikes=node.strikes,

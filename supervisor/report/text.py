@@ -153,6 +153,8 @@ def _map(page: Page, paint: Paint) -> Iterator[str]:
     if not page.rows:
         return
     yield _heading("nodes by check") + "   F failed  ? unknown  w warning  . fine  - does not apply"
+    if any(row.stale for row in page.rows):
+        yield "  * not looked at for more than a day"
     told = [a for a in page.areas if any(_tells(row, a) for row in page.rows)]
     wide = min(24, max(len(_cut(names(row.nodes), 24)) for row in page.rows))
     room = (WIDTH - wide - 14) // 2
@@ -182,7 +184,7 @@ def _row(row: Row, areas: Sequence[str], wide: int, paint: Paint) -> str:
     for area in areas:
         cell = row.cells.get(area)
         cells.append(paint(cell.status, LETTERS[cell.status]) if cell else " ")
-    state = "stale" if row.stale else row.state
+    state = f"{row.state}*" if row.stale else row.state
     return f"  {_cut(names(row.nodes), wide):<{wide}}  {state:<9} " + " ".join(cells)
 
 

@@ -159,7 +159,7 @@ def test_what_was_seen_days_ago_is_no_knowledge(empty):
     (row,) = page.rows
     assert row.stale
     assert all(cell.stale for cell in row.cells.values())
-    assert "stale" in text(page, colour=False)
+    assert "node-002  healthy*" in text(page, colour=False)
     assert "stale, was healthy" in html(page)
 
 
