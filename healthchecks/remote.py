@@ -28,7 +28,7 @@ from supervisor.core.ports import JobState
 ANSWERS = "node.answers"  # the check whose finding says that a node gave no report
 DEADLINE_S = 60.0
 AROUND_S = 10.0  # of a deadline, for what is not the checks on the node: start, connect, collect
-SETTLE_S = 10.0  # for nodes whose step has ended to be idle again
+SETTLE_S = 15.0  # for nodes whose step has ended to be idle again
 SETTLE_LOOK_S = 0.5
 TRIES = 3  # nodes may be taken between Slurm's word and srun
 
@@ -255,31 +255,43 @@ class _Examination:
             self._answer(node, Way.SRUN, _no_answer(node, ended, left))
 
     async def _again(self, nodes: Sequence[str], last: str, tries: int, *, all_cpus: bool) -> None:
-        """A step was not granted, or one node cost the others theirs: ask these once more."""
-        try:
-            await self._settled(nodes, last)
-        except (TransientError, UserError) as error:
-            for node in nodes:
-                self._answer(node, Way.SRUN, _unknown(f"it was not asked again: {error}"))
-            return
-        ways = {node: way(self.places[node]) for node in nodes}
-        free = [node for node, (how, _) in ways.items() if how in (Way.SRUN, None)]
-        await self._leave_alone([(n, why) for n, (_, why) in ways.items() if n not in free], None)
-        async with asyncio.TaskGroup() as group:
-            for step in self._steps(free, all_cpus=all_cpus):
-                group.create_task(self._by_srun(step, tries))
+        """A step was not granted, or one node cost the others theirs: ask these once more.
 
-    async def _settled(self, nodes: Sequence[str], last: str) -> None:
-        """What Slurm says now, once the job of the last step has given the nodes back."""
-        until = min(self._end, time.monotonic() + SETTLE_S)
-        while True:
-            jobs = await self._slurm.jobs(name=last)
-            held = {n for job in jobs if job.state is JobState.RUNNING for n in job.nodes}
-            self.places |= await look_up(self._slurm, nodes, self._partition)
-            completing = any(self.places[node].word == "completing" for node in nodes)
-            if not (completing or held & set(nodes)) or time.monotonic() > until:
-                return
-            await asyncio.sleep(SETTLE_LOOK_S)
+        Each as soon as the job of that step has given it back: where one node does not answer,
+        Slurm takes its time with some of the others.
+        """
+        waiting = list(nodes)
+        until = min(self._end - AROUND_S, time.monotonic() + SETTLE_S)
+        async with asyncio.TaskGroup() as group:
+            while waiting:
+                try:
+                    held = await self._held(waiting, last)
+                except (TransientError, UserError) as error:
+                    for node in waiting:
+                        self._answer(node, Way.SRUN, _unknown(f"it was not asked again: {error}"))
+                    return
+                back = [node for node in waiting if node not in held]
+                ways = {node: way(self.places[node]) for node in back}
+                free = [node for node, (how, _) in ways.items() if how in (Way.SRUN, None)]
+                taken = [(n, why) for n, (_, why) in ways.items() if n not in free]
+                await self._leave_alone(taken, None)
+                for step in self._steps(free, all_cpus=all_cpus):
+                    group.create_task(self._by_srun(step, tries))
+                waiting = [node for node in waiting if node in held]
+                if waiting and time.monotonic() > until:
+                    for node in waiting:
+                        why = f"Slurm did not end the step before ({last}) there in time"
+                        self._answer(node, Way.SRUN, _unknown(why, "ask again"))
+                    return
+                if waiting:
+                    await asyncio.sleep(SETTLE_LOOK_S)
+
+    async def _held(self, nodes: Sequence[str], last: str) -> set[str]:
+        """Those of the nodes that the job of the last step still has; looks at all of them."""
+        jobs = await self._slurm.jobs(name=last)
+        held = {n for job in jobs if job.state is JobState.RUNNING for n in job.nodes}
+        self.places |= await look_up(self._slurm, nodes, self._partition)
+        return {n for n in nodes if n in held or self.places[n].word == "completing"}
 
     # --- ssh ---
 

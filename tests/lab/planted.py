@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,3 +163,8 @@ sed -u "1s|^{{|{{\\"root\\": \\"$root\\", |" | exec env \\
             lab.mount_fault("n23", self.folder / "n23/shared", "hung")
         if "n7" in self.trees:
             lab.poweroff("n7")
+            # Until Slurm knows, it starts steps there, and takes half a minute to end them.
+            end = time.monotonic() + 60
+            while "down" not in lab.run("ctl", ["sinfo", "-hNn", "n7", "-o%T"]).out:
+                assert time.monotonic() < end, "Slurm does not notice that n7 is off"
+                time.sleep(0.2)
