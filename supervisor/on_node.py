@@ -27,7 +27,8 @@ from supervisor.sweep import settle
 
 PROLOG_S = 2.0
 CACHED_S = 900.0  # an older verdict says nothing about now
-HEALTHCHECK_S = 45.0  # of the 60 s that Slurm grants
+HEALTHCHECK_S = 45.0  # of the 60 s that Slurm grants, shared out like this:
+LOOK_S, AGAIN_S, SLURM_S = 27.0, 7.0, 4.0  # Slurm is asked for the state, and to drain or resume
 Settings = Mapping[str, Mapping[str, Any]]
 
 
@@ -85,25 +86,22 @@ def healthcheck(
         tags=(tag,),
         node=node,
         folder=folder,
-        deadline_s=HEALTHCHECK_S * 0.7,
+        deadline_s=LOOK_S,
     )
     report = run(order)
     failed = [f.check for f in report.findings if drainable(f)]
     again = {}
     if failed:
-        second = replace(
-            order, checks=select(failed), folder=folder / "again", deadline_s=HEALTHCHECK_S * 0.2
-        )
+        second = replace(order, checks=select(failed), folder=folder / "again", deadline_s=AGAIN_S)
         again = {report.node: run(second)}
-    with Fleet(folder / "node.db") as fleet:
-        fleet.record([report], "healthcheck")
-        work = settle(
-            fleet, Slurm(deadline_s=5.0), site, {report.node: report}, again, looked=1, now=now
-        )
-        try:
+    try:
+        with Fleet(folder / "node.db") as fleet:  # a drain that is not recorded is a person's
+            fleet.record([report], "healthcheck")
+            slurm = Slurm(deadline_s=SLURM_S)
+            work = settle(fleet, slurm, site, {report.node: report}, again, looked=1, now=now)
             return report, asyncio.run(work)
-        except (TransientError, UserError) as error:
-            return report, [f"{report.node}: Slurm was not asked: {error}"]
+    except (TransientError, UserError, OSError) as error:
+        return report, [f"{report.node}: nothing is drained or resumed: {error}"]
 
 
 def log(text: str) -> None:
@@ -113,7 +111,7 @@ def log(text: str) -> None:
 
 
 def jobs_here(root: Path = Path("/")) -> bool:
-    """Whether a job's step runs on this node: a slurmstepd that is not one for a finished job."""
+    """Whether a job's step runs on this node: whether slurmd has started a slurmstepd."""
     for name in (root / "proc").glob("[0-9]*/comm"):
         try:
             if name.read_text().strip() == "slurmstepd":

@@ -26,20 +26,36 @@ def prolog(state: Path | None) -> None:
 
     Runs the checks that need milliseconds, and counts what the last full look of the last 15
     minutes found. Exit code 0: go; 1: the node has a fault of its own, Slurm drains it and requeues
-    the job. What can't be measured stops nothing. The reason goes to syslog and standard error.
+    the job. What can't be measured stops nothing, nor does a mistake in site.yaml. The reason goes
+    to syslog and standard error.
     """
+    try:
+        told = _forbidden(state)
+    except Exception as error:  # any other exit code than 0 drains the node: not for our own faults
+        _say("prolog", f"the node was not looked at, the job may begin: {error or repr(error)}")
+        return
+    if told:
+        _say("prolog", told)
+        sys.exit(1)
+
+
+def _forbidden(state: Path | None) -> str:
+    """What forbids a job here; empty where nothing does. Raises UserError."""
     from healthchecks.settings import merged
     from supervisor import app
-    from supervisor.on_node import log
     from supervisor.on_node import prolog as look
 
     name, folder = _setting(state)
     report, bad = look(name, merged(os.environ), folder, app.clock())
-    if bad:
-        told = "; ".join(f"{f.name}: {f.result.seen}" for f in bad)
-        log(f"prolog: {report.node}: {told}")
-        click.echo(f"superv: {report.node}: {told}", err=True)
-        sys.exit(1)
+    return "; ".join(f"{report.node}: {f.name}: {f.result.seen}" for f in bad)
+
+
+def _say(who: str, text: str) -> None:
+    from healthchecks.report import printable
+    from supervisor.on_node import log
+
+    log(f"{who}: {printable(text)}")
+    click.echo(f"superv: {printable(text)}", err=True)
 
 
 @click.command()
@@ -52,17 +68,22 @@ def healthcheck(state: Path | None) -> None:
     drains it, and two full looks without one lift that drain again; never another's. Exit code 0:
     nothing failed; 1: something did.
     """
-    from healthchecks.report import exit_code
+    from healthchecks.report import exit_code, printable
     from healthchecks.settings import merged
     from supervisor import app
     from supervisor.config import load_site
+    from supervisor.core.errors import UserError
     from supervisor.on_node import healthcheck as look
     from supervisor.on_node import jobs_here, log
 
     name, folder = _setting(state)
-    site = load_site(os.environ)
-    report, acts = look(name, merged(os.environ), site, folder, busy=jobs_here(), now=app.clock)
-    for line in acts:
-        log(f"healthcheck: {line}")
-        click.echo(line)
+    try:
+        site = load_site(os.environ)
+        report, acts = look(name, merged(os.environ), site, folder, busy=jobs_here(), now=app.clock)
+    except UserError as error:  # slurmd throws away what is printed
+        log(f"healthcheck: the node was not looked at: {printable(str(error))}")
+        raise
+    for line in (*(f"note: {note}" for note in report.notes), *acts):
+        log(f"healthcheck: {printable(line)}")
+        click.echo(printable(line))
     sys.exit(1 if exit_code(report) == 1 else 0)
