@@ -58,7 +58,7 @@ class Books:
         if read.node != node:
             raise UserError(f"the agent on {node} told of {read.node!r}: not recorded")
         with Fleet(self._path) as fleet:
-            fleet.record([read], self._origin)
+            fleet.record([read], self._origin, now=self._now())
 
     def _quietly(self, work: Callable[[], None]) -> None:
         try:

@@ -9,20 +9,33 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from healthchecks.check import Blame, Result, Status, worst
-from healthchecks.registry import registered
+from healthchecks.check import Result, Status
 from healthchecks.report import Finding, Report
 from supervisor.core.errors import TransientError, UserError
+from supervisor.fleet_rows import (
+    Change,
+    Drain,
+    Excluded,
+    Metrics,
+    NodeHealth,
+    Standing,
+    at_a_glance,
+    blame,
+    finding_of,
+)
+
+__all__ = ["Change", "Drain", "Excluded", "Fleet", "Metrics", "NodeHealth", "Standing", "blame"]
 
 DAY_S = 86_400.0
 STRIKES_OVER_S = 28 * DAY_S  # repeat offenders are counted over four weeks
 KEEP_S = 92 * DAY_S  # looks and changes older than this are dropped
+SKEW_S = 120.0  # a node's clock may be so far off
 WAIT_S = 10.0  # another writer is done by then
 
 _TABLES = """
@@ -46,72 +59,6 @@ CREATE TABLE IF NOT EXISTS drain (
 CREATE TABLE IF NOT EXISTS baseline (
   node TEXT PRIMARY KEY, at REAL NOT NULL, row TEXT NOT NULL);
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What a check says of a node at present."""
-
-    node: str
-    finding: Finding
-    since: float  # it has said so from then on
-    at: float  # and was last asked then
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A check said something else than before."""
-
-    node: str
-    at: float
-    origin: str  # sweep, preflight, run NAME, accept …
-    finding: str
-    was: Status | None  # None: it was never asked
-    status: Status
-    seen: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Excluded:
-    """Somebody, or a run, keeps a node out of new runs."""
-
-    node: str
-    since: float
-    until: float | None  # None: until somebody includes it
-    reason: str
-    who: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
-    """A drain in Slurm that superv set."""
-
-    node: str
-    at: float
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeHealth:
-    """A node at a glance."""
-
-    name: str
-    state: str  # healthy, degraded, failed, unknown, excluded
-    since: float
-    why: str
-    looked_at: float
-    strikes: int  # times that it failed by itself within 28 days
-    excluded: Excluded | None = None
-    drain: Drain | None = None
-
-
-_WORDS = {
-    Status.OK: "healthy",
-    Status.SKIP: "unknown",
-    Status.WARN: "degraded",
-    Status.FAIL: "failed",
-    Status.UNKNOWN: "unknown",
-}
 
 
 def _connected(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -176,17 +123,28 @@ class Fleet:
     # --- what was seen -------------------------------------------------------------------------
 
     def record(
-        self, reports: Iterable[Report], origin: str, *, compared: Collection[str] = ()
+        self,
+        reports: Iterable[Report],
+        origin: str,
+        *,
+        compared: Collection[str] = (),
+        now: float | None = None,
     ) -> list[Change]:
         """Take in reports; returns what changed by them.
 
+        `now`: this machine's time, where the reports are fresh; one that is far from it comes from
+        a node whose clock is wrong, and counts as of now. Else one report from the year 2040 would
+        make all others old.
         `compared`: the nodes whose reports were compared with others of their kind. What only
         comparison found (`driver[cohort]`, `driver[golden]`) is taken back by comparison only.
         """
         changes = []
         newest = 0.0
         with self._change():
-            for report in reports:
+            for told in reports:
+                report = told
+                if now is not None and abs(told.at - now) > SKEW_S:
+                    report = replace(told, at=now)
                 newest = max(newest, report.at)
                 self._look(report, origin)
                 changes += self._fold(report, origin, compared=report.node in compared)
@@ -297,7 +255,7 @@ class Fleet:
         where, values = ("WHERE node = ?", (node,)) if node is not None else ("", ())
         rows = self._rows(f"SELECT node, row, since, at FROM standing {where}", *values)  # noqa: S608
         return [
-            Standing(node=name, finding=_finding(json.loads(row)), since=since, at=at)
+            Standing(node=name, finding=finding_of(json.loads(row)), since=since, at=at)
             for name, row, since, at in rows
         ]
 
@@ -406,7 +364,7 @@ class Fleet:
         strikes = self.strikes(now)
         names = sorted({*standing, *excluded, *drains}, key=natural)
         return [
-            _at_a_glance(
+            at_a_glance(
                 name, standing.get(name, []), strikes.get(name, 0), excluded.get(name),
                 drains.get(name),
             )
@@ -498,61 +456,14 @@ class Fleet:
                 (report.node, report.at, json.dumps(report.document())),
             )
 
+    def accepted(self, node: str) -> float | None:
+        """When the node was last accepted; None where it never was."""
+        rows = self._rows("SELECT at FROM baseline WHERE node = ?", node)
+        return rows[0][0] if rows else None
+
     def baseline(self, node: str) -> Report | None:
         """What was measured when the node was last accepted; None where it never was."""
         from healthchecks.report import parse
 
         rows = self._rows("SELECT row FROM baseline WHERE node = ?", node)
         return parse(rows[0][0]) if rows else None
-
-
-Metrics = Mapping[str, tuple[float, str]]
-
-
-def blame(finding: Finding) -> Blame:
-    """Whose the finding is; what names a server or a switch is nobody's node."""
-    registered()  # checks say whose their failures are
-    return Blame(finding.whose())
-
-
-def _finding(row: Mapping[str, Any]) -> Finding:
-    from healthchecks.report import result_from
-
-    return Finding(
-        check=row["check"],
-        on=row.get("on", ""),
-        result=result_from(row),
-        took_s=row.get("took_s", 0.0),
-        blame=row.get("blame", ""),
-    )
-
-
-def _at_a_glance(
-    name: str,
-    standing: list[Standing],
-    strikes: int,
-    excluded: Excluded | None,
-    drain: Drain | None,
-) -> NodeHealth:
-    status = worst(s.finding.status for s in standing)
-    bad = sorted((s for s in standing if s.finding.status is status), key=lambda s: s.since)
-    looked_at = max((s.at for s in standing), default=0.0)
-    if excluded is not None:
-        state, since, why = "excluded", excluded.since, excluded.reason
-    elif status in (Status.OK, Status.SKIP):
-        state, since, why = _WORDS[status], max((s.since for s in standing), default=0.0), ""
-    else:
-        state, since = _WORDS[status], bad[0].since
-        why = f"{bad[0].finding.name}: {bad[0].finding.result.seen}"
-        if len(bad) > 1:
-            why += f" (and {len(bad) - 1} more)"
-    return NodeHealth(
-        name=name,
-        state=state,
-        since=since,
-        why=why,
-        looked_at=looked_at,
-        strikes=strikes,
-        excluded=excluded,
-        drain=drain,
-    )

@@ -96,7 +96,7 @@ def healthcheck(
         again = {report.node: run(second)}
     try:
         with Fleet(folder / "node.db") as fleet:  # a drain that is not recorded is a person's
-            fleet.record([report], "healthcheck")
+            fleet.record([report], "healthcheck", now=now())
             slurm = Slurm(deadline_s=SLURM_S)
             work = settle(fleet, slurm, site, {report.node: report}, again, looked=1, now=now)
             return report, asyncio.run(work)

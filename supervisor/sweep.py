@@ -110,7 +110,7 @@ async def sweep(
         raise TransientError(f"not all nodes were answered for within {late_s:.0f} s") from None
     there = {n: a.report for n, a in answers.items() if a.report is not None}
     judged = judge(there, registered(), golden)
-    changes = fleet.record(judged.reports.values(), ORIGIN, compared=judged.compared)
+    changes = fleet.record(judged.reports.values(), ORIGIN, compared=judged.compared, now=now())
     looked = sum(1 for a in answers.values() if a.answered)
     left_s = end - time.monotonic()
     try:

@@ -102,10 +102,11 @@ def _round(
 
 
 def _record(site: Site, reports: Mapping[str, Report]) -> None:
+    from supervisor import app
     from supervisor.fleet import Fleet
 
     with Fleet(site.fleet) as fleet:
-        fleet.record(reports.values(), "accept")
+        fleet.record(reports.values(), "accept", now=app.clock())
 
 
 def _accepted(site: Site, reports: Sequence[Report]) -> None:

@@ -81,11 +81,10 @@ def _row(node: NodeHealth) -> dict[str, Any]:
 
 def _history(fleet: Fleet, node: NodeHealth, since: float) -> dict[str, Any]:
     standing = [s for s in fleet.standing(node.name) if s.finding.status not in ("OK", "SKIP")]
-    baseline = fleet.baseline(node.name)
     return {
         "schema": 1,
         **_row(node),
-        "accepted": baseline.at if baseline is not None else None,
+        "accepted": fleet.accepted(node.name),
         "findings": [{**s.finding.document(), "since": s.since, "at": s.at} for s in standing],
         "changes": [
             {

@@ -158,12 +158,15 @@ def _enough_s(suite: Suite) -> float:
 
 def _recorded(judged: Judged, site: Site) -> list[str]:
     """Put what was found into the fleet record; a note where that can't be done."""
+    from supervisor import app
     from supervisor.core.errors import TransientError, UserError
     from supervisor.fleet import Fleet
 
     try:
         with Fleet(site.fleet) as fleet:
-            fleet.record(judged.reports.values(), "preflight", compared=judged.compared)
+            fleet.record(
+                judged.reports.values(), "preflight", compared=judged.compared, now=app.clock()
+            )
     except (TransientError, UserError) as error:
         return [f"not in the fleet record: {error}"]
     return []

@@ -178,3 +178,14 @@ def test_a_path_that_looks_like_an_address(tmp_path):
         made.record([report(finding())], "sweep")
     with Fleet(odd / "fleet.db", write=False) as reader:
         assert reader.nodes(T)[0].name == "n1"
+
+
+def test_a_node_whose_clock_is_wrong_makes_no_other_report_old(fleet):
+    fleet.record([report(finding(), node="n2")], "sweep", now=T)
+    late = T + 3 * KEEP_S
+    fleet.record([report(finding(status=Status.FAIL), at=late)], "sweep", now=T + 10)
+    assert fleet.nodes(T + 11)[0].since == T + 10 and len(fleet.series(0.0)) == 2
+    fleet.record([report(finding(), at=T - 9000)], "sweep", now=T + 20)
+    assert fleet.nodes(T + 21)[0].state == "healthy" and fleet.passes("n1", T + 15) == 1
+    fleet.record([report(finding(status=Status.WARN), at=T + 25)], "sweep", now=T + 30)
+    assert fleet.nodes(T + 31)[0].since == T + 25  # a clock that is right is believed
