@@ -364,7 +364,7 @@ async def engine_main(run_dir: runs.RunDir, ready: int) -> None:
         await asyncio.sleep(1.5)  # those who watch read the last lines
         server.close()
         following.cancel()
-        books.close()
+        books.close(engine.run)
         run_dir.socket.unlink(missing_ok=True)
         channel.close()
         journal.close()

@@ -41,6 +41,7 @@ class Books:
         self._path, self._origin = path, f"run {run}"
         self._now, self._note = now, note
         self._noted: set[str] = set()
+        self._closing = False
         self._room = threading.Semaphore(MOST_WAITING)
         self._struck: set[tuple[str, float]] = set()  # exclusions of the run that are recorded
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fleet")
@@ -54,6 +55,8 @@ class Books:
 
     def _record(self, node: str, report: str) -> None:
         self._room.release()
+        if self._closing:  # the engine is about to end, and waits for no more than it must
+            return
         read = parse(report)
         if read.node != node:
             raise UserError(f"the agent on {node} told of {read.node!r}: not recorded")
@@ -77,8 +80,7 @@ class Books:
         """Tell who is kept out, and record whom the run excludes, for as long as it lives."""
         loop = asyncio.get_running_loop()
         while True:
-            new = [x for x in run().excluded.values() if (x.node, x.since) not in self._struck]
-            found = await loop.run_in_executor(self._thread, self._exchange, new)
+            found = await loop.run_in_executor(self._thread, self._exchange, self._new(run()))
             if found is not None:
                 tell(found)
             await asyncio.sleep(LOOK_S)
@@ -87,20 +89,27 @@ class Books:
         """Who is kept out; None where that can't be read. Told twice, an exclusion counts once."""
         found: dict[str, str] | None = None
 
-        def strike() -> None:
-            with Fleet(self._path) as fleet:
-                for one in new:
-                    fleet.strike(one.node, self._origin, one.reason, one.since)
-                    self._struck.add((one.node, one.since))
-
         def read() -> None:
             nonlocal found
             found = barred(self._path, self._now())
 
         if new:
-            self._quietly(strike)
+            self._quietly(lambda: self._strike(new))
         self._quietly(read)
         return found
 
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def _new(self, run: Run) -> list[Exclusion]:
+        return [x for x in run.excluded.values() if (x.node, x.since) not in self._struck]
+
+    def _strike(self, new: Collection[Exclusion]) -> None:
+        with Fleet(self._path) as fleet:
+            for one in new:
+                fleet.strike(one.node, self._origin, one.reason, one.since)
+                self._struck.add((one.node, one.since))
+
+    def close(self, run: Run) -> None:
+        """Record whom the run excluded last; reports that wait are dropped."""
+        self._closing = True
+        if new := self._new(run):
+            self._thread.submit(self._quietly, lambda: self._strike(new))
+        self._thread.shutdown(wait=False)

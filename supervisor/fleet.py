@@ -27,7 +27,9 @@ from supervisor.fleet_rows import (
     Standing,
     at_a_glance,
     blame,
+    change_of,
     finding_of,
+    since_then,
 )
 
 __all__ = ["Change", "Drain", "Excluded", "Fleet", "Metrics", "NodeHealth", "Standing", "blame"]
@@ -56,6 +58,7 @@ CREATE TABLE IF NOT EXISTS exclusion (
   reason TEXT NOT NULL, who TEXT NOT NULL, lifted REAL, lifted_by TEXT);
 CREATE TABLE IF NOT EXISTS drain (
   id INTEGER PRIMARY KEY, node TEXT NOT NULL, at REAL NOT NULL, reason TEXT NOT NULL, lifted REAL);
+CREATE TABLE IF NOT EXISTS told (reader TEXT PRIMARY KEY, id INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS baseline (
   node TEXT PRIMARY KEY, at REAL NOT NULL, row TEXT NOT NULL);
 """
@@ -81,6 +84,9 @@ def _connected(path: Path, *, write: bool) -> sqlite3.Connection:
         if "locked" in str(error):
             raise TransientError(f"{path}: {error}") from error
         raise UserError(f"{path}: the fleet record can't be opened: {error}") from error
+
+
+_CHANGE = "node, at, origin, finding, was, status, seen"
 
 
 class Fleet:
@@ -262,24 +268,28 @@ class Fleet:
     def changes(self, since: float, node: str | None = None) -> list[Change]:
         """Newest first."""
         rows = self._rows(
-            "SELECT node, at, origin, finding, was, status, seen FROM change"
+            f"SELECT {_CHANGE} FROM change"  # noqa: S608
             " WHERE at >= ? AND (? IS NULL OR node = ?) ORDER BY at DESC, id DESC",
             since,
             node,
             node,
         )
-        return [
-            Change(
-                node=name,
-                at=at,
-                origin=origin,
-                finding=finding,
-                was=Status(was) if was else None,
-                status=Status(status),
-                seen=seen,
+        return [change_of(row) for row in rows]
+
+    def untold(self, reader: str) -> list[Change]:
+        """What has changed since this reader last asked, whoever found it; what came and went
+        meanwhile is left out. Oldest first.
+        """
+        with self._change():
+            rows = self._rows(
+                f"SELECT {_CHANGE} FROM change WHERE id >"  # noqa: S608
+                " COALESCE((SELECT id FROM told WHERE reader = ?), 0) ORDER BY id",
+                reader,
             )
-            for name, at, origin, finding, was, status, seen in rows
-        ]
+            self._db.execute(
+                "INSERT OR REPLACE INTO told SELECT ?, COALESCE(MAX(id), 0) FROM change", (reader,)
+            )
+        return since_then([change_of(row) for row in rows])
 
     def series(self, since: float, node: str | None = None) -> list[tuple[str, float, Metrics]]:
         """Measurements: (node, at, {"check.metric": [value, unit]}), oldest first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from healthchecks.check import Blame, Status, worst
@@ -84,6 +84,34 @@ def blame(finding: Finding) -> Blame:
     """Whose the finding is; what names a server or a switch is nobody's node."""
     registered()  # checks say whose their failures are
     return Blame(finding.whose())
+
+
+def change_of(row: Sequence[Any]) -> Change:
+    """A change from (node, at, origin, finding, was, status, seen). Raises ValueError."""
+    node, at, origin, finding, was, status, seen = row
+    before = Status(was) if was else None
+    return Change(
+        node=node,
+        at=at,
+        origin=origin,
+        finding=finding,
+        was=before,
+        status=Status(status),
+        seen=seen,
+    )
+
+
+def since_then(changes: Sequence[Change]) -> list[Change]:
+    """What they come to, by node and finding: from before the first to after the last."""
+    first: dict[tuple[str, str], Change] = {}
+    last: dict[tuple[str, str], Change] = {}
+    for change in changes:
+        key = (change.node, change.finding)
+        first.setdefault(key, change)
+        last[key] = change
+    both = [replace(change, was=first[key].was) for key, change in last.items()]
+    fine = (None, Status.OK, Status.SKIP)
+    return [c for c in both if c.was is not c.status and not (c.was in fine and c.status in fine)]
 
 
 def finding_of(row: Mapping[str, Any]) -> Finding:

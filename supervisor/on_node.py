@@ -99,7 +99,7 @@ def healthcheck(
             fleet.record([report], "healthcheck", now=now())
             slurm = Slurm(deadline_s=SLURM_S)
             work = settle(fleet, slurm, site, {report.node: report}, again, looked=1, now=now)
-            return report, asyncio.run(work)
+            return report, [act.text for act in asyncio.run(work)]
     except (TransientError, UserError, OSError) as error:
         return report, [f"{report.node}: nothing is drained or resumed: {error}"]
 

@@ -43,12 +43,27 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """What was done about a drain, or could not be."""
+
+    text: str  # one line
+    node: str = ""  # empty: it is about several
+    done: bool = False  # else it is advice, the same as in the last sweep perhaps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """What a sweep found and did."""
 
     answers: Mapping[str, Answer]
     changes: Sequence[Change]
-    acts: Sequence[str]  # drains and what came of them, one line each
+    acts: Sequence[Act]
+
+    @property
+    def news(self) -> list[str]:
+        """What the last sweep did not tell: what was done, and advice where something changed."""
+        nodes = {c.node for c in self.changes}
+        return [a.text for a in self.acts if a.done or a.node in nodes or (nodes and not a.node)]
 
     @property
     def worse(self) -> bool:
@@ -110,7 +125,8 @@ async def sweep(
         raise TransientError(f"not all nodes were answered for within {late_s:.0f} s") from None
     there = {n: a.report for n, a in answers.items() if a.report is not None}
     judged = judge(there, registered(), golden)
-    changes = fleet.record(judged.reports.values(), ORIGIN, compared=judged.compared, now=now())
+    fleet.record(judged.reports.values(), ORIGIN, compared=judged.compared, now=now())
+    changes = fleet.untold(ORIGIN)  # also what runs and people's preflights found meanwhile
     looked = sum(1 for a in answers.values() if a.answered)
     left_s = end - time.monotonic()
     try:
@@ -119,9 +135,9 @@ async def sweep(
             slurm = Slurm(deadline_s=END_S / 2, env=env)
             acts = await settle(fleet, slurm, site, judged.reports, again, looked, now)
     except TimeoutError:
-        acts = ["nothing was drained or resumed: the second look did not end in time"]
+        acts = [Act(text="nothing was drained or resumed: the second look did not end", done=True)]
     except (UserError, TransientError) as error:
-        acts = [f"nothing was drained or resumed: {error}"]
+        acts = [Act(text=f"nothing was drained or resumed: {error}", done=True)]
     return Sweep(answers=answers, changes=changes, acts=acts)
 
 
@@ -153,8 +169,8 @@ async def settle(
     again: Mapping[str, Report],
     looked: int,
     now: Callable[[], float],
-) -> list[str]:
-    """Drain what two looks found wrong, lift own drains that passed twice; a line for each act.
+) -> list[Act]:
+    """Drain what two looks found wrong, lift own drains that passed twice.
 
     Raises UserError, TransientError where Slurm does not say how its nodes are.
     """
@@ -175,33 +191,40 @@ async def settle(
         own=own,
         passes={node: fleet.passes(node, drain.at) for node, drain in own.items()},
     )
-    lines = [held] if held else []
+    acts = [Act(text=held)] if held else []
     for decision in decisions:
+        node = decision.node
         try:
-            lines.append(await _act(decision, fleet, slurm, site, now()))
+            text, done = await _act(decision, fleet, slurm, site, now())
         except TransientError as error:  # perhaps done: the next sweep sees it
-            lines.append(f"{decision.node}: {decision.act}: {error}; it is looked at next time")
-    return lines
+            text, done = f"{decision.act}: {error}; it is looked at next time", True
+        acts.append(Act(node=node, text=f"{node}: {text}", done=done))
+    return acts
 
 
-async def _act(decision: Decision, fleet: Fleet, slurm: Slurm, site: Site, now: float) -> str:
-    """Recorded first: an act that is not known of would look like a person's."""
+async def _act(
+    decision: Decision, fleet: Fleet, slurm: Slurm, site: Site, now: float
+) -> tuple[str, bool]:
+    """What came of it, and whether it was done.
+
+    Recorded first: an act that is not known of would look like a person's.
+    """
     node = decision.node
     if decision.act == "forget":
         fleet.undrained(node, now)
-        return f"{node}: the drain is superv's no longer: {decision.reason}"
+        return f"the drain is superv's no longer: {decision.reason}", True
     if site.drain != "on":
-        return f"{node}: would {decision.act} it ({decision.reason}): {command(decision)}"
+        return f"would {decision.act} it ({decision.reason}): {command(decision)}", False
     if decision.act == "drain":
         fleet.drained(node, decision.reason, now)
         if why := await slurm.drain(node, decision.reason):
             fleet.undrained(node, now)
-            return f"{node}: not drained: {why}; with the rights: {command(decision)}"
-        return f"{node}: drained: {decision.reason}"
+            return f"not drained: {why}; with the rights: {command(decision)}", False
+        return f"drained: {decision.reason}", True
     if why := await slurm.resume(node):
-        return f"{node}: not resumed: {why}; with the rights: {command(decision)}"
+        return f"not resumed: {why}; with the rights: {command(decision)}", False
     fleet.undrained(node, now)
-    return f"{node}: resumed: {decision.reason}"
+    return f"resumed: {decision.reason}", True
 
 
 def crontab_line(argv: Sequence[str], env: Mapping[str, str], every_min: int) -> str:
@@ -291,7 +314,7 @@ def document(found: Sweep) -> str:
                 }
                 for c in found.changes
             ],
-            "acts": list(found.acts),
+            "acts": [act.text for act in found.acts],
         },
         indent=2,
     )

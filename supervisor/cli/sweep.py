@@ -131,7 +131,7 @@ def _tell(found: Sweep) -> None:
     for change in found.changes:
         was = f" (was {change.was.value})" if change.was else ""
         lines.append(f"{change.status.value:<8}{change.node} {change.finding}{was}: {change.seen}")
-    lines += list(found.acts)
+    lines += [act.text for act in found.acts] if sys.stdout.isatty() else found.news
     if not lines and not sys.stdout.isatty():
         return
     reports = {n: a.report for n, a in found.answers.items() if a.report}

@@ -74,6 +74,15 @@ def test_whom_a_run_excludes_is_a_strike_once_whatever_engine_tells_it(desk: Des
         assert fleet.changes(0)[0].seen == "node-lost: silence"
 
 
+def test_whom_the_run_excludes_at_its_end_is_recorded_still(desk: Desk) -> None:
+    out = Exclusion(node="n1", reason="node-lost: silence", since=T, attempt=1)
+    run: Any = SimpleNamespace(excluded={"n1": out})
+    desk.books.close(run)
+    desk.books._thread.shutdown(wait=True)
+    with Fleet(desk.path) as fleet:
+        assert fleet.strikes(T) == {"n1": 1}
+
+
 def break_folder(path: Path) -> None:
     path.parent.rmdir()
     path.parent.write_text("no folder")

@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ class World:
             *(self.fleet, Slurm(env=self.env), self.site, by(first), by(second), 63),
             now=lambda: at,
         )
-        return asyncio.run(work)
+        return [act.text for act in asyncio.run(work)]
 
     @property
     def told(self) -> list[str]:
@@ -140,6 +141,10 @@ class Fleetful(World):
         self.put("scancel", "exit 0")
         self.nodes(n1="idle")
 
+    def drain(self, word: str) -> None:
+        told = yaml.safe_load((self.path / "site.yaml").read_text())
+        (self.path / "site.yaml").write_text(yaml.safe_dump(told | {"drain": word}))
+
     def nodes(self, **states: str) -> None:
         rows = [f"echo '{n}|main*|{word}|0/4/0/4|gpu:8|none'" for n, word in states.items()]
         brief = [f"echo '{n}|{word}|none'" for n, word in states.items()]
@@ -181,6 +186,25 @@ def test_a_drain_that_slurm_does_not_answer_loses_nothing_else(fleetful: Fleetfu
     again = fleetful.sweep()
     assert "the drain is superv's no longer: it is drained no longer" in again.stdout
     assert "n1: drained" in fleetful.sweep().stdout
+
+
+def test_what_runs_and_people_found_meanwhile_is_told_and_advice_once(fleetful: Fleetful) -> None:
+    fleetful.drain("off")
+    fleetful.sweep()
+    fleetful.bad.touch()
+    before = report("n1", Status.FAIL, time.time())
+    fleetful.fleet.record([before], "run moe")
+    fleetful.fleet.strike("n1", "run moe", "node-lost: silence", time.time())
+    told = fleetful.sweep()
+    assert told.returncode == 1
+    assert "FAIL    n1 fs.local[/] (was OK): 97 % used" in told.stdout
+    assert "FAIL    n1 run: node-lost: silence" in told.stdout
+    assert "n1: would drain it" in told.stdout
+    again = fleetful.sweep()
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "n1: would drain it" in fleetful.sweep("--json").stdout
+    fleetful.fleet.record([report("n1", Status.UNKNOWN, time.time())], "run moe")
+    assert fleetful.sweep().stdout == ""  # it fails, as before
 
 
 def test_one_that_is_under_way_is_not_disturbed(fleetful: Fleetful) -> None:
