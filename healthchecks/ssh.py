@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from paramiko import SSHClient
 
 SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")
+LATE_S = 2.0  # over the deadline, for a thread that keeps it by itself
 POLL_S = 0.5  # a worker looks so often whether it is still wanted
 
 
@@ -230,7 +231,14 @@ async def ask(
         end=time.monotonic() + deadline_s,
     )
     try:
-        return await _in_thread(visit.run)
+        async with asyncio.timeout(deadline_s + LATE_S):
+            return await _in_thread(visit.run)
+    except TimeoutError:  # before the connection: nothing there knows a deadline
+        return NoReport(
+            status=Status.UNKNOWN,
+            seen=f"ssh: nothing came of it within {deadline_s + LATE_S:.0f} s",
+            fix=f"here: does `getent hosts {node}` answer, and can ~/.ssh be read?",
+        )
     finally:
         visit.given_up = True
 

@@ -213,13 +213,18 @@ def test_one_that_is_under_way_is_not_disturbed(fleetful: Fleetful) -> None:
     assert done.returncode == 4 and "another sweep is under way" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "scancel", ["exit 0", pytest.param("exec sleep 600", marks=pytest.mark.soak)]
-)
-def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, scancel: str) -> None:
-    """srun and scancel, a host that takes connections and says nothing, the engine of a run."""
+@pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, more: bool) -> None:
+    """srun, a host that takes connections and says nothing, the engine of a run.
+
+    And more: scancel, and the home directory before ssh has so much as connected.
+    """
     fleetful.put("srun", "exec sleep 600")
-    fleetful.put("scancel", scancel)
+    home = fleetful.path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    if more:
+        fleetful.put("scancel", "exec sleep 600")
+        os.mkfifo(home / ".ssh/known_hosts")
     fleetful.nodes(n1="idle", localhost="down*", n3="allocated")
     job = f"7|{os.getuid()}|me|n3|superv-moe-0123ab-1"
     fleetful.put("squeue", f"echo '{job}'")
@@ -233,7 +238,7 @@ def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, scancel: str) -
         told = yaml.safe_load((fleetful.path / "site.yaml").read_text())
         told["ssh"] = {"port": mute.getsockname()[1], "connect_timeout_s": 2}
         (fleetful.path / "site.yaml").write_text(yaml.safe_dump(told))
-        done = fleetful.sweep("--deadline=10", "--json")
+        done = fleetful.sweep("--deadline=10", "--json", HOME=str(home))
     assert done.returncode == 1, done.stderr
     nodes = json.loads(done.stdout)["nodes"]
     seen = {n: row["report"]["results"][0] for n, row in nodes.items() if row["report"]}
