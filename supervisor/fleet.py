@@ -204,7 +204,10 @@ class Fleet:
             )
             if not same and not (old is None and finding.status in (Status.OK, Status.SKIP)):
                 changes.append(self._changed(report, origin, old, finding))
+        dark = {f.check for f in report.findings if not f.on and f.status is Status.UNKNOWN}
         for name, old in before.items():  # a target that is no more: a mount taken away
+            if old.finding.check in dark:
+                continue  # the check could not tell its targets
             if not compared and old.finding.on.endswith(("cohort", "golden")):
                 continue
             if old.finding.check in asked and name not in now and old.at <= report.at:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from supervisor import proc, wire
@@ -93,9 +93,8 @@ class Health:
             self._wanted.set()  # ranks came meanwhile: what they use was not idle any more
             return
         asked = {str(row["check"]) for row in document["results"]} | {NO_REPORT}
-        before = {f.check: f for f in self._told or ()}
         found = [fault_of(row) for row in document["results"] if _bad(row)]
-        faults = tuple(_last_known(fault, before.get(fault.check)) for fault in found)
+        faults = tuple(_last_known(found, self._told or ()))
         self._tell(faults + (self._but(asked) if tags == ("running",) else ()))
 
     def _but(self, asked: set[str]) -> tuple[Fault, ...]:
@@ -140,11 +139,17 @@ def _bad(row: Mapping[str, Any]) -> bool:
     return row["status"] in ("FAIL", "UNKNOWN", "WARN")
 
 
-def _last_known(fault: Fault, before: Fault | None) -> Fault:
-    """What failed and can't be measured now still fails: unknown cures nothing."""
-    if fault.status == "UNKNOWN" and before is not None and before.status == "FAIL":
-        return before
-    return fault
+def _last_known(found: Iterable[Fault], before: Iterable[Fault]) -> Iterator[Fault]:
+    """What failed and can't be measured now still fails: unknown cures nothing.
+
+    A check that can't tell its targets is unknown as a whole.
+    """
+    failed = [f for f in before if f.status == "FAIL"]
+    for fault in found:
+        same = [
+            f for f in failed if f.check == fault.check or f.check.startswith(f"{fault.check}[")
+        ]
+        yield from same if fault.status == "UNKNOWN" and same else [fault]
 
 
 def fault_of(row: Mapping[str, Any]) -> Fault:

@@ -197,6 +197,21 @@ def test_unknown_cures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     scripted(tmp_path, monkeypatch, story)
 
 
+def test_a_check_that_can_not_tell_its_targets_cures_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(node: Scripted) -> None:
+        row = {"check": "a.x", "on": "/shared", "status": "FAIL", "seen": "it"}
+        node.answer_file.write_text(json.dumps({"schema": 1, "results": [row]}))
+        assert await node.looks() == ("FAIL", {"a.x[/shared]": "FAIL"})
+        node.answers(a_x="UNKNOWN")
+        assert await node.looks() == ("FAIL", {"a.x[/shared]": "FAIL"})
+        node.answers(a_x="SKIP")
+        assert await node.looks() == ("OK", {})
+
+    scripted(tmp_path, monkeypatch, story)
+
+
 def test_beside_ranks_what_is_not_asked_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,3 +189,11 @@ def test_a_node_whose_clock_is_wrong_makes_no_other_report_old(fleet):
     assert fleet.nodes(T + 21)[0].state == "healthy" and fleet.passes("n1", T + 15) == 1
     fleet.record([report(finding(status=Status.WARN), at=T + 25)], "sweep", now=T + 30)
     assert fleet.nodes(T + 31)[0].since == T + 25  # a clock that is right is believed
+
+
+def test_a_check_that_can_not_tell_its_targets_cures_none(fleet):
+    fleet.record([report(finding(on="/a", status=Status.FAIL))], "sweep")
+    fleet.record([report(finding(status=Status.UNKNOWN), at=T + 1)], "sweep")
+    assert fleet.nodes(T + 2)[0].state == "failed"
+    fleet.record([report(finding(status=Status.SKIP), at=T + 3)], "sweep")
+    assert fleet.nodes(T + 4)[0].state == "unknown"  # nothing there that it applies to
