@@ -193,3 +193,5 @@ def _timer(argv: list[str], given: dict[str, str], every: int) -> None:
         raise UserError(f"{error.filename}: {error.strerror}; use cron, without --timer") from error
     click.echo(f"wrote superv-sweep.service and superv-sweep.timer to {folder}; now run")
     click.echo(f"  {how} daemon-reload && {how} enable --now superv-sweep.timer")
+    if os.geteuid() != 0:
+        click.echo("  loginctl enable-linger   # so that it runs while you are logged out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from runs import SAVE_EVERY, SETTINGS, Runs, runs, until  # noqa: F401
 
 from lab.cluster import Lab
+from supervisor import proc
 from supervisor.core import events as ev
 from supervisor.fleet import Fleet
 
@@ -64,5 +67,57 @@ def test_an_ill_node_gets_no_slot_and_one_that_falls_ill_is_named(
     with Fleet(runs.state / "fleet.db", write=False) as fleet:
         known = {n.name: n.state for n in fleet.nodes(0.0)}
     assert known == {"n1": "failed", "n2": "failed", "n3": known["n3"]} and known["n3"] != "failed"
+    runs.superv("stop", "--now", run.name)
+    run.until_ended("stopped")
+
+
+def state(lab: Lab, node: str) -> tuple[str, str]:
+    done = lab.run("ctl", ["sinfo", "-h", "-N", "-n", node, "-o", "%T|%E"], user="root")
+    word, _, reason = done.out.strip().partition("|")
+    return word, reason
+
+
+def test_a_sweep_drains_what_two_looks_found_and_knows_its_own_drain(
+    runs: Runs,  # noqa: F811
+    lab: Lab,
+) -> None:
+    lab.kmsg("n1", LOCKUP)
+    site = runs.home / "root.yaml"
+    site.write_text(f"state_dir: {runs.home}/root\ndrain: 'on'\n")
+    argv = [sys.executable, "-m", "supervisor.cli", "sweep", "n1"]
+    command = lab.enter("login", argv, user="root", cwd="/", env={"SUPERV_SITE": str(site)})
+    try:
+        first = proc.run_sync(command, deadline_s=60)
+        assert first.rc == 1 and "n1: drained: superv: kernel: a CPU was stuck" in first.out
+        word, reason = state(lab, "n1")
+        assert word == "drained" and reason.startswith("superv: kernel: a CPU was stuck")
+        again = proc.run_sync(command, deadline_s=60)  # through ssh now, and nobody lets it in
+        assert "a person" not in again.out and state(lab, "n1") == (word, reason)
+        words = ["scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=ops: CPU 3, RMA 12"]
+        assert lab.run("ctl", words, user="root").rc == 0
+        theirs = proc.run_sync(command, deadline_s=60)
+        assert "superv's no longer: a person's now: ops: CPU 3, RMA 12" in theirs.out
+        assert state(lab, "n1") == ("drained", "ops: CPU 3, RMA 12")
+    finally:
+        lab.run("ctl", ["scontrol", "update", "NodeName=n1", "State=RESUME"], user="root")
+    until(lambda: state(lab, "n1")[0] == "idle", "n1 in service again")
+
+
+def test_people_keep_nodes_out_of_a_run_and_a_sweep_asks_its_agents(
+    runs: Runs,  # noqa: F811
+    lab: Lab,
+) -> None:
+    typo = runs.superv("exclude", "n9", "--reason=link 3 flaps", rc=2)
+    assert "n9: Slurm knows no such node" in typo.err
+    runs.superv("exclude", "n[1-2]", "--reason=link 3 flaps", "--for=2d")
+    job = runs.ring(nodes=1, spares=0)
+    job["preflight"] = {"tags": ["running"], "running_s": 0}
+    run = runs.launch(job)
+    status = run.until_step(2)
+    assert [slot["node"] for slot in status["slots"]] == ["n3"]
+    told = json.loads(proc.run_sync(runs.enter("sweep", "n3", "--json"), deadline_s=60).out)
+    assert told["nodes"]["n3"]["asked"] == "agent"
+    assert told["nodes"]["n3"]["report"]["tags"] == ["running"]
+    assert run.status()["attempt"] == 1 and not run.status()["incidents"]
     runs.superv("stop", "--now", run.name)
     run.until_ended("stopped")
