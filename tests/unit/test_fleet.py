@@ -197,3 +197,20 @@ def test_a_check_that_can_not_tell_its_targets_cures_none(fleet):
     assert fleet.nodes(T + 2)[0].state == "failed"
     fleet.record([report(finding(status=Status.SKIP), at=T + 3)], "sweep")
     assert fleet.nodes(T + 4)[0].state == "unknown"  # nothing there that it applies to
+
+
+def test_a_reader_is_told_once_what_changed_whoever_found_it(fleet):
+    fleet.record([report(finding(status=Status.FAIL)), report(finding(), node="n2")], "preflight")
+    (change,) = fleet.untold("sweep")
+    assert (change.node, change.was, change.status) == ("n1", None, Status.FAIL)
+    assert fleet.untold("sweep") == []
+    fleet.record([report(finding(status=Status.FAIL), node="n2", at=T + 1)], "run moe")
+    fleet.record([report(finding(), node="n2", at=T + 2)], "run moe")  # came and went
+    fleet.record([report(finding(status=Status.UNKNOWN), at=T + 1)], "run moe")
+    fleet.record([report(finding(status=Status.WARN), at=T + 2)], "run moe")
+    (change,) = fleet.untold("sweep")
+    assert (change.node, change.was, change.status) == ("n1", Status.FAIL, Status.WARN)
+    fleet.record([report(finding(), at=T + KEEP_S + 9)], "run moe")
+    fleet.record([report(finding(), at=T + 3 * KEEP_S)], "run moe")  # nothing is left by now
+    fleet.record([report(finding(status=Status.FAIL), at=T + 3 * KEEP_S + 1)], "run moe")
+    assert [c.status for c in fleet.untold("sweep")] == [Status.FAIL]
