@@ -346,7 +346,7 @@ def test_what_was_forked_ahead_is_spared_with_the_starter_and_ends_with_it(
         waiting = await n.ahead()
         assert n.ranks is not None and n.starter.pid is not None
         assert await n.ranks.stop(0) == set()
-        assert {tree.state(pid) for pid in waiting} == {"S"}
+        assert not {tree.state(pid) for pid in waiting} & {None, "Z", "X"}
         os.kill(n.starter.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
             while n.starter.pids != {n.starter.pid}:
