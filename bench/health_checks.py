@@ -103,7 +103,7 @@ def in_memory() -> Iterator[Path]:
 
 MEASUREMENT = Measurement(
     name="health",
-    about="health checks: on one node without GPU, on 63 at once, and where NVML and a mount hang",
+    about="health checks: one node without GPU, 63 at once, and where NVML and a mount hang",
     columns=(
         Column(key="took", title="took", unit="s"),
         Column(key="cpu", title="CPU of a node", unit="s"),
