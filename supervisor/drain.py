@@ -102,6 +102,11 @@ def reason_for(findings: Sequence[Finding]) -> str:
     return (MARK + text)[: REASON_CHARS - len(more)].rstrip() + more
 
 
+def drained_for(reason: str) -> str:
+    """The finding that a reason of superv's names."""
+    return reason.removeprefix(MARK).partition(": ")[0]
+
+
 def command(decision: Decision) -> str:
     """What a person with the rights would type."""
     import shlex

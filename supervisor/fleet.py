@@ -333,12 +333,16 @@ class Fleet:
         )
         return [(at, tuple(tags.split(",")), Status(status)) for at, tags, status in rows]
 
-    def passes(self, node: str, since: float) -> int:
-        """How many of the newest looks with the preflight suite, after `since`, found no fault."""
+    def passes(self, node: str, since: float, *, unknown: bool = False) -> int:
+        """How many of the newest looks with the preflight suite, after `since`, found no fault.
+
+        With `unknown` also those in which something could not be measured.
+        """
+        good = (Status.OK, Status.WARN, *((Status.UNKNOWN,) if unknown else ()))
         count = 0
         for _, tags, status in self.looks(node, since):
             if "preflight" in tags:
-                if status not in (Status.OK, Status.WARN):
+                if status not in good:
                     break
                 count += 1
         return count

@@ -27,8 +27,9 @@ from launchers.slurm import NodeStatus, Slurm
 from supervisor.asking import agents
 from supervisor.config import Site
 from supervisor.core.errors import TransientError, UserError
-from supervisor.drain import Decision, command, decide, drainable
+from supervisor.drain import Decision, command, decide, drainable, drained_for
 from supervisor.fleet import Change, Fleet
+from supervisor.fleet_rows import Drain
 
 ORIGIN = "sweep"
 END_S = 10.0  # over the deadline: to cancel what hangs, and to drain
@@ -189,7 +190,7 @@ async def settle(
         looked=looked,
         slurm=states,
         own=own,
-        passes={node: fleet.passes(node, drain.at) for node, drain in own.items()},
+        passes={node: _passes(fleet, drain) for node, drain in own.items()},
     )
     acts = [Act(text=held)] if held else []
     for decision in decisions:
@@ -200,6 +201,20 @@ async def settle(
             text, done = f"{decision.act}: {error}; it is looked at next time", True
         acts.append(Act(node=node, text=f"{node}: {text}", done=done))
     return acts
+
+
+def _passes(fleet: Fleet, drain: Drain) -> int:
+    """Looks in a row without a fault since the drain's own check says that all is well.
+
+    What else could not be measured keeps no drain: on some nodes something never can be.
+    """
+    since = drain.at
+    for said in fleet.standing(drain.node):
+        if said.finding.name == drained_for(drain.reason):
+            if said.finding.status in (Status.FAIL, Status.UNKNOWN):
+                return 0
+            since = max(since, said.since - 0.001)  # the look that said so counts
+    return fleet.passes(drain.node, since, unknown=True)
 
 
 async def _act(

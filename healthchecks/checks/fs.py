@@ -21,6 +21,8 @@ def local_mounts(ctx: Ctx, **_options: object) -> list[str]:
         point, kind = left.split()[4], right.split()[0]
         if kind not in _TYPES or point.startswith(("/proc", "/sys", "/run/user")):
             continue
+        if point.endswith("//deleted"):
+            continue  # its folder is gone (mounted in another namespace too): no path leads there
         found.setdefault(left.split()[2], point.replace("\\040", " "))  # one for each device
     return sorted(set(found.values()))
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,3 +340,20 @@ def test_better_is_not_worse() -> None:
     assert found(Status.UNKNOWN, Status.FAIL) and found(Status.WARN, Status.FAIL)
     assert not found(Status.FAIL, Status.UNKNOWN) and not found(Status.FAIL, Status.WARN)
     assert not found(None, Status.WARN) and not found(Status.FAIL, Status.OK)
+
+
+def test_what_can_never_be_measured_keeps_no_drain_but_the_drains_own_check_does(
+    world: World,
+) -> None:
+    def blind(at: float, own: Status) -> Report:
+        other = Finding(check="roce.qos", result=Result(status=Status.UNKNOWN, seen="no dcb"))
+        return replace(report("n1", own, at), findings=(*report("n1", own).findings, other))
+
+    bad = report("n1", Status.FAIL)
+    world.settle([bad], [bad])
+    world.states(n1="drained|superv: fs.local[/]: 97 % used")
+    for at in (10, 20):
+        assert world.settle([blind(T + at, Status.UNKNOWN)], []) == []
+    assert world.settle([blind(T + 30, Status.OK)], []) == []
+    assert world.settle([blind(T + 40, Status.OK)], []) == ["n1: resumed: passed 2 times"]
+    assert world.fleet.drains() == {}
