@@ -823,3 +823,16 @@ def test_the_clock(adjtimex: Path, offset: int, error_us: int, status: int, seen
         check=True,
     )
     assert done.stdout.startswith(seen), done.stdout
+
+
+def test_a_mount_whose_folder_is_gone_is_none(tmp_path: Path) -> None:
+    """As it stays in a mount namespace that was made while it was there."""
+    from healthchecks.checks.fs import local_mounts
+    from healthchecks.context import Ctx, Memory
+    from tests.hardware.tree import empty
+
+    tree = empty(tmp_path)
+    lines = ["22 1 8:1 / / rw - ext4 /dev/sda1 rw", "99 22 0:50 / /srv/x//deleted rw - tmpfs x rw"]
+    tree.write("proc/self/mountinfo", "\n".join(lines))
+    ctx = Ctx(root=tree.root, node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
+    assert local_mounts(ctx) == ["/"]
