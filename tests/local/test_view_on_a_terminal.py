@@ -108,7 +108,7 @@ def test_a_view_sees_a_node_lost_and_the_end(home: Home, terminals: list[Termina
     view.expect(r"first new step: \d+")  # what happened before it came
     home.signal("local-2", signal.SIGSTOP)
     view.expect(r"local-2 suspected: silent")
-    view.expect(r"incident +node-lost, local-2: silence, and a second witness")
+    view.expect(r"incident +node-lost, local-2(: silence, and a second witness| at )")
     view.expect(r"excluded +local-2, since")
     home.superv("stop", "ring")
     view.expect(r"run ring is stopped: stopped by")
