@@ -61,6 +61,8 @@ class Finding:
             found["shared"] = result.shared
         if result.status in (Status.FAIL, Status.WARN, Status.UNKNOWN):
             found["blame"] = self.whose()
+            if (check := REGISTERED.get(self.check)) is not None and not check.drains:
+                found["drains"] = False
         return found | {"took_s": round(self.took_s, 4)}
 
 

@@ -155,7 +155,7 @@ def _last_known(found: Iterable[Fault], before: Iterable[Fault]) -> Iterator[Fau
 def fault_of(row: Mapping[str, Any]) -> Fault:
     """A row of a health report that is neither OK nor SKIP."""
     name = f"{row['check']}[{row['on']}]" if row.get("on") else str(row["check"])
-    own = row.get("blame", "node") == "node" and not row.get("shared")
+    own = row.get("blame", "node") == "node" and not row.get("shared") and row.get("drains", True)
     return Fault(check=name, status=row["status"], text=str(row["seen"])[:300], own=own)
 
 

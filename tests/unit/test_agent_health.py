@@ -240,3 +240,12 @@ def test_what_is_no_report_is_unknown(
         assert await node.looks() == ("UNKNOWN", {"health": "UNKNOWN"})
 
     scripted(tmp_path, monkeypatch, story)
+
+
+def test_a_check_that_does_not_drain_names_no_node() -> None:
+    from supervisor.agent.health import fault_of
+
+    row = {"check": "ib.counters", "status": "FAIL", "seen": "x", "blame": "node"}
+    assert fault_of(row).own
+    assert not fault_of({**row, "drains": False}).own
+    assert not fault_of({**row, "shared": "switch s"}).own
