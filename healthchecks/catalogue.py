@@ -35,8 +35,8 @@ kept the run from being a full one. Each of `results`:
 `{check, status, seen, expected, fix, metrics, took_s}`,
 `metrics` as `{name: {value, unit}}`, and where they apply `on` (the target: a mount point, a peer),
 `devices` (what is blamed), `facts` (what is compared with the other nodes), `shared` (the server or
-switch that other nodes would show too), `blame` (node, shared or user, of what is not fine), `drains`
-(false where a failure of the check alone neither drains its node nor names it in a run).
+switch that other nodes would show too), `blame` (node, shared or user, of what is not fine),
+`drains` (false where a failure of the check alone neither drains its node nor names it in a run).
 """
 
 
