@@ -454,6 +454,12 @@ class Fleet:
                 "INSERT INTO drain (node, at, reason) VALUES (?, ?, ?)", (node, now, reason)
             )
 
+    def forget(self, node: str) -> None:
+        """A node that is no more: everything about it goes, its history too."""
+        with self._change():
+            for table in ("look", "standing", "change", "exclusion", "drain", "baseline"):
+                self._db.execute(f"DELETE FROM {table} WHERE node = ?", (node,))  # noqa: S608
+
     def undrained(self, node: str, now: float) -> None:
         with self._change():
             self._db.execute(

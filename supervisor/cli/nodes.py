@@ -23,7 +23,8 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 @click.argument("node", required=False)
 @click.option("--all", "everything", is_flag=True, help="Also list the healthy nodes one by one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
-def nodes(node: str | None, everything: bool, as_json: bool) -> None:
+@click.option("--forget", is_flag=True, help="Take NODE out of the record: it is no more.")
+def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> None:
     """Show what is known of the nodes, or of NODE with its history of 28 days."""
     import json
     import os
@@ -32,6 +33,9 @@ def nodes(node: str | None, everything: bool, as_json: bool) -> None:
     from supervisor.fleet import STRIKES_OVER_S
 
     now = app.clock()
+    if forget:
+        _forget(node, now)
+        return
     with _open(write=False) as fleet:
         every = fleet.nodes(now)
         if node is not None:
@@ -44,6 +48,18 @@ def nodes(node: str | None, everything: bool, as_json: bool) -> None:
             lines = _table(every, everything=everything)
     plain = bool(os.environ.get("NO_COLOR"))  # https://no-color.org
     click.echo("\n".join(lines), color=False if plain else None)
+
+
+def _forget(node: str | None, now: float) -> None:
+    from supervisor.core.errors import UserError
+
+    if node is None:
+        raise UserError("--forget needs the name of a node")
+    with _open(write=True) as fleet:
+        if node not in {n.name for n in fleet.nodes(now)}:
+            _missing(node, fleet.nodes(now))
+        fleet.forget(node)
+    click.echo(f"{node} is no longer in the fleet record")
 
 
 def _open(*, write: bool) -> Fleet:

@@ -168,3 +168,13 @@ def test_a_node_is_included_once_it_has_passed_or_by_force(place: Place) -> None
     assert "not passed" in place.refused(include, "n2")
     assert place.do(include, "n[2-3]", "--force").exit_code == 0
     assert "n1: not excluded" in place.refused(include, "n1")
+
+
+def test_a_node_that_left_the_cluster_is_forgotten(place: Place) -> None:
+    place.fleet.record([report("n1", Status.FAIL), report("n2")], "sweep")
+    place.fleet.exclude("n1", "gone", "ops", app.clock(), None)
+    assert "n1 is no longer in the fleet record" in place.do(nodes, "n1", "--forget").output
+    assert [n.name for n in place.fleet.nodes(app.clock())] == ["n2"]
+    assert place.fleet.changes(0.0) == [] and place.fleet.looks("n1", 0.0) == []
+    assert "needs the name" in place.refused(nodes, "--forget")
+    assert "not in the fleet record" in place.refused(nodes, "n1", "--forget")
