@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 # on two cores; whoever is done with its share takes over from another.
 PYTEST := $(BIN)/python -m pytest -n 4 --dist worksteal
 APT := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge \
-       iproute2 nftables libfuse3-3 python3-venv shellcheck gcc libc6-dev openssh-server chromium
+       iproute2 nftables libfuse3-3 python3-venv shellcheck
+# For the tests alone: stand-ins for NVML and libibverbs are compiled, ssh needs its server (an
+# ordinary installation of it, which Debian starts), the report is looked at in a browser.
+test soak: APT += gcc libc6-dev openssh-server chromium
 
 .PHONY: demo test soak lint bench clean packages
 .DELETE_ON_ERROR:
