@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Status, check
+from healthchecks.check import Findings, Result, Skip, Status, check
 from healthchecks.context import Ctx
 from supervisor.core.setting import About
 
@@ -52,7 +52,12 @@ def fs_local(
     _writable(ctx, mount, found)
     _errors(ctx, mount, found)
     ctx.doing(f"statvfs {mount}")
-    stat = os.statvfs(ctx.path(mount))
+    try:
+        stat = os.statvfs(ctx.path(mount))
+    except PermissionError:  # a container's, another user's: nothing of this user's fills it
+        if found.result("").status is Status.OK:
+            raise Skip(f"{mount} lies where this user may not go") from None
+        return found.result("")
     size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
     for what, total, left in (("space", size, free), ("inodes", stat.f_files, stat.f_favail)):
         if total == 0:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -836,3 +837,27 @@ def test_a_mount_whose_folder_is_gone_is_none(tmp_path: Path) -> None:
     tree.write("proc/self/mountinfo", "\n".join(lines))
     ctx = Ctx(root=tree.root, node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
     assert local_mounts(ctx) == ["/"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_mount_where_the_user_may_not_go_is_left_out() -> None:
+    """An agent is an ordinary user; containers mount below folders of mode 0700."""
+    from healthchecks.check import Skip
+    from healthchecks.checks.fs import fs_local
+    from healthchecks.context import Ctx, Memory
+
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "proc/self").mkdir(parents=True)
+        line = "22 1 8:1 / /closed/in rw - tmpfs x rw"
+        (root / "proc/self/mountinfo").write_text(line)
+        (root / "closed/in").mkdir(parents=True)
+        (root / "closed").chmod(0o700)
+        ctx = Ctx(root=root, node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
+        os.seteuid(65534)
+        try:
+            with pytest.raises(Skip, match="lies where this user may not go"):
+                fs_local(ctx, "/closed/in")
+        finally:
+            os.seteuid(0)
