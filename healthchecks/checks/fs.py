@@ -54,9 +54,11 @@ def fs_local(
     ctx.doing(f"statvfs {mount}")
     try:
         stat = os.statvfs(ctx.path(mount))
-    except PermissionError:  # a container's, another user's: nothing of this user's fills it
+    except (PermissionError, FileNotFoundError) as error:  # nothing of this user's fills it
         if found.result("").status is Status.OK:
-            raise Skip(f"{mount} lies where this user may not go") from None
+            closed = isinstance(error, PermissionError)
+            why = "lies where this user may not go" if closed else "is hidden by a mount over it"
+            raise Skip(f"{mount} {why}") from None
         return found.result("")
     size, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
     for what, total, left in (("space", size, free), ("inodes", stat.f_files, stat.f_favail)):

@@ -852,9 +852,11 @@ def test_a_mount_where_the_user_may_not_go_is_left_out() -> None:
         (root / "proc/self").mkdir(parents=True)
         line = "22 1 8:1 / /closed/in rw - tmpfs x rw"
         (root / "proc/self/mountinfo").write_text(line)
+        ctx = Ctx(root=root, node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
+        with pytest.raises(Skip, match="is hidden by a mount over it"):
+            fs_local(ctx, "/closed/in")
         (root / "closed/in").mkdir(parents=True)
         (root / "closed").chmod(0o700)
-        ctx = Ctx(root=root, node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
         os.seteuid(65534)
         try:
             with pytest.raises(Skip, match="lies where this user may not go"):
