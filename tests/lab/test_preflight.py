@@ -181,7 +181,8 @@ def test_every_node_is_asked_in_the_way_that_it_can_be(lab: Lab, home: Home) -> 
         assert report["node"] == node
         assert "fs.local" in {r["check"] for r in report["results"]}
     verdict = told["verdict"]
-    assert verdict.startswith("1 failed: n3; 2 of 6 nodes can be used"), [(c["check"], c["seen"]) for c in told["causes"]]
+    why = [(cause["check"], cause["seen"]) for cause in told["causes"]]
+    assert verdict.startswith("1 failed: n3; 2 of 6 nodes can be used"), why
     assert "2 unknown: n[2,5]" in told["verdict"]
     assert page.rc == 0 and "1 of 2 nodes can be used; 1 left alone" in page.out
     assert "left alone  n4: busy: job" in page.out
