@@ -124,7 +124,10 @@ def all_clear(t: Turn) -> None:
 
 def collected(t: Turn, event: ev.Collected) -> None:
     if t.run.incidents and t.run.incidents[-1].attempt == event.attempt:
-        t.incident(evidence=(*t.run.incidents[-1].evidence, *event.evidence))
+        before = t.run.incidents[-1].evidence
+        known = {(e.node, e.source, e.text) for e in before}  # an order that was repeated
+        new = [e for e in event.evidence if (e.node, e.source, e.text) not in known]
+        t.incident(evidence=(*before, *new))
 
 
 def triage(t: Turn) -> None:

@@ -628,3 +628,13 @@ def test_evidence_collected_is_kept_with_its_incident():
     assert p.incident.evidence[-1] == seen
     p.again()
     assert rebuilt(p.events) == p.run
+
+
+def test_what_is_collected_twice_is_evidence_once():
+    p = Play().to(Phase.RUNNING)
+    p.exit(1)
+    (order,) = [a for a in p.run.pending.values() if isinstance(a, do.Collect) and a.node == "n1"]
+    for at in (1.0, 3.0):
+        seen = Evidence(node="n1", at=at, source="stacks", text="rank 0 is stopped by a signal")
+        p.reply(order, evidence=(seen,))
+    assert [e.text for e in p.incident.evidence].count("rank 0 is stopped by a signal") == 1
