@@ -30,9 +30,10 @@ THROUGH_SLURM = 5
 def run(setup: Setup) -> Iterator[Sample]:
     if os.geteuid() != 0:
         raise NotMeasuredError("a lab needs root")
-    for tag in ("preflight", "running", "prolog"):
-        for _ in range(ALONE):
-            yield alone(f"this machine, {tag}", [sys.executable, "-I", "-m", "healthchecks"], tag)
+    with tempfile.TemporaryDirectory() as folder:
+        for tag in ("preflight", "running", "prolog"):
+            for _ in range(ALONE):
+                yield alone(f"this machine, {tag}", tag, folder)
     sys.path.insert(0, str(REPO / "tests/lab"))
     from planted import Planted
 
@@ -46,11 +47,12 @@ def run(setup: Setup) -> Iterator[Sample]:
             yield through_slurm(there, planted.site, "63 nodes, one hangs")
 
 
-def alone(case: str, argv: list[str], tag: str) -> Sample:
+def alone(case: str, tag: str, folder: str) -> Sample:
     """One look, from the start of its interpreter to its end."""
     before = os.times()
     began = time.perf_counter()
-    order = json.dumps({"tags": [tag], "root": "/", "folder": "/var/tmp/superv-bench-health"})
+    order = json.dumps({"tags": [tag], "root": "/", "folder": folder})
+    argv = [sys.executable, "-I", "-m", "healthchecks"]
     done = subprocess.run(argv, input=order + "\n", capture_output=True, text=True, check=True)
     took = time.perf_counter() - began
     after = os.times()

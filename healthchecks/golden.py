@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from healthchecks.registry import registered, select
+from healthchecks.registry import named
 from supervisor.config.document import At, parse, read_text
 from supervisor.config.site import read_settings
-from supervisor.core.errors import UserError
 
 HEAD = """\
 # What nodes of one kind are to be like: check (with its target) → fact → value.
@@ -20,10 +19,7 @@ def load(path: Path) -> dict[str, dict[str, str]]:
     """Raises UserError, with file and line, for what is no profile."""
     found = {}
     for name, facts in read_settings(parse(read_text(path), path), At(file=path)).items():
-        check = name.partition("[")[0]
-        if check not in registered():
-            select([check])  # raises, with a guess
-            raise UserError(f"{path}: {name}: is a group; name one check")
+        named(name.partition("[")[0], str(path))
         found[name] = {fact: str(value) for fact, value in facts.items()}
     return found
 

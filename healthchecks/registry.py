@@ -100,6 +100,18 @@ def select(names: Sequence[str] = (), tags: Iterable[str] = ()) -> list[Check]:
     return chosen
 
 
+def named(name: str, where: str) -> Check:
+    """One check by its whole name. Raises UserError that begins with `where` it was written."""
+    every = registered()
+    if name not in every:
+        if any(known.startswith(f"{name}.") for known in every):
+            raise UserError(f"{where}: {name} is a group; name one check")
+        raise UserError(
+            f"{where}: no check {name!r}{_guess(name, every)}; superv check --list shows all"
+        )
+    return every[name]
+
+
 def _guess(name: str, known: Iterable[str]) -> str:
     from supervisor.config.schema import did_you_mean
 

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from healthchecks.registry import registered, select
+from healthchecks.registry import named, settings_for
 from supervisor.config import load_site
 from supervisor.core.errors import UserError
 
@@ -17,21 +17,20 @@ def merged(env: Mapping[str, str], sets: Sequence[str] = ()) -> dict[str, dict[s
     """By check and key, as JSON could carry it to another node. Raises UserError."""
     found: dict[str, dict[str, Any]] = {}
     for name, values in load_site(env).checks.items():
-        if name not in registered():
-            select([f"{name}"])  # raises, with a guess
-            raise UserError(f"site.yaml: checks.{name}: is a group; name one check")
+        check = named(name, "site.yaml: checks")
+        try:
+            settings_for(check, values)
+        except UserError as error:
+            raise UserError(f"site.yaml: checks: {error}") from error
         found[name] = dict(values)
     for given in sets:
         place, equals, value = given.partition("=")
-        check, dot, key = place.rpartition(".")
-        if not (equals and dot and check):
+        name, dot, key = place.rpartition(".")
+        if not (equals and dot and name):
             raise UserError(f"--set {given}: expected CHECK.KEY=VALUE, as fs.local.warn_percent=80")
-        if check not in registered():
-            select([check])
-            raise UserError(f"--set {given}: {check} is a group; name one check")
-        option = registered()[check].options().get(key)
+        option = named(name, f"--set {given}").options().get(key)
         several = option is not None and typing.get_origin(option.hint) is tuple
-        found.setdefault(check, {})[key] = _several(given, value) if several else value
+        found.setdefault(name, {})[key] = _several(given, value) if several else value
     return found
 
 

@@ -20,7 +20,11 @@ COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta",
 @click.argument("names", metavar="[CHECK]…", nargs=-1)
 @click.option("--tags", help="The suites to run, with commas; preflight where nothing is named.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
-@click.option("--root", type=click.Path(path_type=Path), help="Read /proc and /sys below here.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Read /proc and /sys below here.",
+)
 @click.option("--state", type=click.Path(path_type=Path), help="Keep counters between runs here.")
 @click.option("--deadline", type=float, help="Seconds for all of it; 60, deep suites longer.")
 @click.option("--list", "listing", is_flag=True, help="Show the checks and their settings.")

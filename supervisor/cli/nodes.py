@@ -186,16 +186,16 @@ def _page(told: dict[str, Any]) -> list[str]:
     return [_cut(line, WIDTH) for line in lines]
 
 
-def duration(text: str) -> float:
+def duration(text: str, option: str) -> float:
     """Seconds of `90m`, `12h`, `2d`, `1w`. Raises UserError."""
     from supervisor.core.errors import UserError
 
     read = re.fullmatch(r"([0-9]{1,5})([mhdw])", text)
     if read is None:
-        raise UserError(f"--for {text}: no duration; write 90m, 12h, 2d or 1w")
+        raise UserError(f"{option} {text}: no duration; write 90m, 12h, 2d or 1w")
     seconds = int(read[1]) * _UNITS[read[2]]
     if not 60 <= seconds <= LONGEST_S:
-        raise UserError(f"--for {text}: expected 1m to 366d; without --for it has no end")
+        raise UserError(f"{option} {text}: expected 1m to 366d")
     return seconds
 
 
@@ -267,7 +267,7 @@ def exclude(node_list: str, reason: str, period: str | None) -> None:
 
     names, why = named(node_list), _worded(reason)
     now = app.clock()
-    until = now + duration(period) if period is not None else None
+    until = now + duration(period, "--for") if period is not None else None
     if unsure := _known(names):
         click.echo(f"superv: note: whether there are such nodes is not known: {unsure}", err=True)
     with _open(write=True) as fleet:

@@ -55,7 +55,7 @@ def _gathered(run_name: str | None, since: str) -> Page:
 
     site = load_site(os.environ)
     now = app.clock()
-    start = now - duration(since)
+    start = now - duration(since, "--since")
     status, need = None, 0
     if run_name is not None:
         run = runs.find(site.state_dir, run_name)

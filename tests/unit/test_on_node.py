@@ -156,6 +156,7 @@ def test_a_hung_mount_and_a_hung_command_cost_their_deadline(node: Node, command
     hung = by_name[f"nfs.alive[{folder}]"]
     assert hung["status"] in ("FAIL", "UNKNOWN"), hung
     if tag == "preflight":  # else a job's step runs on this machine: another test's
-        assert by_name["slurm.drift[]"]["status"] == "UNKNOWN"
+        drift = by_name["slurm.drift[]"]  # it does not apply where no slurmd runs
+        assert drift["status"] == "UNKNOWN" or "slurmd does not run here" in drift["seen"]
     if command == "healthcheck":
         assert "nothing is drained" in done.stdout
