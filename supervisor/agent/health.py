@@ -22,6 +22,7 @@ from supervisor.core.types import Fault
 IDLE_TIMES = 5  # spares run the whole preflight suite so much less often than `running` …
 NO_REPORT = "health"  # the check whose fault says that there is no report
 AFTER_EXIT_S = 5.0  # … and a rank's bad end is looked into at once, but not more often than this
+AGAIN_S = 60.0  # between looks at a node that did not pass, where no other period is set
 SLACK_S = 3.0  # over the checks' own deadline: interpreter start, and the way back
 
 
@@ -71,9 +72,11 @@ class Health:
 
     def _pause(self) -> float | None:
         """Seconds until the next look; None: only when there is a reason."""
-        if self._plan is None or not self._plan.running_s:
+        if self._plan is None:
             return None
         well = self._told is not None and worst(self._told) in ("OK", "WARN")
+        if not self._plan.running_s:  # but who is not well may pass again
+            return AGAIN_S if self._plan.tags and not well and not self._busy() else None
         return self._plan.running_s * (IDLE_TIMES if well and not self._busy() else 1)
 
     async def _look(self, plan: wire.Health) -> None:

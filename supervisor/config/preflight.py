@@ -25,7 +25,7 @@ class Preflight:
         default=60.0,
         metadata=about(
             "How often the `running` suite runs beside the ranks; spares pass their suites every "
-            "fifth time. 0: never.",
+            "fifth time. 0: never; a node that did not pass is looked at every minute then.",
             unit="s",
             least=0,
             most=86_400,

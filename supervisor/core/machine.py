@@ -24,7 +24,15 @@ from supervisor.core.membership import (
     submitted,
 )
 from supervisor.core.people import quarantine_asked, resume_asked
-from supervisor.core.placement import ask, missing, place, prepared, ranks_started, usable
+from supervisor.core.placement import (
+    ask,
+    missing,
+    place,
+    prepared,
+    ranks_started,
+    usable,
+    waiting_for_shared,
+)
 from supervisor.core.recovery import (
     all_clear,
     answering,
@@ -99,8 +107,17 @@ def due(t: Turn, event: ev.Due) -> None:
     waited = f"{t.at - t.run.since:.0f} s"
     if event.what == "gather":
         have, need = len(usable(t.run)), t.run.spec.nodes
+        shared = waiting_for_shared(t.run)
         if have >= need:
             place(t)
+        elif have + len(shared) >= need:  # the world's fault: no run is held for that
+            fault = shared[0].faults[0]
+            reason = f"waiting for what nodes share: {fault.check}: {fault.text}"
+            t.phase(
+                Phase.GATHERING,
+                f"{reason} ({len(shared)} nodes)",
+                (t.run.spec.policy.gather_limit_s, "gather"),
+            )
         else:
             why = f"{have} of {need} nodes are usable after {waited}"
             end(t, Phase.HELD, f"{t.run.reason}; {why}{missing(t.run)}")

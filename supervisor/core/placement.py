@@ -40,6 +40,19 @@ def unchecked(run: Run, node: Node) -> bool:
     return run.spec.preflight and not node.health
 
 
+def waiting_for_shared(run: Run) -> list[Node]:
+    """Nodes that would be usable but for a fault that is not theirs: a server, a switch, a user."""
+    return [
+        node
+        for node in run.pool.values()
+        if node.state is NodeState.UNFIT
+        and node.ill
+        and not node.own_faults
+        and node.name not in run.excluded
+        and node.name not in run.barred
+    ]
+
+
 def mark_ill(t: Turn, name: str) -> None:
     """Ranks don't run there until its health checks pass again."""
     why = "; ".join(f"{f.check}: {f.text}" for f in t.run.pool[name].faults if f.status == "FAIL")

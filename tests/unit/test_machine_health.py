@@ -340,3 +340,24 @@ def test_the_journal_gives_the_same_run():
     p.take(ev.BarredSeen, barred={"n3": "x"})
     assert rebuilt(p.events) == p.run
     assert not [a for a in p.ordered if isinstance(a, do.Cancel)]
+
+
+def test_a_fault_that_is_no_nodes_is_waited_for_without_end_and_ends_by_itself():
+    p = gathered(nodes=2, spares=0)
+    for node in ("n1", "n2"):
+        p.checked(node)
+    p.start()
+    p.first_step()
+    for node in ("n1", "n2"):
+        p.checked(node, "FAIL", NFS)
+    p.exit(0)
+    p.stopped()
+    for _ in range(5):  # an hour of it
+        p.due()
+        assert p.phase is Phase.GATHERING
+        assert "waiting for what nodes share: nfs.alive[/shared]: no answer" in p.run.reason
+    for node in ("n1", "n2"):
+        p.checked(node)
+    p.start()
+    p.first_step()
+    assert (p.phase, p.slots, p.run.excluded) == (Phase.RUNNING, "n1 n2", {})
