@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from bench.samples import Book, Measurement, NotMeasuredError, Setup, WrongError, load
+from bench.samples import BenchSetup, Measurement, NotMeasuredError, ResultsFile, WrongError, load
 from bench.tables import report, verdicts
 
 MODULES = (
@@ -23,6 +23,7 @@ MODULES = (
     "help_text",
     "health_checks",
     "demo",
+    "step_costs",
 )
 
 
@@ -42,15 +43,15 @@ def python_of(variable: str) -> Path | None:
     return Path(text).absolute() if text else None
 
 
-def measure(book: Book, measurement: Measurement, setup: Setup) -> bool:
+def measure(book: ResultsFile, measurement: Measurement, setup: BenchSetup) -> bool:
     """All samples of one measurement; False where it broke or is not what it is called."""
     say(f"{measurement.name}: {measurement.about}")
     book.begin(measurement)
     try:
         for sample in measurement.run(setup):
             book.add(measurement, sample)
-            told = ", ".join(f"{key} {value:.4g}" for key, value in sample.values.items())
-            say(f"  {sample.case}: {told} (load {sample.load:.1f})")
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in sample.values.items())
+            say(f"  {sample.case}: {shown} (load {sample.load:.1f})")
     except NotMeasuredError as why:
         book.end(measurement, not_measured=str(why))
     except WrongError as why:
@@ -74,7 +75,8 @@ def main(
 ) -> None:
     """Measure superv on a lab of this machine (needs root and Slurm's packages).
 
-    SUPERV_TITAN names a Python with TorchTitan, SUPERV_FT one with torch and
+    SUPERV_BASELINE names a checkout to compare steps with. SUPERV_TITAN names a Python with
+    TorchTitan, SUPERV_FT one with torch and
     nvidia-resiliency-ext; what needs an absent one is not measured.
     """
     there = measurements()
@@ -92,10 +94,10 @@ def main(
         raise click.UsageError("a lab needs root; run it with sudo")
     chosen = [there[name] for name in names or there]
     titan, ft = python_of("SUPERV_TITAN"), python_of("SUPERV_FT")
-    book = Book(Setup(repeat=0, titan=titan, ft=ft, say=say), sys.argv[1:])
+    book = ResultsFile(BenchSetup(repeat=0, titan=titan, ft=ft, say=say), sys.argv[1:])
     sound = True
     for one in chosen:
-        setup = Setup(repeat=repeat or one.repeat, titan=titan, ft=ft, say=say)
+        setup = BenchSetup(repeat=repeat or one.repeat, titan=titan, ft=ft, say=say)
         sound = measure(book, one, setup) and sound
     click.echo("\n".join(report(book.document)))
     click.echo(f"samples: {book.path}")

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from statistics import fmean, median
 
+import psutil
+
 from bench.lab_run import LabRun
-from bench.samples import Column, Sample
+from bench.samples import BenchColumn, Sample
 
 WATCHED_S = 30.0
 
 COLUMNS = (
-    Column(key="engine_rss", title="engine: resident", unit="MB"),
-    Column(key="engine_cpu", title="engine: of a core", unit="%"),
-    Column(key="agent_rss", title="agent: resident, the largest", unit="MB"),
-    Column(key="agent_rss_median", title="agent: resident, median", unit="MB"),
-    Column(key="agent_cpu", title="agent: of a core, mean", unit="%"),
-    Column(key="agent_cpu_most", title="agent: of a core, the busiest", unit="%"),
+    BenchColumn(key="engine_rss", title="engine: resident", unit="MB"),
+    BenchColumn(key="engine_cpu", title="engine: of a core", unit="%"),
+    BenchColumn(key="agent_rss", title="agent: resident, the largest", unit="MB"),
+    BenchColumn(key="agent_rss_median", title="agent: resident, median", unit="MB"),
+    BenchColumn(key="agent_cpu", title="agent: of a core, mean", unit="%"),
+    BenchColumn(key="agent_cpu_most", title="agent: of a core, the busiest", unit="%"),
 )
 
 
 def memory_mb(pid: int) -> float:
     """Resident set of a process in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"{pid}: no VmRSS")
+    return float(psutil.Process(pid).memory_info().rss) / 1e6
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process so far: fields 14 and 15 of /proc/PID/stat, see proc(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def footprint(training: LabRun, case: str) -> Sample:

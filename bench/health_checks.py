@@ -18,8 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab_run import lab
-from bench.samples import REPO, Column, Measurement, NotMeasuredError, Sample, Setup, Target
+from bench.samples import (
+    REPO,
+    BenchColumn,
+    BenchSetup,
+    Measurement,
+    NotMeasuredError,
+    Sample,
+    Target,
+)
 from lab.cluster import Lab
+from supervisor.core.check_status import NOT_FINE
 
 NODES = 63
 HUNG = "n23"  # its NVML and its mount hang
@@ -27,7 +36,7 @@ ALONE = 20  # looks of one node
 THROUGH_SLURM = 5
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     if os.geteuid() != 0:
         raise NotMeasuredError("a lab needs root")
     with tempfile.TemporaryDirectory() as folder:
@@ -68,15 +77,15 @@ def through_slurm(there: Lab, site: Path, case: str) -> Sample:
     began = time.perf_counter()
     done = there.run("login", [*argv, "preflight", f"n[1-{NODES}]", "--json"], deadline_s=120)
     took = time.perf_counter() - began
-    told: dict[str, Any] = json.loads(done.out)
-    reports = {n: entry["report"] for n, entry in told["nodes"].items()}
-    bad = {n for n, r in reports.items() if r["status"] not in ("OK", "SKIP")}
+    document: dict[str, Any] = json.loads(done.out)
+    reports = {n: entry["report"] for n, entry in document["nodes"].items()}
+    bad = {n for n, r in reports.items() if r["status"] in NOT_FINE}
     if bad != ({HUNG} if "hangs" in case else set()):
         rows = [
             (n, r["check"], r["status"], r["seen"])
             for n in sorted(bad)
             for r in reports[n]["results"]
-            if r["status"] not in ("OK", "SKIP")
+            if r["status"] in NOT_FINE
         ]
         raise RuntimeError(f"{case}: found {rows[:6]}")
     return Sample(
@@ -107,10 +116,10 @@ MEASUREMENT = Measurement(
     name="health",
     about="health checks: one node without GPU, 63 at once, and where NVML and a mount hang",
     columns=(
-        Column(key="took", title="took", unit="s"),
-        Column(key="cpu", title="CPU of a node", unit="s"),
-        Column(key="node", title="a node's checks", unit="s"),
-        Column(key="slowest", title="slowest node's", unit="s"),
+        BenchColumn(key="took", title="took", unit="s"),
+        BenchColumn(key="cpu", title="CPU of a node", unit="s"),
+        BenchColumn(key="node", title="a node's checks", unit="s"),
+        BenchColumn(key="slowest", title="slowest node's", unit="s"),
     ),
     targets=(
         Target(case="this machine, preflight", key="cpu", at_most=0.25),

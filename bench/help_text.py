@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.samples import Column, Measurement, NotMeasuredError, Sample, Setup, Target
+from bench.samples import BenchColumn, BenchSetup, Measurement, NotMeasuredError, Sample, Target
 from supervisor import proc
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     superv = Path(sys.executable).with_name("superv")
     if not superv.exists():
         raise NotMeasuredError(f"{superv}: not there; run the bench by `make bench`")
@@ -27,7 +27,7 @@ def run(setup: Setup) -> Iterator[Sample]:
 MEASUREMENT = Measurement(
     name="help",
     about="superv --help, from its start to its end",
-    columns=(Column(key="took", title="took", unit="ms"),),
+    columns=(BenchColumn(key="took", title="took", unit="ms"),),
     targets=(Target(case="superv --help", key="took", at_most=0.150),),
     repeat=20,
     run=run,

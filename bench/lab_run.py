@@ -19,10 +19,10 @@ from bench.samples import REPO
 from lab.cluster import Lab, exposed_by_default
 from supervisor import proc
 from supervisor.cli.status import document
-from supervisor.core import actions as do
+from supervisor.core import actions as act
 from supervisor.core import events as ev
-from supervisor.journal import Record, read
-from supervisor.runs import RunDir
+from supervisor.run.folder import RunDir
+from supervisor.run.journal import Record, read
 
 NAME = "bench"
 PYTHON = "/usr/bin/python3"
@@ -152,7 +152,7 @@ class LabRun:
             record.event.at
             for record in self.records()
             for action in record.actions
-            if isinstance(action, do.Start) and action.attempt > attempt
+            if isinstance(action, act.Start) and action.attempt > attempt
         )
 
     def scanned(self, incident: Status) -> float:
@@ -166,7 +166,7 @@ class LabRun:
         [pid] = [
             p.pid
             for p in self.lab.processes()
-            if "supervisor.app" in p.argv and str(self.dir.path) in p.argv
+            if "supervisor.engine.process" in p.argv and str(self.dir.path) in p.argv
         ]
         return pid
 
@@ -180,9 +180,9 @@ class LabRun:
     def rank_pid(self, node: str, rank: int) -> int:
         """A rank by what its agent wrote down; the agent counts pids as its node does."""
         agent = self.agents()[node]
-        base = f"superv-{self.lab.spec().uid}-{self.status()['run_id']}"
-        told = json.loads(Path(f"/proc/{agent}/root/tmp/{base}/ranks.json").read_bytes())
-        inner = next(pid for number, pid, _ in told["ranks"] if number == rank)
+        base = f"{self.status()['allocations'][-1]['folder']}/{node}"
+        table = json.loads(Path(f"/proc/{agent}/root{base}/ranks.json").read_bytes())
+        inner = next(pid for number, pid, _ in table["ranks"] if number == rank)
         for process in self.lab.processes():
             if process.node == node:
                 with contextlib.suppress(OSError):

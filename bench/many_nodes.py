@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bench.footprint import COLUMNS as FOOTPRINT
 from bench.footprint import footprint
 from bench.lab_run import PYTHON, LabRun, check_warm, lab
-from bench.samples import REPO, Column, Measurement, Sample, Setup, Target
+from bench.samples import REPO, BenchColumn, BenchSetup, Measurement, Sample, Target
 from supervisor.core import events as ev
 
 NODES, SPARES, RANKS = 60, 3, 8
@@ -25,7 +25,7 @@ JOB = {
 LAUNCHES = 3
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     with lab(NODES + SPARES) as there:
         for number in range(1, LAUNCHES + 1):
             with LabRun(there, {**JOB, "name": f"many-{number}"}) as training:
@@ -58,7 +58,7 @@ def launched(training: LabRun) -> Sample:
     )
 
 
-def killed(setup: Setup, training: LabRun) -> Iterator[Sample]:
+def killed(setup: BenchSetup, training: LabRun) -> Iterator[Sample]:
     for number in range(1, setup.repeat + 1):
         status = training.until_step(1)
         slot = (number * 7) % NODES
@@ -84,19 +84,19 @@ MEASUREMENT = Measurement(
     name="many-nodes",
     about=f"{NODES}+{SPARES} nodes, {RANKS} placeholder ranks each ({NODES * RANKS}), warm",
     columns=(
-        Column(key="granted", title="launch -> nodes granted", unit="s"),
-        Column(key="keys", title="launch -> keys on all nodes", unit="s"),
-        Column(key="first_agent", title="launch -> first agent registered", unit="s"),
-        Column(key="registered", title="launch -> all agents registered", unit="s"),
-        Column(key="ordered_first", title="launch -> ranks ordered", unit="s"),
-        Column(key="ranks_first", title="launch -> all ranks started", unit="s"),
+        BenchColumn(key="granted", title="launch -> nodes granted", unit="s"),
+        BenchColumn(key="keys", title="launch -> keys on all nodes", unit="s"),
+        BenchColumn(key="first_agent", title="launch -> first agent registered", unit="s"),
+        BenchColumn(key="registered", title="launch -> all agents registered", unit="s"),
+        BenchColumn(key="ordered_first", title="launch -> ranks ordered", unit="s"),
+        BenchColumn(key="ranks_first", title="launch -> all ranks started", unit="s"),
         *FOOTPRINT,
-        Column(key="known", title="kill -> known to the engine", unit="s"),
-        Column(key="stop", title="known -> old ranks gone", unit="s"),
-        Column(key="order", title="gone -> relaunch ordered", unit="s"),
-        Column(key="start", title="ordered -> all ranks started", unit="s"),
-        Column(key="running", title="kill -> all ranks running again", unit="s"),
-        Column(key="met", title="kill -> all ranks met at rank 0", unit="s"),
+        BenchColumn(key="known", title="kill -> known to the engine", unit="s"),
+        BenchColumn(key="stop", title="known -> old ranks gone", unit="s"),
+        BenchColumn(key="order", title="gone -> relaunch ordered", unit="s"),
+        BenchColumn(key="start", title="ordered -> all ranks started", unit="s"),
+        BenchColumn(key="running", title="kill -> all ranks running again", unit="s"),
+        BenchColumn(key="met", title="kill -> all ranks met at rank 0", unit="s"),
     ),
     targets=(
         Target(case="launch", key="registered", at_most=8.0),

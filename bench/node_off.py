@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bench.lab_run import LabRun, check_warm, lab, ring_job
-from bench.samples import Column, Measurement, Sample, Setup, Target
+from bench.samples import BenchColumn, BenchSetup, Measurement, Sample, Target
 
 NODES, SPARES, RANKS = 2, 1, 2
 VICTIM_SLOT = 1
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     job = ring_job("off", nodes=NODES, spares=SPARES, ranks=RANKS, warm=True)
     for _ in range(setup.repeat):
         with lab(NODES + SPARES) as there, LabRun(there, job) as training:
@@ -43,14 +43,14 @@ MEASUREMENT = Measurement(
     name="node-off",
     about=f"a node powered off; {NODES}+{SPARES} nodes, {RANKS} ranks each, steps of 0.1 s",
     columns=(
-        Column(key="suspected", title="off -> suspected", unit="s"),
-        Column(key="confirm", title="suspected -> confirmed", unit="s"),
-        Column(key="stop", title="confirmed -> the other ranks gone", unit="s"),
-        Column(key="order", title="gone -> relaunch ordered", unit="s"),
-        Column(key="start", title="ordered -> all ranks started", unit="s"),
-        Column(key="relaunched", title="off -> ranks started on the spare", unit="s"),
-        Column(key="step", title="started -> first new step", unit="s"),
-        Column(key="total", title="off -> first new step", unit="s"),
+        BenchColumn(key="suspected", title="off -> suspected", unit="s"),
+        BenchColumn(key="confirm", title="suspected -> confirmed", unit="s"),
+        BenchColumn(key="stop", title="confirmed -> the other ranks gone", unit="s"),
+        BenchColumn(key="order", title="gone -> relaunch ordered", unit="s"),
+        BenchColumn(key="start", title="ordered -> all ranks started", unit="s"),
+        BenchColumn(key="relaunched", title="off -> ranks started on the spare", unit="s"),
+        BenchColumn(key="step", title="started -> first new step", unit="s"),
+        BenchColumn(key="total", title="off -> first new step", unit="s"),
     ),
     targets=(
         Target(case="warm", key="suspected", at_most=3.0),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bench.footprint import COLUMNS as FOOTPRINT
 from bench.footprint import footprint
 from bench.lab_run import LabRun, Status, check_warm, lab, ring_job
-from bench.samples import Column, Measurement, Sample, Setup, Target
+from bench.samples import BenchColumn, BenchSetup, Measurement, Sample, Target
 
 NODES, SPARES, RANKS = 4, 1, 8
 # case → whether ranks are forked, whether the trainer saves
@@ -30,18 +30,18 @@ def parts(run: LabRun, incident: Status, fault: float) -> dict[str, float]:
 
 
 COLUMNS = (
-    Column(key="known", title="kill -> known to the engine", unit="ms"),
-    Column(key="stop", title="known -> old ranks gone", unit="ms"),
-    Column(key="order", title="gone -> relaunch ordered", unit="ms"),
-    Column(key="verify", title="  of that: checkpoints verified", unit="ms"),
-    Column(key="prepare", title="  of that: nodes prepared", unit="ms"),
-    Column(key="start", title="ordered -> all ranks started", unit="ms"),
-    Column(key="step", title="started -> first new step", unit="ms"),
-    Column(key="total", title="kill -> first new step", unit="ms"),
+    BenchColumn(key="known", title="kill -> known to the engine", unit="ms"),
+    BenchColumn(key="stop", title="known -> old ranks gone", unit="ms"),
+    BenchColumn(key="order", title="gone -> relaunch ordered", unit="ms"),
+    BenchColumn(key="verify", title="  of that: checkpoints verified", unit="ms"),
+    BenchColumn(key="prepare", title="  of that: nodes prepared", unit="ms"),
+    BenchColumn(key="start", title="ordered -> all ranks started", unit="ms"),
+    BenchColumn(key="step", title="started -> first new step", unit="ms"),
+    BenchColumn(key="total", title="kill -> first new step", unit="ms"),
 )
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     for case, (warm, saves) in CASES.items():
         job = ring_job("rank", nodes=NODES, spares=SPARES, ranks=RANKS, warm=warm, saves=saves)
         with lab(NODES + SPARES) as there, LabRun(there, job) as training:

@@ -32,7 +32,7 @@ class WrongError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class BenchColumn:
     """One measured quantity; `unit` is ms, s, MB or %."""
 
     key: str
@@ -62,7 +62,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class BenchSetup:
     """What `python -m bench` was asked for."""
 
     repeat: int
@@ -82,10 +82,10 @@ class Measurement:
 
     name: str
     about: str
-    columns: tuple[Column, ...]
+    columns: tuple[BenchColumn, ...]
     targets: tuple[Target, ...]
     repeat: int
-    run: Callable[[Setup], Iterator[Sample]]
+    run: Callable[[BenchSetup], Iterator[Sample]]
 
 
 def _output(*argv: str) -> str:
@@ -105,7 +105,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _versions(setup: Setup) -> dict[str, str]:
+def _versions(setup: BenchSetup) -> dict[str, str]:
     found = {
         "superv": __version__,
         "python": platform.python_version(),
@@ -119,10 +119,10 @@ def _versions(setup: Setup) -> dict[str, str]:
     return found
 
 
-class Book:
+class ResultsFile:
     """The file of one run of the bench, written anew after every sample."""
 
-    def __init__(self, setup: Setup, argv: Sequence[str]) -> None:
+    def __init__(self, setup: BenchSetup, argv: Sequence[str]) -> None:
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime())
         self.path = OUT / f"{stamp}.json"
         self.document: dict[str, Any] = {

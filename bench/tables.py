@@ -67,11 +67,11 @@ def table(name: str, measured: dict[str, Any]) -> Iterator[str]:
 
 
 def _loads(measured: dict[str, Any], cases: list[str]) -> list[str]:
-    told = []
+    lines = []
     for case in cases:
         loads = sorted(s["load"] for s in measured["samples"] if s["case"] == case)
-        told.append(f"    {case} {loads[0]:.1f}-{loads[-1]:.1f}")
-    return told
+        lines.append(f"    {case} {loads[0]:.1f}-{loads[-1]:.1f}")
+    return lines
 
 
 def _row(measured: dict[str, Any], case: str, column: dict[str, str], found: list[float]) -> str:
@@ -81,17 +81,17 @@ def _row(measured: dict[str, Any], case: str, column: dict[str, str], found: lis
         return f"{value * SCALE[unit]:.{DIGITS[unit]}f}"
 
     spread = f"{show(min(found))}-{show(max(found))}"
-    told = ""
+    met_or_not = ""
     for target in measured["targets"]:
         if (target["case"], target["key"]) == (case, column["key"]):
             most = limit(measured, target)
             if most is not None:
                 share = f" ({target['at_most']:g}x {target['of']})" if target["of"] else ""
                 met = "met" if median(found) <= most else "NOT met"
-                told = f"<= {show(most)}{share} {met}"
+                met_or_not = f"<= {show(most)}{share} {met}"
     return (
         f"{len(found):>2} {show(median(found)):>7}  {spread:>12} "
-        f"{show(middle_half(found)):>6} {unit:<3}{told}"
+        f"{show(middle_half(found)):>6} {unit:<3}{met_or_not}"
     )
 
 

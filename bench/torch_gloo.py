@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab_run import LabRun, check_warm, lab, spawn, until
-from bench.samples import OUT, REPO, Column, Measurement, Sample, Setup, Target
+from bench.samples import OUT, REPO, BenchColumn, BenchSetup, Measurement, Sample, Target
 from lab.cluster import Lab
 
 TRAINER = REPO / "bench/trainers/gloo.py"
@@ -42,8 +42,8 @@ def settled(path: Path) -> int:
     """The pid of rank 0, once it has made some steps."""
 
     def look() -> int | None:
-        told = steps(path)
-        newest = [pid for pid, _ in told[-STEPS_BEFORE:]]
+        seen = steps(path)
+        newest = [pid for pid, _ in seen[-STEPS_BEFORE:]]
         return newest[0] if len(newest) == STEPS_BEFORE and len(set(newest)) == 1 else None
 
     return int(until(look, "steps", WITHIN_S))
@@ -58,7 +58,7 @@ def next_step(path: Path, fault: float, old: int) -> float:
     return float(until(look, "a new step", WITHIN_S))
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     python = setup.need_titan()
     pythons = [python] if setup.ft is None else [python, setup.ft]
     with lab(NODES, *pythons) as there:
@@ -76,9 +76,9 @@ def run(setup: Setup) -> Iterator[Sample]:
             setup.say("  ft_launcher: not measured; SUPERV_FT names no Python with it")
 
 
-def with_superv(setup: Setup, there: Lab, python: Path, warm: bool) -> Iterator[Sample]:
+def with_superv(setup: BenchSetup, there: Lab, python: Path, warm: bool) -> Iterator[Sample]:
     case = f"superv, {'warm' if warm else 'cold'}"
-    told = there.home / f"steps-superv-{warm}"
+    steps_file = there.home / f"steps-superv-{warm}"
     job: dict[str, Any] = {
         "name": f"gloo-{'warm' if warm else 'cold'}",
         "nodes": NODES,
@@ -87,16 +87,16 @@ def with_superv(setup: Setup, there: Lab, python: Path, warm: bool) -> Iterator[
             "script": str(TRAINER),
             "python": str(python),
             "preload": [TRAINER.stem] if warm else [],
-            "env": {"GLOO_SOCKET_IFNAME": "eth0", "BENCH_STEPS": str(told)},
+            "env": {"GLOO_SOCKET_IFNAME": "eth0", "BENCH_STEPS": str(steps_file)},
         },
     }
     with LabRun(there, job) as training:
         for number in range(1, setup.repeat + 1):
-            old = settled(told)
+            old = settled(steps_file)
             slot = number % NODES
             node = training.status()["slots"][slot]["node"]
             fault = training.kill_rank(node, slot)
-            at = next_step(told, fault, old)
+            at = next_step(steps_file, fault, old)
             incident = training.until_recovered(number)
             check_warm(incident, warm)
             yield Sample(
@@ -112,9 +112,9 @@ def with_superv(setup: Setup, there: Lab, python: Path, warm: bool) -> Iterator[
             )
 
 
-def with_elastic(setup: Setup, there: Lab, case: str, launcher: list[str]) -> Iterator[Sample]:
+def with_elastic(setup: BenchSetup, there: Lab, case: str, launcher: list[str]) -> Iterator[Sample]:
     """torchrun and what is built on it: an agent on each node, c10d rendezvous at the first one."""
-    told = there.home / f"steps-{case}"
+    steps_file = there.home / f"steps-{case}"
     nodes = there.compute[:NODES]
     argv = [
         *launcher,
@@ -122,17 +122,17 @@ def with_elastic(setup: Setup, there: Lab, case: str, launcher: list[str]) -> It
         *("--rdzv-backend=c10d", f"--rdzv-id={case}", f"--rdzv-endpoint={nodes[0]}:29400"),
         str(TRAINER),
     ]
-    env = {"GLOO_SOCKET_IFNAME": "eth0", "BENCH_STEPS": str(told), "OMP_NUM_THREADS": "1"}
+    env = {"GLOO_SOCKET_IFNAME": "eth0", "BENCH_STEPS": str(steps_file), "OMP_NUM_THREADS": "1"}
     OUT.mkdir(parents=True, exist_ok=True)
     children = [
         spawn(there.enter(node, argv, env=env), OUT / f"{case}-{node}.log") for node in nodes
     ]
     try:
         for number in range(1, setup.repeat + 1):
-            old = settled(told)
+            old = settled(steps_file)
             slot = number % NODES
             fault = kill_trainer(there, nodes[slot])
-            at = next_step(told, fault, old)
+            at = next_step(steps_file, fault, old)
             yield Sample(case=case, values={"total": at - fault}, more={"killed": slot})
     except TimeoutError as error:
         setup.say(f"  {case}: gave up after a restart: {error}; see bench/out/{case}-*.log")
@@ -173,11 +173,11 @@ MEASUREMENT = Measurement(
     name="torch-gloo",
     about=f"SIGKILL of a rank; torch + gloo, {NODES} nodes x 1 rank, steps of 0.1 s",
     columns=(
-        Column(key="known", title="kill -> known to the engine", unit="s"),
-        Column(key="stop", title="known -> old ranks gone", unit="s"),
-        Column(key="start", title="gone -> all ranks started", unit="s"),
-        Column(key="step", title="started -> first new step", unit="s"),
-        Column(key="total", title="kill -> first new step", unit="s"),
+        BenchColumn(key="known", title="kill -> known to the engine", unit="s"),
+        BenchColumn(key="stop", title="known -> old ranks gone", unit="s"),
+        BenchColumn(key="start", title="gone -> all ranks started", unit="s"),
+        BenchColumn(key="step", title="started -> first new step", unit="s"),
+        BenchColumn(key="total", title="kill -> first new step", unit="s"),
     ),
     targets=(Target(case="superv, warm", key="total", at_most=0.6),),
     repeat=7,

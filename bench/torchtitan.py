@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.lab_run import LabRun, Status, as_user, check_warm, lab
-from bench.samples import REPO, Column, Measurement, Sample, Setup, Target
+from bench.samples import REPO, BenchColumn, BenchSetup, Measurement, Sample, Target
 from lab.cluster import Lab
 
 EXAMPLE = REPO / "examples/torchtitan_lab"
@@ -50,7 +50,7 @@ def titan_job(there: Lab, python: Path, name: str, *, spares: int, warm: bool) -
     }
 
 
-def run(setup: Setup) -> Iterator[Sample]:
+def run(setup: BenchSetup) -> Iterator[Sample]:
     python = setup.need_titan()
     with lab(NODES, python) as there:
         for case in ("warm", "cold"):
@@ -58,7 +58,7 @@ def run(setup: Setup) -> Iterator[Sample]:
             yield from killed(setup, LabRun(there, job), case)
 
 
-def killed(setup: Setup, launched: LabRun, case: str) -> Iterator[Sample]:
+def killed(setup: BenchSetup, launched: LabRun, case: str) -> Iterator[Sample]:
     with launched as training:
         for number in range(1, setup.repeat + 1):
             status = training.until_step(STEPS_BEFORE, within_s=240)
@@ -77,13 +77,13 @@ MEASUREMENT = Measurement(
     name="torchtitan",
     about=f"SIGKILL of a rank; deepseek_v3 (lab flavor), {NODES} nodes x 1 rank, checkpoints",
     columns=(
-        Column(key="stop", title="stop: kill -> old ranks gone", unit="s"),
-        Column(key="start", title="start: gone -> rank is there", unit="s"),
-        Column(key="import", title="import", unit="s"),
-        Column(key="build", title="build", unit="s"),
-        Column(key="load", title="load", unit="s"),
-        Column(key="first", title="first step", unit="s"),
-        Column(key="total", title="kill -> first new step", unit="s"),
+        BenchColumn(key="stop", title="stop: kill -> old ranks gone", unit="s"),
+        BenchColumn(key="start", title="start: gone -> rank is there", unit="s"),
+        BenchColumn(key="import", title="import", unit="s"),
+        BenchColumn(key="build", title="build", unit="s"),
+        BenchColumn(key="load", title="load", unit="s"),
+        BenchColumn(key="first", title="first step", unit="s"),
+        BenchColumn(key="total", title="kill -> first new step", unit="s"),
     ),
     targets=(Target(case="warm", key="total", at_most=0.45, of="cold"),),
     repeat=5,

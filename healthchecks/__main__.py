@@ -3,8 +3,8 @@
 Reads an order, one line of JSON on standard input: `{names, tags, settings, node, root, folder,
 deadline_s, mark, leash, forget}` (names or tags, the rest optional; a root other than / keeps no
 state unless a folder is named), and prints the report as one line of JSON. With a `mark` it prints
-the lines of healthchecks/frames.py. With `leash` it ends when its standard input does: that is how
-it learns that nobody waits for it any more. Exit code 0 where there is a report.
+the lines of healthchecks/frame/frames.py. With `leash` it ends when its standard input does: that
+is how it learns that nobody waits for it any more. Exit code 0 where there is a report.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from healthchecks.frames import pieces
-from healthchecks.registry import select
-from healthchecks.runner import Order, enough_s, run
-from healthchecks.state import default_folder
+from healthchecks.frame.frames import pieces
+from healthchecks.frame.registry import select
+from healthchecks.frame.runner import Order, enough_s, run
+from healthchecks.frame.state import default_folder
 from supervisor.core.errors import UserError
 
 END_MS = 2000  # for a run of checks to end its own children
@@ -32,8 +32,8 @@ def main() -> int:
     try:
         with open(0, "rb", buffering=0, closefd=False) as stdin:  # reads nothing beyond the line
             asked = json.loads(stdin.readline() or "{}")
-        order, mark, leash = _order(asked), str(asked.get("mark", "")), bool(asked.get("leash"))
-        return _on_leash(order, mark) if leash else _answer(order, mark)
+        order, nonce, leash = _order(asked), str(asked.get("mark", "")), bool(asked.get("leash"))
+        return _on_leash(order, nonce) if leash else _answer(order, nonce)
     except UserError as error:
         print(f"superv: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -64,13 +64,13 @@ def _order(asked: dict[str, Any]) -> Order:
         raise ValueError(str(error)) from error
 
 
-def _answer(order: Order, mark: str) -> int:
+def _answer(order: Order, nonce: str) -> int:
     """Raises UserError."""
-    if mark:
-        _say(pieces(mark, order.node, ""))
+    if nonce:
+        _say(pieces(nonce, order.node, ""))
     report = run(order)
     text = json.dumps(report.document())
-    _say(pieces(mark, order.node, text) if mark else [text])
+    _say(pieces(nonce, order.node, text) if nonce else [text])
     return 0
 
 
@@ -80,14 +80,14 @@ def _say(lines: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def _on_leash(order: Order, mark: str) -> int:
+def _on_leash(order: Order, nonce: str) -> int:
     """Answer in a child, which is ended when standard input ends; the child raises UserError."""
     import select as polls
 
     child = os.fork()
     if child == 0:
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        return _answer(order, mark)
+        return _answer(order, nonce)
     ended = os.pidfd_open(child)
     poll = polls.poll()
     poll.register(ended, polls.POLLIN)

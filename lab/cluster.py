@@ -20,7 +20,7 @@ from lab.layout import (
     Layout,
     node_names,
 )
-from lab.status import Status
+from lab.status import LabStatus
 from supervisor import proc
 from supervisor.core.errors import UserError
 
@@ -61,7 +61,7 @@ class Lab:
 
         `settings` override keys of slurm.conf. `exposed` are paths that the lab's user must be
         able to read at their own place, wherever they lie. `strict` is a cluster that gives
-        little: see docs/lab.md.
+        little: see docs/lab-faults.md.
 
         Raises:
             UserError: not root, a program is missing, the lab is up in another shape, or a node
@@ -129,6 +129,9 @@ class Lab:
                 await node.boot(self.layout, name)
 
         await asyncio.gather(*(boot(name) for name in (LOGIN, *compute)))
+        await node.until(
+            lambda: self._is_on(LOGIN), deadline_s=end - time.monotonic(), what="login is not on"
+        )
         await self._idle(compute, deadline_s=end - time.monotonic())
 
     def _controller_listens(self) -> bool:
@@ -220,7 +223,7 @@ class Lab:
             raise UserError(f"lab {self.name} has no node {name!r}; valid: {', '.join(valid)}")
         return name
 
-    def status(self, *, last_faults: int = 5) -> Status:
+    def status(self, *, last_faults: int = 5) -> LabStatus:
         """The lab now. Slurm is not asked while its controller is paused: it would not answer."""
         spec = self.spec()
         answers = faults.controller_state(self.layout) == "running"
@@ -231,7 +234,7 @@ class Lab:
         """slurmctld: running, paused or dead."""
         return faults.controller_state(self.layout)
 
-    def processes(self) -> list[node.Process]:
+    def processes(self) -> list[node.LabProcess]:
         """Everything that runs on the lab's nodes."""
         return node.processes(self.layout, (CONTROLLER, LOGIN, *self.compute))
 
@@ -279,7 +282,7 @@ class Lab:
 
     # --- faults ---
 
-    def poweroff(self, name: str) -> faults.Fault:
+    def poweroff(self, name: str) -> faults.InjectedFault:
         """Power a node off. Its peers see silence: no FIN, no RST."""
         self._named(name, ctl=False)
         entry = faults.poweroff(self.layout, name)
@@ -292,7 +295,7 @@ class Lab:
             lambda: not cgroups.remove(self.layout, name), deadline_s=5, what=f"the end of {name}"
         )
 
-    def poweron(self, name: str, *, deadline_s: float = 20) -> faults.Fault:
+    def poweron(self, name: str, *, deadline_s: float = 20) -> faults.InjectedFault:
         """Power a node on again: new boot id, empty /tmp; back when its slurmd listens."""
         if self._is_on(self._named(name, ctl=False)):
             raise UserError(f"node {name} of lab {self.name} is on already")
@@ -311,52 +314,52 @@ class Lab:
             raise UserError(f"{error}; see {self.layout.node(name) / 'console'}") from error
         return entry
 
-    def cut(self, name: str) -> faults.Fault:
+    def cut(self, name: str) -> faults.InjectedFault:
         """Pull a node's cable."""
         return faults.cut(self.layout, self._on(name))
 
-    def mend(self, name: str) -> faults.Fault:
+    def mend(self, name: str) -> faults.InjectedFault:
         """Put a node's cable back."""
         return faults.mend(self.layout, self._on(name))
 
-    def slow(self, name: str, rate: str) -> faults.Fault:
+    def slow(self, name: str, rate: str) -> faults.InjectedFault:
         """Let no more than `rate` (as tc writes it: 10mbit) through a node's cable, each way."""
         return link.slow(self.layout, self._on(name), rate)
 
-    def lossy(self, name: str, percent: float) -> faults.Fault:
+    def lossy(self, name: str, percent: float) -> faults.InjectedFault:
         """Lose that share of the frames on a node's cable, each way."""
         return link.lossy(self.layout, self._on(name), percent)
 
-    def delay(self, name: str, ms: float) -> faults.Fault:
+    def delay(self, name: str, ms: float) -> faults.InjectedFault:
         """Let every frame on a node's cable arrive so many milliseconds later, each way."""
         return link.delay(self.layout, self._on(name), ms)
 
-    def fast(self, name: str) -> faults.Fault:
+    def fast(self, name: str) -> faults.InjectedFault:
         """Undo slow, lossy and delay."""
         return link.fast(self.layout, self._on(name))
 
-    def steal(self, name: str, percent: float) -> faults.Fault:
+    def steal(self, name: str, percent: float) -> faults.InjectedFault:
         """Take that share of the machine's CPU time from all that runs on a node."""
         return limits.steal(self.layout, self._on(name), percent)
 
-    def memory(self, name: str, mib: int) -> faults.Fault:
+    def memory(self, name: str, mib: int) -> faults.InjectedFault:
         """Let a node take so many MiB more; beyond that the OOM killer comes."""
         return limits.memory(self.layout, self._on(name), mib)
 
-    def relieve(self, name: str) -> faults.Fault:
+    def relieve(self, name: str) -> faults.InjectedFault:
         """Undo steal and memory."""
         return limits.relieve(self.layout, self._on(name))
 
     def mount_fault(
         self, name: str, path: str | Path, mode: str, *, delay_s: float = 3.0
-    ) -> faults.Fault:
+    ) -> faults.InjectedFault:
         """Mount a node's folder over itself and let it be ok, hung, stale, slow or readonly.
 
         `delay_s` is what slow adds to each request; off takes the mount away.
         """
         return mounts.fault(self.layout, self._on(name), str(path), mode, delay_s=delay_s)
 
-    def kmsg(self, name: str, *lines: str, priority: int = 4) -> faults.Fault:
+    def kmsg(self, name: str, *lines: str, priority: int = 4) -> faults.InjectedFault:
         """Append lines to a node's kernel log."""
         return faults.kmsg(self.layout, self._on(name), lines, priority=priority)
 
@@ -365,12 +368,12 @@ class Lab:
             raise UserError(f"node {name} of lab {self.name} is off; superv lab poweron {name}")
         return name
 
-    def pause_controller(self) -> faults.Fault:
+    def pause_controller(self) -> faults.InjectedFault:
         """Stop slurmctld (SIGSTOP): it accepts connections and answers nothing."""
         self.spec()
         return faults.signal_controller(self.layout, pause=True)
 
-    def resume_controller(self) -> faults.Fault:
+    def resume_controller(self) -> faults.InjectedFault:
         """Let slurmctld go on."""
         self.spec()
         return faults.signal_controller(self.layout, pause=False)

@@ -1,8 +1,8 @@
 """Which mounts make paths reachable for a user who may not walk down to them.
 
 A checkout often lies in a home folder of mode 0700. On a node, the first ancestor that bars the
-way is covered with an empty tmpfs and the path is bound back into it, at its own place. Only the
-plan is made here; node.sh carries it out inside a node's mount namespace.
+way is covered with an empty tmpfs and the path is bound back into it, at its own place, to read
+only. Only the plan is made here; node.sh carries it out inside a node's mount namespace.
 """
 
 from __future__ import annotations

@@ -13,16 +13,16 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from lab import node as nodes
 from lab.layout import CONTROLLER, Layout
 from supervisor import proc
 from supervisor.core.errors import UserError
+from supervisor.host import procfs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
+class InjectedFault:
     """One line of the log: `at` in seconds since 1970, by the machine's wall clock."""
 
     at: float
@@ -31,18 +31,18 @@ class Fault:
     detail: str = ""  # how much, or where; for people
 
 
-def read(layout: Layout) -> list[Fault]:
+def read(layout: Layout) -> list[InjectedFault]:
     """All faults so far, oldest first."""
     try:
         lines = layout.faults.read_text().splitlines()
     except FileNotFoundError:
         return []
-    return [Fault(**json.loads(line)) for line in lines]
+    return [InjectedFault(**json.loads(line)) for line in lines]
 
 
-def log(layout: Layout, *, at: float, fault: str, node: str, detail: str = "") -> Fault:
+def log(layout: Layout, *, at: float, fault: str, node: str, detail: str = "") -> InjectedFault:
     """Write a line for a fault that took effect."""
-    entry = Fault(at=at, fault=fault, node=node, detail=detail)
+    entry = InjectedFault(at=at, fault=fault, node=node, detail=detail)
     line = json.dumps(asdict(entry)) + "\n"
     fd = os.open(layout.faults, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -74,7 +74,7 @@ def cables(layout: Layout) -> dict[str, bool]:
     return {link["ifname"]: "UP" in link["flags"] for link in json.loads(done.out)}
 
 
-def poweroff(layout: Layout, node: str) -> Fault:
+def poweroff(layout: Layout, node: str) -> InjectedFault:
     """Power a node off: its cable goes dark first, so no peer sees a FIN or RST; then it dies."""
     pid = nodes.init_pid(layout, node)
     if pid is None:
@@ -88,7 +88,7 @@ def poweroff(layout: Layout, node: str) -> Fault:
     return entry
 
 
-def kmsg(layout: Layout, node: str, lines: Sequence[str], *, priority: int = 4) -> Fault:
+def kmsg(layout: Layout, node: str, lines: Sequence[str], *, priority: int = 4) -> InjectedFault:
     """Append lines to a node's kernel log, in the form that /dev/kmsg is read in.
 
     `priority` is syslog's level, 0 to 7; the record is in the kernel's format
@@ -114,20 +114,20 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
-def cut(layout: Layout, node: str) -> Fault:
+def cut(layout: Layout, node: str) -> InjectedFault:
     """Pull a node's cable; everything on it goes on running."""
     at = time.time()
     _cable(layout, node, "down")
     return log(layout, at=at, fault="cut", node=node)
 
 
-def mend(layout: Layout, node: str) -> Fault:
+def mend(layout: Layout, node: str) -> InjectedFault:
     """Put the cable back."""
     _cable(layout, node, "up")
     return log(layout, at=time.time(), fault="mend", node=node)
 
 
-def poweron(layout: Layout, node: str) -> Fault:
+def poweron(layout: Layout, node: str) -> InjectedFault:
     """Log that a node was switched on; the lab boots it."""
     return log(layout, at=time.time(), fault="poweron", node=node)
 
@@ -145,12 +145,10 @@ def controller_state(layout: Layout) -> str:
     pid = slurmctld(layout)
     if pid is None:
         return "dead"
-    # Field 3 of /proc/PID/stat, see proc(5); the name in field 2 may hold spaces.
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return "paused" if state == "T" else "running"
+    return {None: "dead", "T": "paused"}.get(procfs.state(pid), "running")
 
 
-def signal_controller(layout: Layout, *, pause: bool) -> Fault:
+def signal_controller(layout: Layout, *, pause: bool) -> InjectedFault:
     """Stop or continue slurmctld: its port accepts, nothing answers."""
     pid = slurmctld(layout)
     if pid is None:

@@ -19,7 +19,7 @@ def _on(layout: Layout, node: str) -> None:
         raise UserError(f"node {node} of lab {layout.name} is off; superv lab poweron {node}")
 
 
-def steal(layout: Layout, node: str, percent: float) -> faults.Fault:
+def steal(layout: Layout, node: str, percent: float) -> faults.InjectedFault:
     """Leave a node only the rest of the machine's CPU time (a quota: what is idle is not given).
 
     Raises:
@@ -37,7 +37,7 @@ def steal(layout: Layout, node: str, percent: float) -> faults.Fault:
     return faults.log(layout, at=at, fault="steal", node=node, detail=f"{percent:g}%")
 
 
-def memory(layout: Layout, node: str, mib: int) -> faults.Fault:
+def memory(layout: Layout, node: str, mib: int) -> faults.InjectedFault:
     """Let a node take so much more memory and no more; beyond, the kernel's OOM killer comes.
 
     What the node's processes had before is not counted: version 1 leaves it with their old group.
@@ -70,7 +70,7 @@ def _limit(file: Path, value: int, what: str) -> None:
         ) from error
 
 
-def relieve(layout: Layout, node: str) -> faults.Fault:
+def relieve(layout: Layout, node: str) -> faults.InjectedFault:
     """Give a node all of the machine's CPU time and memory again."""
     for controller in cgroups.LIMITS:
         cgroups.release(layout, controller, node)

@@ -58,7 +58,7 @@ def _ends(node: str) -> tuple[tuple[str, str], ...]:
 # --- slow ---
 
 
-def slow(layout: Layout, node: str, rate: str) -> faults.Fault:
+def slow(layout: Layout, node: str, rate: str) -> faults.InjectedFault:
     """Let no more than `rate` (tc's words, e.g. 10mbit) pass, each way.
 
     Raises:
@@ -86,7 +86,7 @@ def _not_slow(layout: Layout, node: str) -> None:
 # --- lossy ---
 
 
-def lossy(layout: Layout, node: str, percent: float) -> faults.Fault:
+def lossy(layout: Layout, node: str, percent: float) -> faults.InjectedFault:
     """Lose a share of the frames at random, each way.
 
     Raises:
@@ -123,7 +123,7 @@ def _names(node: str) -> tuple[str, str, str]:
     return f"span-{node}", f"near-{node}", f"far-{node}"
 
 
-def delay(layout: Layout, node: str, ms: float) -> faults.Fault:
+def delay(layout: Layout, node: str, ms: float) -> faults.InjectedFault:
     """Let every frame arrive so much later, each way: a round trip takes twice that longer.
 
     Raises:
@@ -184,7 +184,7 @@ def clear(layout: Layout, node: str) -> None:
     _not_lossy(layout, node)
 
 
-def fast(layout: Layout, node: str) -> faults.Fault:
+def fast(layout: Layout, node: str) -> faults.InjectedFault:
     """Make a node's link as good as ever."""
     clear(layout, node)
     return faults.log(layout, at=time.time(), fault="fast", node=node)

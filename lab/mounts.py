@@ -37,7 +37,9 @@ def _check(layout: Layout, node: str, path: str, mode: str) -> str:
     return plain
 
 
-def fault(layout: Layout, node: str, path: str, mode: str, *, delay_s: float) -> faults.Fault:
+def fault(
+    layout: Layout, node: str, path: str, mode: str, *, delay_s: float
+) -> faults.InjectedFault:
     """Mount a folder of a node over itself, or change what such a mount does.
 
     Raises:
@@ -55,7 +57,8 @@ def fault(layout: Layout, node: str, path: str, mode: str, *, delay_s: float) ->
     else:
         if not there:
             _start(layout, node, plain, where, argv)
-            at = time.time()
+        _wait(layout, node, plain, where, argv)
+        at = at if there else time.time()
         _order(where, {"mode": mode, "delay_s": delay_s})
     detail = f"{plain} {mode}" + (f" {delay_s:g} s" if mode == "slow" else "")
     return faults.log(layout, at=at, fault="mount-fault", node=node, detail=detail)
@@ -72,6 +75,10 @@ def _start(layout: Layout, node: str, path: str, where: Path, argv: list[str]) -
         raise UserError(f"mount-fault {path}: no such folder on {node}")
     where.unlink(missing_ok=True)
     processes.start(layout, node, argv)
+
+
+def _wait(layout: Layout, node: str, path: str, where: Path, argv: list[str]) -> None:
+    """Until the mount takes orders, whoever has started it."""
     try:
         nodes.wait(where.exists, deadline_s=10, what="the mount")
     except TimeoutError as error:

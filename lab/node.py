@@ -18,38 +18,20 @@ from pathlib import Path
 from lab.layout import USER, Layout
 from supervisor import proc
 from supervisor.core.errors import UserError
+from supervisor.host import procfs
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LISTEN = "0A"  # state column of /proc/net/tcp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class LabProcess:
     """A process of a lab as the machine sees it."""
 
     pid: int
     node: str
     uid: int
     argv: tuple[str, ...]
-
-
-def _argv(pid: int) -> tuple[str, ...]:
-    """A process's command line; empty for the kernel's own, for zombies, and for no process."""
-    root = Path("/proc") / str(pid)
-    try:
-        for _ in range(100):
-            if raw := (root / "cmdline").read_bytes():
-                return tuple(raw.decode(errors="replace").split("\0")[:-1])
-            # In the middle of an execve the line is empty as well, but the program is known.
-            (root / "exe").readlink()
-            time.sleep(0.001)
-    except OSError:
-        pass
-    return ()
-
-
-def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def _tail(layout: Layout, node: str) -> tuple[str, ...]:
@@ -59,19 +41,19 @@ def _tail(layout: Layout, node: str) -> tuple[str, ...]:
 def boot_pids(layout: Layout) -> list[int]:
     """Every process of this machine that boots or holds a node of the lab, however it was left."""
     prefix = _tail(layout, "")[:2]
-    return [pid for pid in _pids() if _argv(pid)[-3:-1] == prefix]
+    return [pid for pid in procfs.pids() if procfs.argv(pid)[-3:-1] == prefix]
 
 
 def init_pid(layout: Layout, node: str) -> int | None:
-    """Process 1 of a node, by the machine's count; None if the node is off."""
+    """LabProcess 1 of a node, by the machine's count; None if the node is off."""
     try:
         pid = int((layout.node(node) / "pid").read_text())
     except FileNotFoundError:
         return None
-    return pid if _argv(pid) == _tail(layout, node) else None
+    return pid if procfs.argv(pid) == _tail(layout, node) else None
 
 
-def processes(layout: Layout, nodes: Sequence[str]) -> list[Process]:
+def processes(layout: Layout, nodes: Sequence[str]) -> list[LabProcess]:
     """What runs on the nodes, their process 1 included."""
     spaces = {}
     for node in nodes:
@@ -79,13 +61,13 @@ def processes(layout: Layout, nodes: Sequence[str]) -> list[Process]:
         if pid is not None:
             spaces[Path(f"/proc/{pid}/ns/pid").readlink()] = node
     found = []
-    for pid in _pids():
+    for pid in procfs.pids():
         try:
             node = spaces[Path(f"/proc/{pid}/ns/pid").readlink()]
             uid = Path(f"/proc/{pid}").stat().st_uid
         except (OSError, KeyError):  # gone meanwhile, another lab's, or hidden even from root
             continue
-        found.append(Process(pid=pid, node=node, uid=uid, argv=_argv(pid)))
+        found.append(LabProcess(pid=pid, node=node, uid=uid, argv=procfs.argv(pid)))
     return found
 
 

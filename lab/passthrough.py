@@ -9,6 +9,7 @@ Nothing here may touch FOLDER by its path once it is mounted: it would wait for 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -26,7 +27,7 @@ import mfusepy  # type: ignore[import-untyped]
 MODES = ("ok", "hung", "stale", "slow", "readonly")
 # A request that nobody reads can still be interrupted, as a hung NFS server's can't: so there are
 # threads to take many more than anybody is going to have waiting.
-MOST_THREADS = 512
+MAX_THREADS = 512
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # utimensat(2)
 _libc = ctypes.CDLL(None)
 
@@ -208,7 +209,7 @@ def obey(listener: socket.socket, gate: Gate) -> None:
     """Take orders for as long as the mount is there."""
     while True:
         caller, _ = listener.accept()
-        with caller:
+        with caller, contextlib.suppress(OSError, ValueError):  # it has gone meanwhile
             order = json.loads(caller.recv(4096))
             gate.set(order["mode"], order["delay_s"])
             caller.sendall(json.dumps(order).encode())
@@ -221,11 +222,14 @@ def main(folder: str, where: str) -> None:
 
     def serve() -> None:
         ready.wait()
-        Path(where).unlink(missing_ok=True)
+        # Under its name it listens: who sees a socket that does not yet is refused.
+        new = Path(f"{where}.new")
+        new.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
-        listener.bind(where)
-        Path(where).chmod(0o600)
+        listener.bind(str(new))
+        new.chmod(0o600)
         listener.listen()
+        new.rename(where)
         obey(listener, operations.gate)
 
     threading.Thread(target=serve, daemon=True).start()
@@ -237,7 +241,7 @@ def main(folder: str, where: str) -> None:
         default_permissions=True,
         fsname="superv-lab",
         subtype="lab",
-        max_threads=MOST_THREADS,
+        max_threads=MAX_THREADS,
         # Nothing is remembered: every stat asks, and finds the mount as it is.
         attr_timeout=0,
         entry_timeout=0,

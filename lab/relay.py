@@ -17,7 +17,7 @@ TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 OFFLOADS = 0x01 | 0x02 | 0x04 | 0x08  # checksum, TSO4, TSO6, TSO_ECN
 LARGEST = 65536 + 64
-MOST_HELD = 20000  # frames of one direction; more are dropped, as in any full queue
+MAX_HELD = 20000  # frames of one direction; more are dropped, as in any full queue
 
 
 def attach(name: str) -> int:
@@ -28,7 +28,7 @@ def attach(name: str) -> int:
     return fd
 
 
-class Way:
+class RelayDirection:
     """One direction; a frame leaves at its time of arrival plus the delay."""
 
     def __init__(self, source: int, sink: int, delay_s: float) -> None:
@@ -39,7 +39,7 @@ class Way:
         try:
             while True:
                 frame = os.read(self.source, LARGEST)
-                if len(self.held) < MOST_HELD:
+                if len(self.held) < MAX_HELD:
                     self.held.append((time.monotonic() + self.delay_s, frame))
         except BlockingIOError:
             return
@@ -56,7 +56,7 @@ class Way:
 
 def main(delay_s: float, near: str, far: str) -> None:
     a, b = attach(near), attach(far)
-    ways = {a: Way(a, b, delay_s), b: Way(b, a, delay_s)}
+    ways = {a: RelayDirection(a, b, delay_s), b: RelayDirection(b, a, delay_s)}
     while True:
         due = [way.held[0][0] for way in ways.values() if way.held]
         wait_s = max(0.0, min(due) - time.monotonic()) if due else None

@@ -11,7 +11,7 @@ from lab.layout import CONTROLLER, USER, Layout, addresses, node_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
+class LabNode:
     """One node. `slurm` is sinfo's long state, unknown if Slurm did not say; None off the pool."""
 
     name: str
@@ -23,7 +23,7 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class LabStatus:
     """A lab at one moment."""
 
     name: str
@@ -31,11 +31,11 @@ class Status:
     shared: str
     user: str
     controller: str  # running, paused, dead
-    nodes: tuple[NodeStatus, ...]
-    faults: tuple[faults.Fault, ...]
+    nodes: tuple[LabNode, ...]
+    faults: tuple[faults.InjectedFault, ...]
 
 
-def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: int) -> Status:
+def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: int) -> LabStatus:
     """A lab of so many compute nodes now; `states` is what sinfo said of them."""
     cables = faults.cables(layout)
     compute = node_names(count)
@@ -45,7 +45,7 @@ def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: 
         boot = layout.node(name) / "boot_id"
         cable = {True: "up", False: "cut", None: "none"}[cables.get(name)]
         rows.append(
-            NodeStatus(
+            LabNode(
                 name=name,
                 address=address,
                 power="on" if on else "off",
@@ -54,7 +54,7 @@ def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: 
                 boot_id=boot.read_text().strip() if on and boot.exists() else None,
             )
         )
-    return Status(
+    return LabStatus(
         name=layout.name,
         dir=str(layout.dir),
         shared=str(layout.shared),

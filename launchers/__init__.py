@@ -1,13 +1,11 @@
-"""How agents get onto nodes. One module and one line in the table make a launcher."""
+"""How agents get onto nodes. A launcher is a module here and a line in the table LAUNCHERS."""
 
 from __future__ import annotations
 
 import importlib
 
 from supervisor.core.errors import UserError
-from supervisor.core.ports import Launcher
-
-LAUNCHERS = {"local": "launchers.local:Local", "sbatch": "launchers.sbatch:Sbatch"}
+from supervisor.core.ports import LAUNCHERS, Launcher
 
 
 def load(name: str) -> Launcher:

@@ -23,7 +23,8 @@ from supervisor import proc
 from supervisor.config import load_site
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress
-from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan
+from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan, Shortage
+from supervisor.host import private, procfs
 
 START_S = 20.0  # the script only forks
 GRACE_S = 15.0  # an agent that is told to end gives its ranks 10 s
@@ -31,7 +32,7 @@ KILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class LocalJob:
     """What is remembered of a job, in ID.json."""
 
     name: str
@@ -41,7 +42,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class LocalProcess:
     pid: int
     parent: int
     state: str  # R, S, D, T, Z …
@@ -55,6 +56,7 @@ class Local:
     def __init__(self, *, folder: Path | None = None) -> None:
         """`folder` keeps the jobs' files; by default it is in site.yaml's node_dir."""
         self._folder = folder
+        self._seen: dict[str, LocalJob] = {}  # jobs whose files were there
 
     def plan(self, spec: LaunchSpec) -> Plan:
         """See Launcher.plan. Names that another job has at submission are passed over then."""
@@ -65,7 +67,7 @@ class Local:
             "local_agents.sh",
             agent_loop=render("agent_loop.sh"),
             agent_argv=spec.agent_argv,
-            log_path=spec.log_path,
+            folder=spec.folder,
         )
         argv = ("sh", "-s", *islice(names, spec.nodes))
         return Plan(job_name=spec.job_name, argv=argv, script=script)
@@ -85,12 +87,12 @@ class Local:
         free = [name for name in wanted if name not in taken]
         nodes = (*free, *islice(more, len(wanted) - len(free)))
         job = f"local-{secrets.token_hex(3)}"
-        record = Record(name=plan.job_name, nodes=nodes, script=plan.script)
+        record = LocalJob(name=plan.job_name, nodes=nodes, script=plan.script)
         self._write(job, record)
         await _start(job, record.script, nodes)
         return job
 
-    async def find(self, name_prefix: str) -> list[JobStatus]:
+    async def find(self, name_prefix: str, *, past: bool = True) -> list[JobStatus]:
         """See Launcher.find."""
         live = jobs_alive()
         return [
@@ -104,13 +106,17 @@ class Local:
         try:
             records, live = self._records(), jobs_alive()
         except (OSError, UserError) as error:
-            return {job: _unknown(job, str(error)) for job in jobs}
+            return {job: JobStatus.unknown(job, str(error)) for job in jobs}
         return {
             job: _status(job, records[job], job in live)
             if job in records
-            else _unknown(job, f"{self._home()} knows no such job")
+            else JobStatus.forgotten(job, f"{self._home()} knows no such job")
             for job in jobs
         }
+
+    async def shortage(self, spec: LaunchSpec) -> Shortage:
+        """See Launcher.shortage: a machine has as many nodes as are asked for."""
+        return Shortage(lacking=0)
 
     async def cancel(self, job: str) -> None:
         """See Launcher.cancel. Returns when no process of the job is left."""
@@ -134,7 +140,9 @@ class Local:
                 _signal(pid, signal.SIGKILL)
             await _gone(there, 1.0)
 
-    async def send_file(self, job: str, content: bytes, path: str) -> None:
+    async def send_file(
+        self, job: str, content: bytes, path: str, *, replace: bool = False
+    ) -> None:
         """See Launcher.send_file. The nodes share the machine's files: there is one."""
         if job not in jobs_alive():
             raise TransientError(f"job {job} does not run: nobody is there to read {path}")
@@ -142,12 +150,18 @@ class Local:
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 out.write(content)
-            part.replace(path)
+            if replace:
+                part.replace(path)
+            else:
+                os.link(part, path)  # refuses a name that is taken
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise TransientError(f"{path}: {error.strerror}") from None
+        finally:
+            part.unlink(missing_ok=True)
 
-    async def start_agent(self, job: str, node: str, agent_argv: tuple[str, ...]) -> None:
+    async def start_agent(
+        self, job: str, node: str, agent_argv: tuple[str, ...], folder: str
+    ) -> None:
         """See Launcher.start_agent. The command is the one that the job was submitted with."""
         record = self._records().get(job)
         if record is None or node not in record.nodes or job not in jobs_alive():
@@ -161,40 +175,48 @@ class Local:
     def _home(self) -> Path:
         return self._folder or load_site(os.environ).node_dir / f"superv-{os.getuid()}-local"
 
-    def _records(self) -> dict[str, Record]:
+    def _records(self) -> dict[str, LocalJob]:
         """All jobs that are remembered. Raises UserError where somebody else could write there."""
         home = self._home()
-        if not home.exists():
-            return {}
-        info = home.lstat()
-        if not home.is_dir() or info.st_uid != os.getuid() or info.st_mode & 0o077:
-            raise UserError(f"{home}: must be a directory of mode 0700, owned by you")
-        found = {}
-        for path in home.glob("*.json"):
-            told = json.loads(path.read_bytes())
-            found[path.stem] = Record(**{**told, "nodes": tuple(told["nodes"])})
+        found: dict[str, LocalJob] = {}
+        if home.exists():
+            _check(home)
+            for path in home.glob("*.json"):
+                kept = json.loads(path.read_bytes())
+                found[path.stem] = LocalJob(**{**kept, "nodes": tuple(kept["nodes"])})
+        lost = self._seen.keys() - found.keys()
+        for job in lost & jobs_alive() if lost else ():  # a cleaner took what is known of them
+            found[job] = self._seen[job]
+            self._write(job, found[job])
+        self._seen = dict(found)
         return found
 
-    def _write(self, job: str, record: Record) -> None:
+    def _write(self, job: str, record: LocalJob) -> None:
         home = self._home()
+        self._seen[job] = record
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            part = home / f"{job}.part"
-            part.write_text(json.dumps(asdict(record)))
-            part.replace(home / f"{job}.json")
+            private.make(home.parent)
+            _check(home)
+            private.write(home / f"{job}.json", json.dumps(asdict(record)).encode())
         except OSError as error:
             raise UserError(f"{error.filename or home}: {error.strerror}") from None
 
 
-def _status(job: str, record: Record, lives: bool) -> JobStatus:
+def _check(home: Path) -> None:
+    """Make the jobs' folder, or see that it is the user's alone and stays where it is.
+
+    Raises UserError, OSError.
+    """
+    if why := private.problem(home.parent, inside=True):
+        raise UserError(f"node_dir: {why}; set node_dir in site.yaml to another one")
+    private.folder(home)
+
+
+def _status(job: str, record: LocalJob, lives: bool) -> JobStatus:
     state, raw = (JobState.RUNNING, "RUNNING") if lives else (JobState.ENDED, "COMPLETED")
     if record.cancelled and not lives:
         state, raw = JobState.CANCELLED, "CANCELLED"
     return JobStatus(job_id=job, job_name=record.name, state=state, raw=raw, nodes=record.nodes)
-
-
-def _unknown(job: str, why: str) -> JobStatus:
-    return JobStatus(job_id=job, job_name="", state=JobState.UNKNOWN, raw="", reason=why)
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -222,29 +244,22 @@ async def _start(job: str, script: str, nodes: Collection[str]) -> None:
         raise TransientError(f"agents of {compress(nodes)} were not started: {done.why()}")
 
 
-def processes(job: str | None = None) -> dict[int, Process]:
+def processes(job: str | None = None) -> dict[int, LocalProcess]:
     """This user's living processes of a job, or of all local jobs, by pid."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
-            environ = (entry / "environ").read_bytes()
-            if b"SLURM_JOB_ID=local-" not in environ:
-                continue
-            values = dict(
-                word.decode(errors="replace").partition("=")[::2] for word in environ.split(b"\0")
+    for pid in procfs.pids():
+        if not procfs.environ_has(pid, f"SLURM_JOB_ID={job or 'local-'}"):
+            continue  # it ended meanwhile, or is somebody else's
+        values, stat = procfs.environ(pid) or {}, procfs.stat(pid)
+        its = values.get("SLURM_JOB_ID", "")
+        if its.startswith("local-") and job in (None, its) and stat is not None and stat.alive:
+            found[pid] = LocalProcess(
+                pid=pid,
+                parent=stat.parent,
+                state=stat.state,
+                job=its,
+                node=values.get("SLURMD_NODENAME", ""),
             )
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            its = values.get("SLURM_JOB_ID", "")
-            if its.startswith("local-") and job in (None, its) and state not in "ZX":
-                found[int(entry.name)] = Process(
-                    pid=int(entry.name),
-                    parent=int(parent),
-                    state=state,
-                    job=its,
-                    node=values.get("SLURMD_NODENAME", ""),
-                )
     return found
 
 

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import secrets
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from launchers.slurm import Partition, Slurm, refusal
+from launchers.slurm import Partition, Slurm
+from launchers.slurm_answers import refusal
 from sbatch_templates import render
-from supervisor.core.errors import TransientError, UserError
-from supervisor.core.nodeset import compress, expand
-from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan
+from supervisor.channel.delivery import VARIABLE
+from supervisor.config.slurm import OPTIONS, OWNED
+from supervisor.core.errors import RefusalError, TooFewNodesError, TransientError, UserError
+from supervisor.core.nodeset import compress, expand, natural_sort_key
+from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan, Shortage
+from supervisor.host import private
 
 # The script's PATH: where srun, squeue and scancel usually are. Local folders only: a login PATH
 # may lead to a file system that hangs.
 SCRIPT_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/slurm/bin"
 
-# Set by superv: another value would break what it relies on.
-_RESERVED = {
-    *("job-name", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "overcommit", "array"),
-    *("no-kill", "requeue", "no-requeue", "kill-on-invalid-dep", "wait-all-nodes", "het-group"),
-    *("output", "error", "input", "open-mode", "chdir", "propagate", "export", "export-file"),
-    *("get-user-env", "parsable", "quiet", "wrap", "wait", "test-only", "batch"),
-}
 # Of the node everything, unless the user asks for something else.
 _DEFAULTS = {"exclusive": "true", "mem": "0"}
-_INSTEAD_OF_MEM = ("mem-per-cpu", "mem-per-gpu")
 _AGENT_STEP = (
     *("--job-name=superv-agent", "--overlap", "--no-kill", "--kill-on-bad-exit=0", "--wait=0"),
     # No --cpus-per-task (it implies --exact) and no --gres: a step that asks for neither gets all
@@ -36,7 +35,12 @@ _AGENT_STEP = (
     *("--export=ALL", "--input=none", "--label"),
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_OPTION = re.compile(r"[a-z][a-z0-9-]+")
+_ALIVE = (JobState.PENDING, JobState.RUNNING)
+_NO_FOLDER = "No such file or directory"
+_FOLDER_S = 20.0  # the step that makes the folder has begun everywhere well within this
+_FOLDER_PAUSE_S = 0.1
+_COMPLETING_S, _COMPLETING_PAUSE_S = 10.0, 0.5  # epilogs take seconds
+_RANGE = re.compile(r"--nodes=\d+-(\d+)")
 _STEP_START_S = 30  # srun's time to start one step: --immediate 10 s and a dead node's 12 s
 
 _log = logging.getLogger(__name__)
@@ -56,21 +60,24 @@ class Sbatch:
                 f"job name {spec.job_name!r}: use letters, digits, '.', '_' and '-', at most 128"
             )
         options = _options(spec.slurm)
-        excluded = (*expand(options.pop("exclude", "")), *spec.exclude)
-        singleton = ["singleton", *filter(None, [options.pop("dependency", "")])]
-        argv = ["sbatch", "--parsable", f"--job-name={spec.job_name}", f"--nodes={spec.nodes}"]
-        argv += ["--ntasks-per-node=1", "--no-kill", "--no-requeue"]
-        argv += [f"--dependency={','.join(singleton)}"]  # of two jobs of one name, one may run
-        argv += ["--export=ALL", "--propagate=NONE", "--chdir=/", f"--output={spec.log_path}"]
+        least = spec.min_nodes or spec.nodes
+        nodes = f"{least}-{spec.nodes}" if least < spec.nodes else str(spec.nodes)
+        argv = ["sbatch", "--parsable", f"--job-name={spec.job_name}", f"--nodes={nodes}"]
+        # With tasks for a node, sbatch asks for those of the least nodes, and gets no more of them.
+        argv += ["--ntasks-per-node=1"] if least == spec.nodes else []
+        argv += ["--no-kill", "--no-requeue"]
+        argv += ["--dependency=singleton"]  # of two jobs of one name, one may run
+        # No output: the script's own log lies in its own folder.
+        argv += ["--export=ALL", "--propagate=NONE", "--chdir=/", "--output=/dev/null"]
         argv += [_word(name, value) for name, value in options.items() if value != "false"]
-        argv += [f"--exclude={compress(excluded)}"] if excluded else []
+        argv += [f"--exclude={compress(spec.exclude)}"] if spec.exclude else []
         script = render(
             "allocation.sh",
             path=self._path,
             loop=render("agent_loop.sh"),
+            folder=spec.folder,
             agent_argv=spec.agent_argv,
             step_options=_AGENT_STEP,
-            nodes=spec.nodes,
         )
         return Plan(job_name=spec.job_name, argv=tuple(argv), script=script)
 
@@ -83,6 +90,7 @@ class Sbatch:
         if job := await self._active(plan.job_name):
             return job
         argv = _checked(plan.argv, await self._slurm.partitions())
+        await self._until_free(argv)
         try:
             done = await self._slurm.run(*argv, stdin=plan.script.encode())
         except TransientError as error:  # the reply may be lost, and the job there
@@ -96,6 +104,24 @@ class Sbatch:
             raise TransientError(f"sbatch answered {done.out.strip()!r} instead of a job's id")
         return job
 
+    async def _until_free(self, argv: Sequence[str]) -> None:
+        """Wait a little for nodes whose job has just ended, where a range of nodes is asked for:
+        of a range Slurm grants what is free at that moment, and no more later."""
+        size = next((found[1] for w in argv if (found := _RANGE.fullmatch(w))), "")
+        if not size:
+            return
+        partition = next((w.partition("=")[2] for w in argv if w.startswith("--partition=")), None)
+        clock = asyncio.get_running_loop().time
+        end = clock() + _COMPLETING_S
+        while clock() < end:
+            try:
+                words = [n.word for n in (await self._slurm.nodes(partition=partition)).values()]
+            except TransientError:
+                return
+            if "completing" not in words or words.count("idle") >= int(size):
+                return
+            await asyncio.sleep(_COMPLETING_PAUSE_S)
+
     async def _active(self, job_name: str) -> str | None:
         """The active job of that name. Where a lost reply made two, the older one stays."""
         jobs = await self._slurm.jobs(name=job_name)
@@ -106,15 +132,16 @@ class Sbatch:
         ]
         if odd := [job for job in jobs if job.state is JobState.UNKNOWN]:
             raise TransientError(f"job {odd[0].job_id} ({job_name}) is in state {odd[0].raw!r}")
-        active.sort(key=lambda job: int(job.job_id))
+        active.sort(key=lambda job: natural_sort_key(job.job_id))
         for twin in active[1:]:
             _log.warning("cancelling job %s: a twin of %s", twin.job_id, active[0].job_id)
             await self._slurm.cancel(twin.job_id)
         return active[0].job_id if active else None
 
-    async def find(self, name_prefix: str) -> list[JobStatus]:
+    async def find(self, name_prefix: str, *, past: bool = True) -> list[JobStatus]:
         """See Launcher.find. `down` is left empty: poll tells it."""
-        jobs = {job.job_id: job for job in await self._slurm.past_jobs()}
+        earlier = await self._slurm.past_jobs() if past else []
+        jobs = {job.job_id: job for job in earlier}
         jobs |= {job.job_id: job for job in await self._slurm.jobs()}
         return [job for job in jobs.values() if job.job_name.startswith(name_prefix)]
 
@@ -125,18 +152,20 @@ class Sbatch:
         try:
             seen = {job.job_id: job for job in await self._slurm.jobs(ids=jobs)}
         except (TransientError, UserError) as error:
-            return {job: _unknown(job, str(error)) for job in jobs}
+            return {job: JobStatus.unknown(job, str(error)) for job in jobs}
         if missing := [job for job in jobs if job not in seen]:
             seen |= await self._past(missing)
         running = [job for job in seen.values() if job.state is JobState.RUNNING]
         try:
-            down = await self._slurm.down({node for job in running for node in job.nodes})
+            nodes = await self._slurm.nodes_of({node for job in running for node in job.nodes})
         except (TransientError, UserError) as error:
-            seen |= {job.job_id: replace(job, reason=f"nodes unknown: {error}") for job in running}
+            seen |= {job.job_id: _nodes_unknown(job, str(error)) for job in running}
         else:
             for job in running:
-                lost = tuple(node for node in job.nodes if node in down)
-                seen[job.job_id] = replace(job, down=lost)
+                there = [nodes[name] for name in job.nodes if name in nodes]
+                down = tuple(node.name for node in there if node.down)
+                drained = tuple(node.name for node in there if node.drains)
+                seen[job.job_id] = replace(job, down=down, drained=drained)
         return {job: seen[job] for job in jobs}
 
     async def _past(self, jobs: Collection[str]) -> dict[str, JobStatus]:
@@ -146,8 +175,23 @@ class Sbatch:
             if not await self._slurm.accounting():
                 why = "squeue forgot the job, and this cluster has no accounting"
         except (TransientError, UserError) as error:
-            past, why = {}, str(error)
-        return {job: past.get(job) or _unknown(job, why) for job in jobs}
+            return {job: JobStatus.unknown(job, str(error)) for job in jobs}
+        # Accounting calls jobs running without end whose end it was not told (runaway jobs).
+        ended = {job: s for job, s in past.items() if s.state not in _ALIVE}
+        return {job: ended.get(job) or JobStatus.forgotten(job, why) for job in jobs}
+
+    async def shortage(self, spec: LaunchSpec) -> Shortage:
+        """See Launcher.shortage: of several partitions the one that lacks least counts."""
+        asked = [name for name in _options(spec.slurm).get("partition", "").split(",") if name]
+        if not asked:
+            asked = [one.name for one in await self._slurm.partitions() if one.default]
+        least, found = spec.min_nodes or spec.nodes, []
+        for partition in asked:
+            nodes = await self._slurm.nodes(partition=partition)
+            service = {name for name, node in nodes.items() if node.in_service}
+            out = tuple(sorted(service & {*spec.exclude}))
+            found.append(Shortage(lacking=max(0, least - len(service) + len(out)), excluded=out))
+        return min(found, key=lambda one: one.lacking, default=Shortage(lacking=0))
 
     async def cancel(self, job: str) -> None:
         """See Launcher.cancel.
@@ -158,17 +202,36 @@ class Sbatch:
         """
         await self._slurm.cancel(job)
 
-    async def send_file(self, job: str, content: bytes, path: str) -> None:
-        """See Launcher.send_file. The path's folder must be there, and be the user's alone.
+    async def send_file(
+        self, job: str, content: bytes, path: str, *, replace: bool = False
+    ) -> None:
+        """See Launcher.send_file. The nodes that began a moment ago may not have the folder yet.
 
-        The error names the nodes that did not get the file; all others have it.
+        The error names the nodes that did not get the file; all others have it, under this or
+        another new name.
         """
+        if why := private.problem(Path(tempfile.gettempdir()), inside=True):
+            raise TransientError(f"TMPDIR: {why}: a key could be swapped there before it is sent")
+        clock = asyncio.get_running_loop().time
+        end = clock() + _FOLDER_S
+        pause = _FOLDER_PAUSE_S
         with tempfile.NamedTemporaryFile(prefix="superv-") as local:  # mode 0600; sbcast keeps it
             local.write(content)
             local.flush()
-            await self._slurm.broadcast(job, local.name, path)
+            while True:
+                try:
+                    await self._slurm.broadcast(job, local.name, path, replace=replace)
+                    return
+                except TransientError as error:
+                    if replace or _NO_FOLDER not in str(error) or clock() > end:
+                        raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 1.0)
+                path = f"{path.rpartition('.')[0]}.{secrets.token_hex(8)}"
 
-    async def start_agent(self, job: str, node: str, agent_argv: tuple[str, ...]) -> None:
+    async def start_agent(
+        self, job: str, node: str, agent_argv: tuple[str, ...], folder: str
+    ) -> None:
         """See Launcher.start_agent.
 
         The step lives on without its srun. So srun gets a session of its own and a SIGKILL after
@@ -185,20 +248,22 @@ class Sbatch:
         argv += [f"--jobid={job}", *_AGENT_STEP, "--output=none", "--error=none", "--immediate=10"]
         argv += ["--nodes=1", "--ntasks=1", f"--nodelist={node}", "--chdir=/"]
         argv += ["env", f"PATH={self._path}", "sh", "-c", render("agent_loop.sh"), "superv-agent"]
-        await self._slurm.run(*argv, *agent_argv)
+        await self._slurm.run(*argv, *agent_argv, more_env={VARIABLE: folder} if folder else None)
+
+
+def _nodes_unknown(job: JobStatus, why: str) -> JobStatus:
+    return replace(job, reason=f"nodes unknown: {why}", nodes_read=False)
 
 
 def _options(given: Mapping[str, str]) -> dict[str, str]:
     """The user's sbatch options over the defaults. Raises UserError on one that can't be given."""
     for name in given:
-        if name in _RESERVED:
-            raise UserError(f"slurm: {name}: superv sets this option itself; remove it")
-        if not _OPTION.fullmatch(name):
-            raise UserError(f"slurm: {name!r} is not a long option of sbatch (as in `partition`)")
-    options = {**_DEFAULTS, **given}
-    if any(name in given for name in _INSTEAD_OF_MEM) and "mem" not in given:
-        del options["mem"]
-    return options
+        if name not in OPTIONS:
+            why = OWNED.get(
+                name, "no sbatch option that superv passes on; see docs/configuration.md"
+            )
+            raise UserError(f"slurm: {name if name in OWNED else repr(name)}: {why}")
+    return {**_DEFAULTS, **given}
 
 
 def _word(name: str, value: str) -> str:
@@ -210,7 +275,7 @@ def _value(argv: tuple[str, ...], option: str) -> str:
 
 
 def _checked(argv: tuple[str, ...], partitions: list[Partition]) -> tuple[str, ...]:
-    """The argv without unknown nodes to exclude.
+    """The argv without unknown nodes to exclude, nor spares that no partition has.
 
     Raises UserError on what sbatch would accept and never start (an unknown partition it refuses,
     but without saying which are valid).
@@ -218,7 +283,7 @@ def _checked(argv: tuple[str, ...], partitions: list[Partition]) -> tuple[str, .
     known = {partition.name: partition for partition in partitions}
     asked = [name for name in _value(argv, "--partition").split(",") if name]
     if unknown := [name for name in asked if name not in known]:
-        raise UserError(
+        raise RefusalError(
             f"slurm: partition: {unknown[0]!r} is unknown; valid: {', '.join(sorted(known))}"
         )
     everywhere: set[str] = set().union(*(partition.nodes for partition in partitions))
@@ -230,15 +295,18 @@ def _checked(argv: tuple[str, ...], partitions: list[Partition]) -> tuple[str, .
     argv = (*rest, f"--exclude={compress(stays)}") if stays else tuple(rest)
     chosen = [known[name] for name in asked] or [one for one in partitions if one.default]
     most = max((len(partition.nodes.difference(stays)) for partition in chosen), default=0)
-    wanted = int(_value(argv, "--nodes"))
-    if chosen and wanted > most:
-        names = ", ".join(partition.name for partition in chosen)
-        raise UserError(
-            f"nodes and spares: {wanted} nodes are asked for, but partition {names} has {most}"
-            f" that are not excluded; ask for fewer"
+    least, _, wanted = _value(argv, "--nodes").rpartition("-")
+    least = least or wanted
+    if not chosen or int(wanted) <= most:
+        return argv
+    names = ", ".join(partition.name for partition in chosen)
+    if int(least) > most:
+        raise TooFewNodesError(
+            f"nodes and spares: {least} nodes are asked for, but partition {names} has {most}"
+            f" that are not excluded; ask for fewer",
+            lacking=int(least) - most,
+            excluded=tuple(stays),
         )
-    return argv
-
-
-def _unknown(job: str, why: str) -> JobStatus:
-    return JobStatus(job_id=job, job_name="", state=JobState.UNKNOWN, raw="", reason=why)
+    _log.warning("asking for %d nodes: partition %s has no more for spares", most, names)
+    nodes = f"--nodes={least}-{most}" if most > int(least) else f"--nodes={least}"
+    return tuple(nodes if word.startswith("--nodes=") else word for word in argv)

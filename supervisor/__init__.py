@@ -1,3 +1,3 @@
 """superv keeps one large training job alive on Slurm."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -5,7 +5,7 @@ ever waits for a process in uninterruptible sleep (a hung NFS mount, a stuck dri
 were abandoned are reaped when they end, without waiting.
 
 Python starts a child by vfork: the whole interpreter stands still until the child has entered its
-working directory and found its program, for ever where either is on storage that hangs. So what is
+working directory and found its program, forever where either is on storage that hangs. So what is
 executed is /usr/bin/env, on local disk; it enters the directory and becomes the program, and what
 hangs is the child. A program or directory that is not there shows as env's exit code 127 or 125.
 """
@@ -18,13 +18,16 @@ import select
 import signal
 import subprocess
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 MAX_OUTPUT = 8 * 1024 * 1024  # bytes kept of a child's output, from its end
 FLOOD = 64 * 1024 * 1024  # a child that has written more than this is killed
-FLOOD_LOOK_S = 0.1
+FLOOD_POLL_S = 0.1
+_children: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 _abandoned: list[tuple[tuple[str, ...], subprocess.Popen[bytes]]] = []
 
 
@@ -73,7 +76,7 @@ def _start(
         if stdin is not None:
             feed.write(stdin)
             feed.seek(0)  # flushes
-        return subprocess.Popen(  # the one place where short-lived processes are started
+        child = subprocess.Popen(  # the one place where short-lived processes are started
             _through_env(argv, cwd),
             stdin=feed if stdin is not None else subprocess.DEVNULL,
             stdout=out,
@@ -81,6 +84,8 @@ def _start(
             env=None if env is None else dict(env),
             start_new_session=True,
         )
+    _children.add(child)
+    return child
 
 
 def _read(fd: int) -> str:
@@ -111,10 +116,28 @@ def reap() -> int:
     return len(_abandoned)
 
 
+def children() -> frozenset[int]:
+    """Pids of what was started here and has not been reaped."""
+    return frozenset(child.pid for child in _children if child.returncode is None)
+
+
 def stuck(argv: Sequence[str]) -> bool:
     """Whether an abandoned child of this command is still there."""
     reap()
     return any(command == tuple(argv) for command, _ in _abandoned)
+
+
+class Runner(Protocol):
+    """`run`, or what stands in for the programs of a simulated machine."""
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        deadline_s: float,
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Completed: ...
 
 
 async def run(
@@ -158,8 +181,8 @@ class _Running:
 
     argv: Sequence[str]
     began: float  # monotonic
-    out: int
-    err: int
+    out: int = -1
+    err: int = -1
     child: subprocess.Popen[bytes] | None = None
     why: str = ""  # there is no child
     flooded: bool = False
@@ -188,20 +211,23 @@ def _started(
     argv: Sequence[str], *, stdin: bytes | None, env: Mapping[str, str] | None, cwd: str
 ) -> Iterator[_Running]:
     """Start a child; one that is still there at the end is killed, and abandoned."""
-    began = time.monotonic()
-    out, err = os.memfd_create("out"), os.memfd_create("err")
-    running = _Running(argv=argv, began=began, out=out, err=err)
+    running = _Running(argv=argv, began=time.monotonic())
     try:
         try:
-            running.child = _start(argv, stdin=stdin, env=env, cwd=cwd, out=out, err=err)
-        except OSError as error:  # the arguments are too long, or there are too many processes
+            running.out = os.memfd_create("out")
+            running.err = os.memfd_create("err")
+            running.child = _start(
+                argv, stdin=stdin, env=env, cwd=cwd, out=running.out, err=running.err
+            )
+        except OSError as error:  # too long arguments; no descriptor, memory or process is left
             running.why = f"{argv[0]}: {error.strerror}"
         yield running
     finally:
         if running.child is not None and running.child.poll() is None:
             _kill(argv, running.child)
-        os.close(out)
-        os.close(err)
+        for fd in (running.out, running.err):
+            if fd >= 0:
+                os.close(fd)
 
 
 async def _ended_or_flooded(running: _Running, deadline: float) -> bool:
@@ -212,10 +238,11 @@ async def _ended_or_flooded(running: _Running, deadline: float) -> bool:
     end = asyncio.ensure_future(exited(running.child.pid))
     try:
         while (left := deadline - time.monotonic()) > 0:
-            done, _ = await asyncio.wait({end}, timeout=min(left, FLOOD_LOOK_S))
-            if done:
-                end.result()
+            done, _ = await asyncio.wait({end}, timeout=min(left, FLOOD_POLL_S))
+            if done and (end.exception() is None or running.child.poll() is not None):
                 return False
+            if done:  # no descriptor is left to be told by: look again and again
+                await asyncio.sleep(min(left, FLOOD_POLL_S))
             if running.floods():
                 return True
         return False
@@ -230,11 +257,17 @@ def _ended_or_flooded_sync(running: _Running, deadline: float) -> bool:
         fd = os.pidfd_open(running.child.pid)
     except ProcessLookupError:
         return False
+    except OSError:  # no descriptor is left to be told by: look again and again
+        while running.child.poll() is None and not running.floods():
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            time.sleep(min(left, FLOOD_POLL_S))
+        return running.child.poll() is None
     try:
         ended = select.poll()
         ended.register(fd, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            if ended.poll(1000 * min(left, FLOOD_LOOK_S)):
+            if ended.poll(1000 * min(left, FLOOD_POLL_S)):
                 return False
             if running.floods():
                 return True
@@ -280,7 +313,7 @@ def spawn(
     Raises OSError where no process can be made. A program or directory that is not there shows as
     the child's end, with 127 or 125 and a line of its output.
     """
-    return subprocess.Popen(
+    child = subprocess.Popen(
         _through_env(argv, cwd),
         stdin=stdin,
         stdout=stdout,
@@ -289,3 +322,5 @@ def spawn(
         pass_fds=tuple(pass_fds),
         start_new_session=True,
     )
+    _children.add(child)
+    return child

@@ -1,1 +1,1 @@
-"""The checks; each module is found by itself. docs/checks.md is generated from them."""
+"""The checks; each module is found by itself. docs/checks/ is generated from them."""

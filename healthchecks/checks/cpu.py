@@ -6,17 +6,18 @@ import zlib
 from collections import Counter
 from typing import Annotated
 
-from healthchecks import nvml, ports, topology
-from healthchecks.check import Blame, Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.topology import Cpus, listed, numbers
+from healthchecks.frame.check import Blame, Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import nvml, pci, ports, topology
+from healthchecks.sources.topology import Cpus, cpu_list_text, parse_cpu_list
 from supervisor.core.setting import About
 
 _PIN = "; 0: whatever the other nodes have"
 _XML_FIX = (
     "correct the virtual machine's definition on the host (cores, threads and dies as they are, "
-    "CPUs pinned to theirs) and boot it anew"
+    "CPUs pinned to theirs) and boot it again"
 )
+_LARGE = 8  # GPUs and NICs: such a machine has more than one NUMA node
 TOPO_FILE = "var/run/nvidia-topologyd/virtualTopology.xml"  # NCCL reads it by itself
 
 
@@ -24,11 +25,11 @@ TOPO_FILE = "var/run/nvidia-topologyd/virtualTopology.xml"  # NCCL reads it by i
 def cpu_layout(
     ctx: Ctx,
     *,
-    cpus: Annotated[int, About(doc=f"CPUs{_PIN}.", least=0)] = 0,
-    sockets: Annotated[int, About(doc=f"Sockets{_PIN}.", least=0)] = 0,
-    numa_nodes: Annotated[int, About(doc=f"NUMA nodes{_PIN}.", least=0)] = 0,
-    threads: Annotated[int, About(doc=f"Threads of a core{_PIN}.", least=0)] = 0,
-    most_sockets: Annotated[int, About(doc="More are a wrong virtual machine.", least=1)] = 8,
+    cpus: Annotated[int, About(doc=f"CPUs{_PIN}.", ge=0)] = 0,
+    sockets: Annotated[int, About(doc=f"Sockets{_PIN}.", ge=0)] = 0,
+    numa_nodes: Annotated[int, About(doc=f"NUMA nodes{_PIN}.", ge=0)] = 0,
+    threads: Annotated[int, About(doc=f"Threads of a core{_PIN}.", ge=0)] = 0,
+    most_sockets: Annotated[int, About(doc="More are a wrong virtual machine.", ge=1)] = 8,
 ) -> Result:
     """CPUs, cores, sockets and NUMA nodes are arranged as on hardware, and as on the other nodes.
 
@@ -80,16 +81,17 @@ def _siblings(found: Findings, seen: Cpus, node_of: dict[int, int]) -> None:
         )
         if split:
             found.fail(
-                f"{len(split)} cores have threads on several {what}, as CPUs {listed(split[0])}",
+                f"{len(split)} cores have threads on several {what}, as CPUs "
+                f"{cpu_list_text(split[0])}",
                 expected="all threads of a core in one place",
                 fix=_XML_FIX,
             )
-    odd = sorted(
+    disagreeing = sorted(
         c for c, s in seen.siblings.items() if any(seen.siblings.get(x, s) != s for x in s)
     )
-    if odd:
+    if disagreeing:
         found.fail(
-            f"CPUs {listed(odd)} disagree about who shares a core",
+            f"CPUs {cpu_list_text(disagreeing)} disagree about who shares a core",
             expected="siblings that name each other",
             fix=_XML_FIX,
         )
@@ -105,13 +107,15 @@ def _whole(found: Findings, seen: Cpus, node_of: dict[int, int]) -> None:
     """All CPUs are in use, each on a NUMA node, the same number on each."""
     if seen.offline and not seen.smt_off:
         found.fail(
-            f"{len(seen.offline)} CPUs are offline: {listed(seen.offline)}",
+            f"{len(seen.offline)} CPUs are offline: {cpu_list_text(seen.offline)}",
             expected="all that are present online",
             fix="look into the kernel log for why; echo 1 > /sys/devices/system/cpu/cpuN/online",
         )
     homeless = seen.online - node_of.keys()
     if homeless:
-        found.fail(f"CPUs {listed(homeless)} are on no NUMA node", expected="one", fix=_XML_FIX)
+        found.fail(
+            f"CPUs {cpu_list_text(homeless)} are on no NUMA node", expected="one", fix=_XML_FIX
+        )
     sizes = {n: len(c & seen.online) for n, c in seen.nodes.items() if c}  # some hold memory only
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"node {n}: {size}" for n, size in sizes.items())
@@ -122,10 +126,10 @@ def _digest(seen: Cpus) -> int:
     """Of everything that binding depends on, which CPU is where; the same on equal machines."""
     node_of = seen.node_of()
     rows = [
-        f"{c} {listed(seen.siblings[c])} {seen.packages[c]} {node_of.get(c)}"
+        f"{c} {cpu_list_text(seen.siblings[c])} {seen.packages[c]} {node_of.get(c)}"
         for c in sorted(seen.online)
     ]
-    return zlib.crc32("\n".join([*rows, listed(seen.offline)]).encode())
+    return zlib.crc32("\n".join([*rows, cpu_list_text(seen.offline)]).encode())
 
 
 @check("numa.devices", tags={"preflight"}, cohort=Status.FAIL)
@@ -138,7 +142,8 @@ def numa_devices(
 ) -> Result:
     """GPUs and their NICs are on the NUMA nodes where they are on the other nodes.
 
-    A device without a NUMA node (-1), or pairs that moved, send traffic through the other socket.
+    A device without a NUMA node (-1) beside others with one, or pairs that moved, send traffic
+    through the other socket.
     The PCI addresses of NCCL_TOPO_FILE have to be those of this node: NCCL only says so at INFO.
     Sources: Documentation/ABI/testing/sysfs-bus-pci, NCCL User Guide (NCCL_TOPO_FILE),
     Azure/azurehpc-health-checks.
@@ -151,7 +156,8 @@ def numa_devices(
     nics = _fabric(ctx, found)
     named = {bdf: f"gpu{index}" for index, bdf in enumerate(gpus)} | (nics or {})
     numa = {bdf: topology.numa_of(ctx, bdf) for bdf in named}
-    _placed(found, named, numa, len(cpus_of))
+    virtual = "hypervisor" in topology.first_cpu(ctx).get("flags", "").split()
+    _placed(found, named, numa, len(cpus_of), virtual=virtual)
     count = {
         kind: Counter(n for bdf, n in numa.items() if (bdf in gpus) == (kind == "gpu"))
         for kind in ("gpu", "nic")
@@ -166,14 +172,15 @@ def numa_devices(
         found.fact("devices by NUMA node", _places(numa))
     _topo_file(ctx, found, topo_file, gpus)
     text = ", ".join(
-        f"{count['gpu'][node]} GPUs and {count['nic'][node]} fabric NICs on NUMA node {node}"
+        f"{count['gpu'][node]} GPUs and {count['nic'][node]} fabric NICs "
+        + (f"on NUMA node {node}" if node >= 0 else "on none that the machine tells of")
         for node in sorted(set(numa.values()))
     )
     return found.result(text)
 
 
 def _fabric(ctx: Ctx, found: Findings) -> dict[str, str] | None:
-    """NICs that carry the job's traffic, by PCI address; None where that can't be told."""
+    """NICs that carry the job's traffic, by PCI address; None where that is not known."""
     try:
         return {p.bdf: p.device for p in ports.ports(ctx) if p.role == "fabric" and p.bdf}
     except Skip:
@@ -191,8 +198,23 @@ def _places(numa: dict[str, int]) -> str:
     return "; ".join(f"{node}: {' '.join(on[node])}" for node in sorted(on))
 
 
-def _placed(found: Findings, named: dict[str, str], numa: dict[str, int], nodes: int) -> None:
-    nowhere = [bdf for bdf, node in numa.items() if node < 0]
+def _placed(
+    found: Findings,
+    named: dict[str, str],
+    numa: dict[str, int],
+    nodes: int,
+    *,
+    virtual: bool,
+) -> None:
+    """Where no device says where it is the machine hides it from all alike: the cohort tells."""
+    if all(node < 0 for node in numa.values()):
+        if nodes == 1 and len(numa) >= _LARGE and virtual:
+            found.warn(
+                "one NUMA node, and no device says where it is: the host hides the layout",
+                expected="the host's NUMA nodes, and each device on its own",
+                fix=_XML_FIX,
+            )
+        return
     for bdf, node in numa.items():
         if node >= nodes:
             found.fail(
@@ -208,12 +230,6 @@ def _placed(found: Findings, named: dict[str, str], numa: dict[str, int], nodes:
                 fix="let the host attach it below a PCI expander bus of its NUMA node (pxb-pcie)",
                 device=named[bdf],
             )
-    if nodes == 1 and len(nowhere) == len(numa) > 1:
-        found.warn(
-            "one NUMA node, and no device says where it is: the host hides the layout",
-            expected="the host's NUMA nodes, and each device on its own",
-            fix=_XML_FIX,
-        )
 
 
 def _by_node(count: Counter[int]) -> str:
@@ -234,7 +250,7 @@ def _topo_file(ctx: Ctx, found: Findings, given: str, gpus: list[str]) -> None:
 
     name = given or f"/{TOPO_FILE}"
     listed = {m.lower() for m in re.findall(r'busid="([0-9A-Fa-f:.]+)"', text)}
-    here = set(ctx.names(topology.PCI))
+    here = set(ctx.names(pci.PCI))
     if not listed:
         found.unknown(f"{name} names no PCI device")
         return
@@ -255,29 +271,29 @@ def cpu_binding(
     ctx: Ctx,
     *,
     ranks_per_node: Annotated[
-        int, About(doc="Ranks of the job on a node; 0: one for each GPU.", least=0)
+        int, About(doc="Ranks of the job on a node; 0: one for each GPU.", ge=0)
     ] = 0,
-    least_cpus: Annotated[int, About(doc="CPUs that a rank needs.", least=1)] = 4,
+    least_cpus: Annotated[int, About(doc="CPUs that a rank needs.", ge=1)] = 4,
 ) -> Result:
     """What may run here may use all CPUs, and each GPU's rank has CPUs beside its GPU.
 
     Looks at the affinity and the cgroup of the check itself, which in a Slurm step are the step's:
     `srun -c1` or `--cpu-bind` leaves a rank and its data loaders one core, or one of the wrong
     socket. A proposal: at least 4 CPUs for a rank (its main, autograd, NCCL proxy and loader
-    threads).
+    threads). A node without GPUs that has fewer, all of which may be used, is a warning.
     """
     status = dict(
         line.split(":", 1) for line in ctx.text("proc/self/status").splitlines() if ":" in line
     )
     if "Cpus_allowed_list" not in status:
         raise Unknown("/proc/self/status does not say which CPUs are allowed")
-    online = numbers(ctx.text(f"{topology.CPU}/online"))
-    mine = numbers(status["Cpus_allowed_list"]) & online
+    online = parse_cpu_list(ctx.text(f"{topology.CPU}/online"))
+    mine = parse_cpu_list(status["Cpus_allowed_list"]) & online
     found = Findings()
     by = _who_binds(ctx, mine, online)
     if mine != online:
         found.warn(
-            f"{len(mine)} of {len(online)} CPUs may be used ({listed(mine)}), by {by}",
+            f"{len(mine)} of {len(online)} CPUs may be used ({cpu_list_text(mine)}), by {by}",
             expected="all of them",
             fix="ask for the whole node: --exclusive, -c with all CPUs, --cpu-bind=none",
         )
@@ -294,20 +310,28 @@ def cpu_binding(
         found.metric("cpus_of_a_rank", share)
         found.fact("CPUs of a rank", f"{share:g}")
         if share < least_cpus:
-            found.fail(
-                f"a rank gets {share:g} CPUs, by {by}",
-                expected=f"at least {least_cpus}",
-                fix="start one task a node with -c for all CPUs, or fewer ranks",
-            )
+            _too_few(ctx, found, share, least_cpus, by if mine != online else "")
     each = f", {share:g} for a rank" if share is not None else ""
     return found.result(f"all {len(online)} CPUs may be used{each}")
+
+
+def _too_few(ctx: Ctx, found: Findings, share: float, least: int, by: str) -> None:
+    """Where nothing binds (`by` is empty), a node without GPUs is slow at worst: a trial runs."""
+    text, expected = f"a rank gets {share:g} CPUs", f"at least {least}"
+    if by:
+        fix = "start one task a node with -c for all CPUs, or fewer ranks"
+        found.fail(f"{text}, by {by}", expected=expected, fix=fix)
+    else:
+        wrong = found.fail if nvml.on_bus(ctx) else found.warn
+        fix = "fewer ranks on a node, or a lower cpu.binding.least_cpus"
+        wrong(f"{text}: the node has no more", expected=expected, fix=fix)
 
 
 def _who_binds(ctx: Ctx, mine: frozenset[int], online: frozenset[int]) -> str:
     """Whether the cgroup or the affinity keeps CPUs away."""
     group = _cgroup(ctx)
     cpuset = ctx.maybe(f"{group}/cpuset.cpus.effective") if group else None
-    if cpuset and numbers(cpuset) & online == mine:
+    if cpuset and parse_cpu_list(cpuset) & online == mine:
         return f"the cgroup /{group}"
     return "the affinity that it was started with"
 
@@ -330,10 +354,10 @@ def _quota(ctx: Ctx) -> float | None:
 
 
 def _memory(ctx: Ctx, found: Findings, allowed: str) -> None:
-    missing = topology.nodes(ctx).keys() - numbers(allowed)
+    missing = topology.nodes(ctx).keys() - parse_cpu_list(allowed)
     if allowed and missing:
         found.fail(
-            f"memory of NUMA node {listed(missing)} may not be used",
+            f"memory of NUMA node {cpu_list_text(missing)} may not be used",
             expected="all NUMA nodes",
             fix="ask for the whole node; look at --mem-bind and at the cgroup's cpuset.mems",
         )
@@ -344,12 +368,12 @@ def _share(ctx: Ctx, found: Findings, mine: frozenset[int], ranks: int) -> float
     gpus = nvml.on_bus(ctx)
     if not gpus:
         return len(mine) / ranks if ranks else None
-    local = {bdf: numbers(ctx.text(f"{topology.PCI}/{bdf}/local_cpulist")) for bdf in gpus}
+    local = {bdf: parse_cpu_list(ctx.text(f"{pci.PCI}/{bdf}/local_cpulist")) for bdf in gpus}
     beside = Counter(local.values())
     for index, bdf in enumerate(gpus):
         if not local[bdf] & mine:
             found.fail(
-                f"none of its CPUs ({listed(local[bdf])}) may be used",
+                f"none of its CPUs ({cpu_list_text(local[bdf])}) may be used",
                 expected="CPUs on the GPU's NUMA node",
                 fix="ask for the whole node: --exclusive, -c with all CPUs, --cpu-bind=none",
                 device=f"gpu{index}",

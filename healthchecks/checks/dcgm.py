@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from healthchecks import nvml
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import nvml
 from supervisor.core.setting import About
 
 # dcgmErrorSeverity_enum of DCGM's dcgm_errors.h
@@ -24,13 +24,13 @@ _FAILS = {
     tags={"deep"},
     resource="gpu-load",
     deadline_s=120.0,
-    hung_fix="end dcgmi; restart nv-hostengine (systemctl restart nvidia-dcgm); look for Xids",
-    untried="no GPU: built against the JSON of `dcgmi diag` in DCGM's user guide and source",
+    timeout_fix="end dcgmi; restart nv-hostengine (systemctl restart nvidia-dcgm); look for Xids",
+    untested="no GPU: built against the JSON of `dcgmi diag` in DCGM's user guide and source",
 )
 def dcgm_diag(
     ctx: Ctx,
     *,
-    deadline_s: Annotated[float, About(doc="For dcgmi.", unit="s", least=1, most=110)] = 100.0,
+    deadline_s: Annotated[float, About(doc="For dcgmi.", unit="s", ge=1, le=110)] = 100.0,
 ) -> Result:
     """`dcgmi diag -r 1` finds nothing: DCGM's quick look at the software and the GPUs.
 
@@ -47,11 +47,19 @@ def dcgm_diag(
         raise Unknown(done.why()) from None
     found, passed = Findings(), 0
     try:
-        for name, result in results(document):
-            status = str(result.get("status", "")).lower()
-            passed += status == "pass"
-            if status in ("fail", "warn"):
-                _judge(found, name, result, failed=status == "fail")
+        for test, summary in _tests(document):
+            results = [r for r in test.get("results") or [] if isinstance(r, dict)]
+            told = {text for r in results for text, _ in _warnings(r)}
+            left = [row for row in _warnings(summary) if row[0] not in told]
+            for result in results:
+                status = _status(result)
+                passed += status == "pass"
+                if status in ("fail", "warn") and (_warnings(result) or not left):
+                    _judge(found, str(test["name"]), result, failed=status == "fail")
+            if left:  # of no GPU: they stand in the summary alone
+                _judge(
+                    found, str(test["name"]), summary, failed=_status(summary) == "fail", rows=left
+                )
     except (AttributeError, TypeError, KeyError) as error:
         raise Unknown(f"dcgmi's answer is of another form: {error!r}") from error
     if not passed and not found.result("").devices and found.result("").status is Status.OK:
@@ -59,21 +67,32 @@ def dcgm_diag(
     return found.result(f"{passed} tests passed")
 
 
-def results(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each test's name, and its results. DCGM 3 and 4 differ in the outermost key."""
+def _tests(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each test, and its summary. DCGM 3 and 4 differ in the outermost key; since 4 each test has a
+    `test_summary` with all its errors, also those that are of no GPU (dcgmi/Diag.cpp)."""
     for outer in document.values():
         if not isinstance(outer, dict):
             continue
         for category in outer.get("test_categories", []):
             for test in category["tests"]:
-                for result in test.get("results", []):
-                    yield str(test["name"]), result
+                yield test, test.get("test_summary") or {}
 
 
-def _judge(found: Findings, name: str, result: dict[str, Any], *, failed: bool) -> None:
+def _status(result: dict[str, Any]) -> str:
+    return str(result.get("status", "")).lower()
+
+
+def _judge(
+    found: Findings,
+    name: str,
+    result: dict[str, Any],
+    *,
+    failed: bool,
+    rows: list[tuple[str, int]] | None = None,
+) -> None:
     gpu = result.get("gpu_id", result.get("gpu_ids", result.get("entity_id", "")))
     device = f"gpu{gpu}" if str(gpu).isdigit() else ""
-    for text, severity in _errors(result):
+    for text, severity in rows or _errors(result):
         fails = severity in _FAILS or (failed and severity not in _SEVERITIES)
         word = _SEVERITIES.get(severity, "")
         found.add(
@@ -86,17 +105,21 @@ def _judge(found: Findings, name: str, result: dict[str, Any], *, failed: bool) 
 
 
 def _errors(result: dict[str, Any]) -> list[tuple[str, int]]:
-    """Texts with their severities; 0 where it has none."""
+    """Texts with their severities, 0 where it has none; at least one."""
+    if found := _warnings(result):
+        return found
+    info = result.get("info") or "failed"
+    text = "; ".join(map(str, info)) if isinstance(info, list) else str(info)
+    return [(text, int(result.get("error_severity") or 0))]
+
+
+def _warnings(result: dict[str, Any]) -> list[tuple[str, int]]:
     rows = result.get("warnings") or []
-    rows = rows if isinstance(rows, list) else [rows]
     found = []
-    for row in rows:
+    for row in rows if isinstance(rows, list) else [rows]:
         if isinstance(row, dict):
             severity = row.get("error_severity", result.get("error_severity", 0))
             found.append((str(row.get("warning", "")), int(severity or 0)))
         else:
             found.append((str(row), int(result.get("error_severity") or 0)))
-    if not found:
-        text = str(result.get("info") or "failed")
-        found.append((text, int(result.get("error_severity") or 0)))
     return found

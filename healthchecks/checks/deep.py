@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from healthchecks import nvml
-from healthchecks.check import Findings, Result, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import nvml
+from healthchecks.sources.nvml import open_nvml
 from supervisor.core.setting import About
 
 Python = Annotated[str, About(doc="A Python with torch: the trainer's. Empty: superv's own.")]
 Warn = Annotated[float, About(doc="Slower than the others, or than before: WARN.", unit="%")]
 Fail = Annotated[float, About(doc="Slower than the others, or than before: FAIL.", unit="%")]
-_PROBE = Path(__file__).absolute().parents[1] / "torch_probe.py"
-_UNTRIED = "no GPU: the probe was run on processors only"
-_RESOURCE = "gpu-load"  # one after another
-_HUNG_FIX = "look for Xids in the kernel log; where processes can't be killed, reboot the node"
+_PROBE = Path(__file__).absolute().parents[1] / "probes" / "torch_probe.py"
 _WRONG_FIX = "exclude the node; run `dcgmi diag -r 3`; have the GPU replaced where it fails again"
 _SLOW_FIX = (
     "look at its clocks, temperature and power limit (superv check gpu) and its PCIe link, run the "
@@ -28,20 +26,35 @@ _SLOW_FIX = (
 )
 
 
+def _load_check(
+    name: str, *, deadline_s: float
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """A check that loads all GPUs: never beside another."""
+    return check(
+        name,
+        tags={"deep"},
+        resource="gpu-load",
+        deadline_s=deadline_s,
+        timeout_fix="look for Xids in the kernel log; where processes can't be killed, reboot the "
+        "node",
+        untested="no GPU: the probe was run on processors only",
+    )
+
+
 def _probe(
     ctx: Ctx, python: str, test: str, deadline_s: float, *args: str
 ) -> tuple[Mapping[int, nvml.Gpu], dict[str, Any]]:
     """The GPUs by index, and what the probe printed. Raises Skip without a GPU, Unknown."""
-    driver = ctx.nvml()
+    driver = open_nvml(ctx)
     try:
         busy = [gpu.label for gpu in driver.gpus if driver.in_use(gpu)]
-    except nvml.Trouble as error:
+    except nvml.NvmlCallError as error:
         raise Unknown(f"whether the GPUs are idle is not known: {error}") from error
-    ctx.doing("")
+    ctx.announce("")
     if busy:
         raise Unknown(f"{', '.join(busy)} compute for somebody: only idle GPUs are loaded")
     done = ctx.command(python or sys.executable, str(_PROBE), test, *args, deadline_s=deadline_s)
-    ctx.doing("")
+    ctx.announce("")
     try:
         said = json.loads(done.out.strip().splitlines()[-1])
         said["refused" if done.rc == 3 else "devices"]
@@ -132,23 +145,16 @@ def _keyed(gpus: Mapping[int, nvml.Gpu], rows: Sequence[Any], name: str) -> dict
     }
 
 
-@check(
-    "deep.gemm",
-    tags={"deep"},
-    resource=_RESOURCE,
-    deadline_s=180.0,
-    hung_fix=_HUNG_FIX,
-    untried=_UNTRIED,
-)
+@_load_check("deep.gemm", deadline_s=180.0)
 def deep_gemm(
     ctx: Ctx,
     *,
     python: Python = "",
-    seconds: Annotated[float, About(doc="Of load.", unit="s", least=0)] = 20.0,
-    size: Annotated[int, About(doc="Of the matrices.", least=16)] = 8192,
+    seconds: Annotated[float, About(doc="Of load.", unit="s", ge=0)] = 20.0,
+    size: Annotated[int, About(doc="Of the matrices.", ge=16)] = 8192,
     warn_percent: Warn = 5.0,
     fail_percent: Fail = 10.0,
-    least_tflops: Annotated[float, About(doc="Of each GPU.", unit="TFLOP/s", least=0)] = 0.0,
+    least_tflops: Annotated[float, About(doc="Of each GPU.", unit="TFLOP/s", ge=0)] = 0.0,
 ) -> Result:
     """All GPUs multiply bf16 matrices at once: alike in speed, and with the same result.
 
@@ -183,25 +189,16 @@ def _range(values: Mapping[str, tuple[str, float]], unit: str) -> str:
     )
 
 
-@check(
-    "deep.bandwidth",
-    tags={"deep"},
-    resource=_RESOURCE,
-    deadline_s=240.0,
-    hung_fix=_HUNG_FIX,
-    untried=_UNTRIED,
-)
+@_load_check("deep.bandwidth", deadline_s=240.0)
 def deep_bandwidth(
     ctx: Ctx,
     *,
     python: Python = "",
-    seconds: Annotated[float, About(doc="Of each measurement.", unit="s", least=0)] = 0.5,
-    mib: Annotated[int, About(doc="Of a copy.", unit="MiB", least=1)] = 256,
+    seconds: Annotated[float, About(doc="Of each measurement.", unit="s", ge=0)] = 0.5,
+    mib: Annotated[int, About(doc="Of a copy.", unit="MiB", ge=1)] = 256,
     warn_percent: Warn = 10.0,
     fail_percent: Fail = 20.0,
-    least_pair_gb: Annotated[
-        float, About(doc="From one GPU to another.", unit="GB/s", least=0)
-    ] = 0.0,
+    least_pair_gb: Annotated[float, About(doc="From one GPU to another.", unit="GB/s", ge=0)] = 0.0,
 ) -> Result:
     """Copies between host and GPUs and between all pairs of GPUs are alike in speed, and right.
 
@@ -257,19 +254,12 @@ def _pairs(
     return f", {len(right)} pairs: {_range(values, 'GB/s').partition(': ')[2]}"
 
 
-@check(
-    "deep.memory",
-    tags={"deep"},
-    resource=_RESOURCE,
-    deadline_s=300.0,
-    hung_fix=_HUNG_FIX,
-    untried=_UNTRIED,
-)
+@_load_check("deep.memory", deadline_s=300.0)
 def deep_memory(
     ctx: Ctx,
     *,
     python: Python = "",
-    share: Annotated[float, About(doc="Of the free memory.", least=0, most=1)] = 0.9,
+    share: Annotated[float, About(doc="Of the free memory.", ge=0, le=1)] = 0.9,
 ) -> Result:
     """GPU memory keeps what was written into it: a pattern and its inverse, in nearly all of it.
 

@@ -6,9 +6,9 @@ import re
 import struct
 from typing import Annotated
 
-from healthchecks import topology
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, NoRight, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import pci, topology
 from supervisor.core.setting import About
 
 
@@ -16,7 +16,7 @@ from supervisor.core.setting import About
     "gdr",
     tags={"preflight"},
     cohort=Status.WARN,
-    untried="no GPU: built against NVIDIA's GPUDirect RDMA documentation",
+    untested="no GPU: built against NVIDIA's GPUDirect RDMA documentation",
 )
 def gdr(ctx: Ctx) -> Result:
     """NICs can reach GPU memory: by dma-buf with the open driver, or by nvidia_peermem.
@@ -50,7 +50,7 @@ def gdr(ctx: Ctx) -> Result:
 @check(
     "nccl.imex",
     tags={"preflight"},
-    untried="no NVL72: built against NVIDIA's IMEX documentation",
+    untested="no NVL72: built against NVIDIA's IMEX documentation",
 )
 def nccl_imex(
     ctx: Ctx,
@@ -98,14 +98,10 @@ def pci_acs(ctx: Ctx) -> Result:
     if "hypervisor" in topology.first_cpu(ctx).get("flags", "").split():
         raise Skip("a virtual machine: ACS and IOMMU are its host's")
     found = Findings()
-    bridges = [
-        bdf
-        for bdf in ctx.names(topology.PCI)
-        if (ctx.maybe(f"{topology.PCI}/{bdf}/class") or "").startswith("0x0604")
-    ]
+    bridges = pci.functions(ctx, pci.BRIDGES)
     on = []
     for bdf in bridges:
-        control = acs_control(ctx.path(f"{topology.PCI}/{bdf}/config").read_bytes())
+        control = acs_control(ctx.path(f"{pci.PCI}/{bdf}/config").read_bytes())
         if control & _ACS_ON:
             on.append(bdf)
     if on:
@@ -127,11 +123,11 @@ def pci_acs(ctx: Ctx) -> Result:
 def acs_control(config: bytes) -> int:
     """The ACS control register in a function's configuration space; 0 where it has none.
 
-    Raises Unknown where only the first 64 bytes could be read. Source: PCI Express Base
+    Raises NoRight where only the first 64 bytes could be read. Source: PCI Express Base
     Specification, extended capability 0x000D.
     """
     if len(config) < 0x104:
-        raise Unknown("ACS registers can only be read by root")
+        raise NoRight("PCI configuration space")
     at, seen = 0x100, 0
     while 0x100 <= at <= len(config) - 8 and seen < 64:
         (head,) = struct.unpack_from("<I", config, at)
@@ -145,7 +141,7 @@ def _translated(ctx: Ctx, gpus: list[str]) -> list[str]:
     """GPUs whose IOMMU group translates addresses."""
     found = []
     for bdf in gpus:
-        kind = ctx.maybe(f"{topology.PCI}/{bdf}/iommu_group/type")
+        kind = ctx.maybe(f"{pci.PCI}/{bdf}/iommu_group/type")
         if kind is not None and kind.startswith("DMA"):
             found.append(bdf)
     return found

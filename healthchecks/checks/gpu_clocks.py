@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Status
-from healthchecks.context import Ctx
-from healthchecks.nvml import Gpu, Unsupported, nvml_check
+from healthchecks.frame.check import Findings, Result, Status
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.nvml import Gpu, Unsupported, nvml_check, open_nvml
 from supervisor.core.setting import About
 
 GRAPHICS, SM, MEMORY = 0, 1, 2  # nvmlClockType_t
 TARGET, DEFAULT = 1, 2  # nvmlClockId_t of application clocks
 MEMORY_TEMPERATURE = 82  # NVML_FI_DEV_MEMORY_TEMP
+SLOWDOWN_MARGIN = 194  # NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT: the margin at which it begins
 _SLOWDOWNS = {  # bits of nvmlClocksEventReasons
     0x8: "hardware slowdown",
     0x40: "hardware thermal slowdown",
@@ -25,10 +26,10 @@ _JUDGED_NS = (270, 271)
 def clock_events(
     ctx: Ctx,
     *,
-    fail_times: Annotated[int, About(doc="Looks with a slowdown to fail at.", least=1)] = 6,
-    within_s: Annotated[float, About(doc="Within how long.", unit="s", least=1)] = 600.0,
+    fail_times: Annotated[int, About(doc="Looks with a slowdown to fail at.", ge=1)] = 6,
+    within_s: Annotated[float, About(doc="Within how long.", unit="s", ge=1)] = 600.0,
     warn_percent: Annotated[
-        float, About(doc="Time throttled since the last look to warn at.", unit="%", least=0)
+        float, About(doc="Time throttled since the last look to warn at.", unit="%", ge=0)
     ] = 1.0,
 ) -> Result:
     """No GPU is slowed down by heat or by the power supply's brake.
@@ -36,9 +37,9 @@ def clock_events(
     One look with a slowdown warns, six within 10 minutes fail, as in leptonai/gpud. The driver's
     nanosecond counters tell what happened between two looks; 1 % of the time is superv's proposal.
     """
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         reasons = int(nvml.ask(gpu, "nvmlDeviceGetCurrentClocksEventReasons"))
         now = [text for bit, text in _SLOWDOWNS.items() if reasons & bit]
         samples = ctx.memory.recent(gpu.key, bool(now), within_s)
@@ -47,28 +48,28 @@ def clock_events(
             found.add(
                 Status.FAIL if times >= fail_times else Status.WARN,
                 f"{', '.join(now)}; in {times} of {len(samples)} looks within "
-                f"{within_s / 60:g} min ({gpu.place})",
+                f"{within_s / 60:g} min ({gpu.location})",
                 expected="no slowdown",
                 fix="look at the node's cooling and power supplies (BMC); compare its temperatures "
                 "with those of its neighbours in the rack",
                 device=gpu.label,
             )
         for number, total in nvml.fields(gpu, [*_THROTTLED_NS]).items():
-            rise = ctx.memory.rise(f"{gpu.key}.{number}", total)
-            if rise is None or rise.over_s <= 0:
+            delta = ctx.memory.counter_delta(f"{gpu.key}.{number}", total)
+            if delta is None or delta.over_s <= 0:
                 continue
-            percent = min(100.0, rise.by / rise.over_s / 1e7)
+            percent = min(100.0, delta.by / delta.over_s / 1e7)
             found.metric(f"{gpu.label}.{_THROTTLED_NS[number]}", percent, "%")
             if number in _JUDGED_NS and percent > warn_percent:
                 found.warn(
                     f"throttled ({_THROTTLED_NS[number].replace('_', ' ')}) for {percent:.1f} % of "
-                    f"the last {rise.over_s:.0f} s",
+                    f"the last {delta.over_s:.0f} s",
                     expected=f"at most {warn_percent:g} %",
                     fix="look at the node's cooling and power supplies (BMC)",
                     device=gpu.label,
                 )
 
-    return nvml.survey(found, look, fine="no slowdown", what="the reasons of clock changes")
+    return nvml.for_each_gpu(found, judge, fine="no slowdown", what="the reasons of clock changes")
 
 
 @nvml_check("clock.max", tags={"preflight"}, cohort=Status.WARN)
@@ -77,10 +78,10 @@ def clock_max(ctx: Ctx) -> Result:
 
     What a clock should be is not looked up: GPUs are compared with each other.
     """
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
     reached: dict[str, dict[int, list[str]]] = {"sm": {}, "memory": {}}
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         for what, kind in (("sm", SM), ("memory", MEMORY)):
             mhz = int(nvml.ask(gpu, "nvmlDeviceGetMaxClockInfo", kind))
             reached[what].setdefault(mhz, []).append(gpu.label)
@@ -98,7 +99,7 @@ def clock_max(ctx: Ctx) -> Result:
                 device=gpu.label,
             )
 
-    result = nvml.survey(found, look, fine="", what="the highest clock")
+    result = nvml.for_each_gpu(found, judge, fine="", what="the highest clock")
     for what, by_clock in reached.items():
         if by_clock:
             found.fact(what, " ".join(f"{mhz} MHz" for mhz in sorted(by_clock)))
@@ -128,16 +129,21 @@ def thermal(
     fail_margin: Annotated[
         int, About(doc="Degrees below the slowdown temperature to fail at.", unit="°C")
     ] = 0,
+    lasts_s: Annotated[
+        float, About(doc="For how long looks must find that before it fails.", unit="s", ge=0)
+    ] = 60.0,
 ) -> Result:
     """Every GPU is well below the temperature at which it slows down.
 
     NVML gives the margin, so no temperature has to be known (Blackwell slows down near 87 °C, says
-    leptonai/gpud). 5 °C and 0 °C are superv's proposals.
+    leptonai/gpud). It is 0 at the highest operating temperature; slowdown begins below that, on
+    H100 at -2 (field SLOWDOWN_TLIMIT; nvidia-smi -q, "GPU Slowdown T.Limit Temp"). 5 °C and 0 °C
+    are superv's proposals; one look that finds no margin warns, and what lasts fails.
     """
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
     margins: list[int] = []
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         temperature = nvml.temperature(gpu)
         if temperature is not None:
             found.metric(f"{gpu.label}.temperature", temperature, "°C")
@@ -145,6 +151,8 @@ def thermal(
         if memory is not None:
             found.metric(f"{gpu.label}.memory", memory, "°C")
         margin = nvml.maybe(gpu, "nvmlDeviceGetMarginTemperature")
+        if margin is not None:
+            margin -= int(nvml.fields(gpu, [SLOWDOWN_MARGIN]).get(SLOWDOWN_MARGIN, 0))
         if margin is None and temperature is not None:
             slowdown = nvml.maybe(gpu, "nvmlDeviceGetTemperatureThreshold", 1)
             margin = None if slowdown is None else slowdown - temperature
@@ -152,17 +160,18 @@ def thermal(
             raise Unsupported
         margins.append(margin)
         found.metric(f"{gpu.label}.margin", margin, "°C")
+        hot_s = ctx.memory.lasted_s(f"hot:{gpu.key}", margin <= fail_margin)
         if margin <= warn_margin:
-            fails = margin <= fail_margin
+            fails = margin <= fail_margin and hot_s >= lasts_s
             found.add(
                 Status.FAIL if fails else Status.WARN,
-                f"{margin} °C below its slowdown temperature ({gpu.place})",
+                f"{margin} °C below its slowdown temperature ({gpu.location})",
                 expected=f"more than {fail_margin if fails else warn_margin} °C",
                 fix="look at the node's cooling: coolant flow, fans, inlet temperature (BMC)",
                 device=gpu.label,
             )
 
-    result = nvml.survey(found, look, fine="", what="the temperature margin")
+    result = nvml.for_each_gpu(found, judge, fine="", what="the temperature margin")
     if result.status is not Status.OK:
         return result
     return found.result(f"{len(margins)} GPUs: at least {min(margins)} °C below slowdown")
@@ -174,15 +183,15 @@ def power_limit(
     *,
     watts: Annotated[
         float,
-        About(doc="What the limit should be.", unit="W", least=0, default="the GPU's own default"),
+        About(doc="What the limit should be.", unit="W", ge=0, default="the GPU's own default"),
     ] = 0.0,
-    warn_percent: Annotated[float, About(doc="Of that, to warn below.", unit="%", least=1)] = 99.0,
+    warn_percent: Annotated[float, About(doc="Of that, to warn below.", unit="%", ge=1)] = 99.0,
 ) -> Result:
     """No GPU is held below the power that it was made for, nor below that of other nodes."""
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
     limits: set[float] = set()
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         limit = nvml.ask(gpu, "nvmlDeviceGetEnforcedPowerLimit") / 1000
         default = nvml.maybe(gpu, "nvmlDeviceGetPowerManagementDefaultLimit")
         usage = nvml.maybe(gpu, "nvmlDeviceGetPowerUsage")
@@ -200,7 +209,7 @@ def power_limit(
                 device=gpu.label,
             )
 
-    result = nvml.survey(found, look, fine="", what="a power limit")
+    result = nvml.for_each_gpu(found, judge, fine="", what="a power limit")
     shown = ", ".join(f"{limit:g} W" for limit in sorted(limits))
     if limits:
         found.fact("limit", shown)

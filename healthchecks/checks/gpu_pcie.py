@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Status
-from healthchecks.context import Ctx
-from healthchecks.nvml import Gpu, Nvml, Unsupported, nvml_check
+from healthchecks.frame.check import Findings, Result, Status
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.nvml import Gpu, Nvml, Unsupported, nvml_check, open_nvml
+from healthchecks.sources.pci import PCI
 from supervisor.core.setting import About
 
 _COUNTERS = {  # NVML_FI_DEV_PCIE_COUNT_*
@@ -36,27 +37,27 @@ _FIX = (
 def pcie_link(
     ctx: Ctx,
     *,
-    width: Annotated[int, About(doc="Lanes of a GPU.", least=1)] = 16,
+    width: Annotated[int, About(doc="Lanes of a GPU.", ge=1)] = 16,
 ) -> Result:
     """Every GPU has all its PCIe lanes, and its generation while it works.
 
     NVML is asked first, because a guest's /sys shows what its virtual root port says. An idle GPU
     may rest at a lower generation; its highest one is compared with other nodes.
     """
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
     best: set[int] = set()
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         lanes = nvml.maybe(gpu, "nvmlDeviceGetCurrPcieLinkWidth")
         if lanes is None:
-            text = ctx.maybe(f"sys/bus/pci/devices/{gpu.bdf}/current_link_width")
+            text = ctx.maybe(f"{PCI}/{gpu.bdf}/current_link_width")
             if text is None or not text.isdigit():
                 raise Unsupported
             lanes = int(text)
         found.metric(f"{gpu.label}.width", lanes)
         if lanes < width:
             found.fail(
-                f"PCIe x{lanes} ({gpu.place})",
+                f"PCIe x{lanes} ({gpu.location})",
                 expected=f"x{width}",
                 fix=_FIX,
                 device=gpu.label,
@@ -70,13 +71,13 @@ def pcie_link(
         reasons = nvml.maybe(gpu, "nvmlDeviceGetCurrentClocksEventReasons")
         if now < most and reasons is not None and not reasons & _IDLE:
             found.warn(
-                f"PCIe generation {now} while it works ({gpu.place})",
+                f"PCIe generation {now} while it works ({gpu.location})",
                 expected=f"generation {most}",
                 fix=_FIX,
                 device=gpu.label,
             )
 
-    result = nvml.survey(found, look, fine=f"PCIe x{width}", what="the PCIe link")
+    result = nvml.for_each_gpu(found, judge, fine=f"PCIe x{width}", what="the PCIe link")
     if best:
         found.fact("generation", " ".join(str(g) for g in sorted(best)))
     return found.result(result.seen)
@@ -91,7 +92,7 @@ def pcie_errors(
         About(
             doc="Replays a minute to warn above.",
             unit="/min",
-            least=0,
+            ge=0,
             default="what a bit error rate of 1e-12 gives: 31 for generation 5 x16",
         ),
     ] = 0.0,
@@ -102,9 +103,9 @@ def pcie_errors(
     warn. DCGM judges replays by the link's generation too; the limit here is PCIe's own bit error
     rate of 1e-12.
     """
-    nvml, found = ctx.nvml(), Findings()
+    nvml, found = open_nvml(ctx), Findings()
 
-    def look(gpu: Gpu) -> None:
+    def judge(gpu: Gpu) -> None:
         values = nvml.fields(gpu, [*_COUNTERS])
         replay = nvml.maybe(gpu, "nvmlDeviceGetPcieReplayCounter")
         aer = _aer(ctx, gpu)
@@ -117,16 +118,17 @@ def pcie_errors(
         fatal = max(int(values.get(FATAL, 0)), aer.get("fatal", 0))
         if fatal:
             found.fail(
-                f"{fatal} fatal PCIe errors since boot ({gpu.place})",
+                f"{fatal} fatal PCIe errors since boot ({gpu.location})",
                 expected="0",
                 fix=f"reboot the node; then {_FIX}",
                 device=gpu.label,
             )
         for name, count in (("NVML", values.get(NON_FATAL)), ("AER", aer.get("nonfatal"))):
-            rise = None if count is None else ctx.memory.rise(f"{gpu.key}.{name}", count)
-            if rise is not None and rise.by:
+            delta = None if count is None else ctx.memory.counter_delta(f"{gpu.key}.{name}", count)
+            if delta is not None and delta.by:
                 found.warn(
-                    f"{rise.by:.0f} new non-fatal PCIe errors in {rise.over_s:.0f} s ({gpu.place})",
+                    f"{delta.by:.0f} new non-fatal PCIe errors in {delta.over_s:.0f} s "
+                    f"({gpu.location})",
                     expected="none",
                     fix=_FIX,
                     device=gpu.label,
@@ -134,21 +136,23 @@ def pcie_errors(
         if replay is not None:
             _replays(ctx, nvml, found, gpu, int(replay), replays)
 
-    return nvml.survey(found, look, fine="no PCIe errors to speak of", what="PCIe error counters")
+    return nvml.for_each_gpu(
+        found, judge, fine="no PCIe errors to speak of", what="PCIe error counters"
+    )
 
 
 def _replays(ctx: Ctx, nvml: Nvml, found: Findings, gpu: Gpu, count: int, limit: float) -> None:
     found.metric(f"{gpu.label}.replays", count)
-    rise = ctx.memory.rise(f"{gpu.key}.replays", count)
-    if rise is None:
+    delta = ctx.memory.counter_delta(f"{gpu.key}.replays", count)
+    if delta is None:
         return
     generation = nvml.maybe(gpu, "nvmlDeviceGetCurrPcieLinkGeneration") or 5
     most = limit or _GIGABITS.get(generation, 64.0) * 16 * 60 * 1e-3
-    rate = rise.per_s * 60
-    found.metric(f"{gpu.label}.replay_rate", rise.per_s, "/s")
-    if rate > most and rise.by > most:  # not on a few replays within a second
+    rate = delta.per_s * 60
+    found.metric(f"{gpu.label}.replay_rate", delta.per_s, "/s")
+    if rate > most and delta.by > most:  # not on a few replays within a second
         found.warn(
-            f"{rate:.0f} PCIe replays a minute at generation {generation} ({gpu.place})",
+            f"{rate:.0f} PCIe replays a minute at generation {generation} ({gpu.location})",
             expected=f"at most {most:.0f} a minute",
             fix=_FIX,
             device=gpu.label,
@@ -159,7 +163,7 @@ def _aer(ctx: Ctx, gpu: Gpu) -> dict[str, int]:
     """The kernel's totals of the GPU's PCIe errors, where it has them (not in most guests)."""
     totals = {}
     for name in _AER:
-        text = ctx.maybe(f"sys/bus/pci/devices/{gpu.bdf}/aer_dev_{name}")
+        text = ctx.maybe(f"{PCI}/{gpu.bdf}/aer_dev_{name}")
         if text is None:
             continue
         for line in text.splitlines():

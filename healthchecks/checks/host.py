@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import topology
 from supervisor.core.setting import About
+from supervisor.host import procfs
 
 _PARAMETERS = (  # of the kernel's command line, those that change speed or behaviour
     "iommu",
@@ -64,21 +66,21 @@ def dstate(
     ctx: Ctx,
     *,
     after_s: Annotated[
-        float, About(doc="How long a process may sleep uninterruptibly.", unit="s", least=1)
+        float, About(doc="How long a process may sleep uninterruptibly.", unit="s", ge=1)
     ] = 300.0,
     ignore: Annotated[tuple[str, ...], About(doc="Names of processes that may.")] = (),
 ) -> Result:
     """No process has been in uninterruptible sleep for minutes.
 
     300 s as facebookresearch/gcm check_process; a process counts from the first look that sees it,
-    and anew when it has run in between. It waits for a disk, a file server or a driver: the kernel
+    and again when it has run in between. It waits for a disk, a file server or a driver: the kernel
     function says which.
     """
     found = Findings()
     since: dict[str, float] = ctx.memory.get("since") or {}
     asleep: dict[str, float] = {}
-    for pid, name, started in _sleepers(ctx):
-        if name in ignore:
+    for pid, name, state, _, _, started in procfs.processes(os.fspath(ctx.path("proc"))):
+        if state != "D" or name in ignore:
             continue
         key = f"{pid} {started} {_switches(ctx, pid)}"
         asleep[key] = since.get(key, ctx.now)
@@ -97,34 +99,9 @@ def dstate(
     return found.result(f"{len(asleep)} processes in uninterruptible sleep, none for long")
 
 
-def _sleepers(ctx: Ctx) -> list[tuple[str, str, str]]:
-    """Process id, name and start time of those in state D. A node has thousands of processes."""
-    found = []
-    base = os.fspath(ctx.path("proc"))
-    for entry in os.scandir(base):
-        pid = entry.name
-        if not pid.isdigit():
-            continue
-        try:
-            fd = os.open(f"{base}/{pid}/stat", os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # it has ended
-        try:
-            stat = os.read(fd, 1024)
-        except ProcessLookupError:
-            continue
-        finally:
-            os.close(fd)
-        end = stat.rfind(b")")
-        if stat[end + 2 : end + 3] == b"D":
-            name = stat[stat.find(b"(") + 1 : end].decode(errors="replace")
-            found.append((pid, name, stat[end + 2 :].split()[19].decode()))
-    return found
-
-
-def _switches(ctx: Ctx, pid: str) -> str:
+def _switches(ctx: Ctx, pid: int) -> str:
     """How often the process has given up its CPU: unchanged means that it never woke."""
-    for line in (ctx.maybe(f"proc/{pid}/status") or "").splitlines():
+    for line in (ctx.maybe(f"proc/{pid}/status") or "").split("\n"):
         if line.startswith("voluntary_ctxt_switches:"):
             return line.split()[1]
     return ""
@@ -135,7 +112,7 @@ def cpu_steal(
     ctx: Ctx,
     *,
     most_percent: Annotated[
-        float, About(doc="CPU time that the host may take.", unit="%", least=0, most=100)
+        float, About(doc="CPU time that the host may take.", unit="%", ge=0, le=100)
     ] = 1.0,
 ) -> Result:
     """The host leaves this virtual machine its CPUs.
@@ -149,7 +126,10 @@ def cpu_steal(
         raise Unknown("/proc/stat has no line of all CPUs with steal")
     ticks = [int(field) for field in fields[1:9]]  # guest time is part of user
     steal, every = ticks[7], sum(ticks)
-    stolen, passed = ctx.memory.rise("steal", steal), ctx.memory.rise("all", every)
+    stolen, passed = (
+        ctx.memory.counter_delta("steal", steal),
+        ctx.memory.counter_delta("all", every),
+    )
     since = "since the last look"
     if stolen is None or passed is None or passed.by <= 0:
         share, since = 100.0 * steal / max(1, every), "since boot"
@@ -179,8 +159,8 @@ _GOOD_SOURCES = (
 def clock(
     ctx: Ctx,
     *,
-    warn_ms: Annotated[float, About(doc="Offset to warn at.", unit="ms", least=0)] = 100.0,
-    fail_ms: Annotated[float, About(doc="Offset to fail at.", unit="ms", least=0)] = 1000.0,
+    warn_ms: Annotated[float, About(doc="Offset to warn at.", unit="ms", ge=0)] = 100.0,
+    fail_ms: Annotated[float, About(doc="Offset to fail at.", unit="ms", ge=0)] = 1000.0,
 ) -> Result:
     """The clock is disciplined, near the right time, and cheap to read.
 
@@ -251,6 +231,7 @@ def governor(
 
     scaling_governor of cpufreq, as in Oracle's and Meta's node checks. Virtual machines have none.
     """
+    topology.hardware(ctx)  # a laptop may save power
     found = Findings()
     base = "sys/devices/system/cpu/cpufreq"
     policies = [name for name in ctx.names(base) if name.startswith("policy")]
@@ -269,60 +250,3 @@ def governor(
             fix=f"cpupower frequency-set -g {wanted}",
         )
     return found.result(f"{len(policies)} CPUs have the governor {wanted}")
-
-
-_SEL_FAIL = ("Uncorrectable", "Critical Interrupt", "Non-recoverable", "IERR", "Bus Fatal")
-_SEL_WARN = ("Correctable", "Failure detected", "Power Supply", "Fan", "Temperature", "lost")
-
-
-@check(
-    "ipmi.sel",
-    tags={"deep"},
-    resource="command",
-    deadline_s=30.0,
-    untried="the parser was built against the output of ipmitool 1.8, without a BMC.",
-)
-def ipmi_sel(
-    ctx: Ctx,
-    *,
-    window_h: Annotated[float, About(doc="How old an entry may be.", unit="h", least=0)] = 168.0,
-) -> Result:
-    """The BMC's event log has no new hardware error.
-
-    `ipmitool sel elist`; uncorrectable errors are FAIL, power supplies, fans and temperatures WARN.
-    Virtual machines have no BMC.
-    """
-    import shutil
-    import time
-
-    if not any(name.startswith("ipmi") for name in ctx.names("dev")):
-        raise Skip("no BMC: there is no /dev/ipmi0")
-    if shutil.which("ipmitool") is None:
-        raise Skip("ipmitool is not installed")
-    done = ctx.command("ipmitool", "sel", "elist", deadline_s=25.0)
-    if done.rc != 0:
-        raise Unknown(done.why())
-    found = Findings()
-    entries = 0
-    for line in done.out.splitlines():
-        parts = [part.strip() for part in line.split("|")]
-        if len(parts) < 6 or parts[5] != "Asserted":
-            continue
-        try:
-            at = time.mktime(time.strptime(f"{parts[1]} {parts[2][:8]}", "%m/%d/%Y %H:%M:%S"))
-        except ValueError:
-            continue  # before the BMC had a clock ("Pre-Init")
-        if at < ctx.now - window_h * 3600:
-            continue
-        entries += 1
-        text = f"{parts[3]}: {parts[4]} ({parts[1]} {parts[2]})"
-        words = f"{parts[3]} {parts[4]}"
-        if any(word in words for word in _SEL_FAIL):
-            found.fail(
-                text,
-                expected="no uncorrectable error",
-                fix="drain the node and have the part named here looked at",
-            )
-        elif any(word in words for word in _SEL_WARN):
-            found.warn(text, expected="no event", fix="have the part named here looked at")
-    return found.result(f"{entries} events in {window_h:g} h, none of them an error")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, check
-from healthchecks.context import Ctx
-from healthchecks.growth import grown
-from healthchecks.ports import Port, traffic_ports
+from healthchecks.frame.check import Findings, Result, Skip, Status, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.growth import counter_growth
+from healthchecks.sources.ports import Ignore, Port, traffic_ports
 from supervisor.core.setting import About
 
 _HOUR_S = 3600.0
@@ -22,7 +22,7 @@ _FULL = {
     "local_link_integrity_errors": 0xF,
     "excessive_buffer_overrun_errors": 0xF,
 }
-_IGNORE = About(doc="RDMA devices not to look at: names as mlx5_9, or PCI addresses.")
+_FOUR_BITS = 0xF
 _CABLE = "look at the cable and both transceivers: mlxlink -d {device} -m -c; reseat, then replace"
 
 
@@ -36,26 +36,31 @@ class _Rule:
     status: Status
     meaning: str
     fix: str
+    events: bool = False  # single ones count, however long the looks are apart
 
 
 @check("ib.counters", tags={"preflight", "running"}, drains=False)
 def ib_counters(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
-    link_downed: Annotated[int, About(doc="Link losses since the last look that are fine.")] = 0,
+    ignore: Ignore = (),
+    link_downed: Annotated[
+        int, About(doc="Link losses since the last look that are tolerated.")
+    ] = 0,
     symbol_errors_per_hour: Annotated[
-        float, About(doc="Symbol errors within an hour that are fine.", unit="/h")
+        float, About(doc="Symbol errors within an hour that are tolerated.", unit="/h")
     ] = 120.0,
     recoveries_per_minute: Annotated[
-        float, About(doc="Link error recoveries within a minute that are fine.", unit="/min")
+        float, About(doc="Link error recoveries within a minute that are tolerated.", unit="/min")
     ] = 5.0,
 ) -> Result:
     """InfiniBand ports lose no link and no symbols; the counters' totals since boot mean nothing.
 
     Thresholds: NVIDIA/NVSentinel's NIC monitor (link_downed 1, link error recovery 5 a minute,
-    symbol errors 120 an hour, which is the IBTA's bit error rate of 1e-12). A counter that has
-    reached its width no longer tells. LPF ports are never asked: that floods the kernel's log.
+    symbol errors 120 an hour, which is the IBTA's bit error rate of 1e-12). A link lost between two
+    looks that are further apart than an hour is a WARN: it may be long over. A counter that has
+    reached its width no longer tells; those of 4 bits are not spoken of then. LPF ports are never
+    asked: that floods the kernel's log.
     """
     rules = (
         _Rule(
@@ -65,6 +70,7 @@ def ib_counters(
             status=Status.FAIL,
             meaning="link losses",
             fix=_CABLE,
+            events=True,
         ),
         _Rule(
             name="symbol_error",
@@ -89,6 +95,7 @@ def ib_counters(
             status=Status.WARN,
             meaning="link integrity errors",
             fix=_CABLE,
+            events=True,
         ),
         _Rule(
             name="excessive_buffer_overrun_errors",
@@ -97,9 +104,10 @@ def ib_counters(
             status=Status.WARN,
             meaning="buffer overruns",
             fix="look at flow control and firmware of the port and its switch",
+            events=True,
         ),
     )
-    ports = traffic_ports(ctx, layer="InfiniBand", but=ignore)
+    ports = traffic_ports(ctx, layer="InfiniBand", ignore=ignore)
     return _judge(ctx, ports, "counters", rules)
 
 
@@ -107,12 +115,13 @@ def ib_counters(
 def roce_counters(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     slow_restarts_per_s: Annotated[
-        float, About(doc="Slow restarts of congested flows that are fine.", unit="/s")
+        float, About(doc="Slow restarts of congested flows that are tolerated.", unit="/s")
     ] = 10.0,
     out_of_sequence_per_s: Annotated[
-        float, About(doc="Packets out of order (lost, or on other paths) that are fine.", unit="/s")
+        float,
+        About(doc="Packets out of order (lost, or on other paths) that are tolerated.", unit="/s"),
     ] = 10.0,
 ) -> Result:
     """RoCE ports are not choked by congestion and lose no packets.
@@ -136,73 +145,86 @@ def roce_counters(
             ("local_ack_timeout_err", 1.0, "acknowledgements that timed out"),
         )
     )
-    ports = traffic_ports(ctx, layer="Ethernet", but=ignore)
+    ports = traffic_ports(ctx, layer="Ethernet", ignore=ignore)
     return _judge(ctx, ports, "hw_counters", rules, extra=("np_cnp_sent", "rp_cnp_handled"))
 
 
 def _judge(
     ctx: Ctx, ports: Sequence[Port], folder: str, rules: Sequence[_Rule], extra: Sequence[str] = ()
 ) -> Result:
+    """Judge what the ports show. What no port of its board shows is not there to be judged."""
     found = Findings()
-    shown, first = 0, 0
+    names = {port: set(ctx.names(f"{port.at}/{folder}")) for port in ports}
+    of_board: dict[str, set[str]] = {}
     for port in ports:
-        names = set(ctx.names(f"{port.at}/{folder}"))
-        if not names:
-            continue
-        shown += 1
-        for rule in rules:
-            first += _one(ctx, found, port, f"{folder}/{rule.name}", rule)
-        for name in names.intersection(extra):
-            _rate(ctx, found, port, f"{folder}/{name}")
-    if not shown:
-        raise Skip(f"no port shows {folder} (virtual functions don't)")
+        of_board.setdefault(port.kind, set()).update(names[port])
+    judged = 0
     for port in ports:
-        if not ctx.names(f"{port.at}/{folder}"):
+        if not names[port] and of_board[port.kind]:
             found.unknown(f"shows no {folder}, unlike its siblings", device=port.name)
-    what = "first look: no rate yet" if first else "no growth that matters"
-    return found.result(f"{shown} ports, {what}")
+            continue
+        counted = [rule for rule in rules if rule.name in of_board[port.kind]]
+        judged += any([_one(ctx, found, port, f"{folder}/{rule.name}", rule) for rule in counted])
+        for name in names[port].intersection(extra):
+            _rate(ctx, found, port, f"{folder}/{name}")
+    if not judged and found.result("").status is Status.OK:
+        raise Skip(f"no port counts errors in {folder} (virtual functions and other makes don't)")
+    return found.result(f"{judged} ports, no growth that matters")
 
 
 def _one(ctx: Ctx, found: Findings, port: Port, path: str, rule: _Rule) -> bool:
-    """Judge one counter of one port; True where there is nothing yet to compare it with."""
+    """Judge one counter of one port; False where the port does not count it."""
     try:
-        value = int(ctx.text(f"{port.at}/{path}"))
+        text = ctx.text(f"{port.at}/{path}")
+        if text.startswith("N/A"):  # "N/A (no PMA)": linux/drivers/infiniband/core/sysfs.c
+            return False
+        value = int(text)
     except FileNotFoundError:
         found.unknown(f"shows no {rule.name}", device=port.name)
-        return False
+        return True
     except (OSError, ValueError) as error:
         found.unknown(f"{rule.name} can't be read: {error}", device=port.name)
-        return False
-    if value >= _FULL.get(rule.name, value + 1):
-        found.warn(
-            f"{rule.name} is full at {value} and no longer counts",
-            expected="a counter with room",
-            fix=f"perfquery -C {port.device} -P {port.number} -R",
-            device=port.name,
-        )
-    growth = grown(ctx, f"{port.key}/{rule.name}", value, rule.window_s)
+        return True
+    full = _FULL.get(rule.name, value + 1)
+    if value >= full:
+        if full > _FOUR_BITS:  # those are full for good after any training, and say nothing
+            found.warn(
+                f"{rule.name} is full at {value} and no longer counts",
+                expected="a counter with room",
+                fix=f"perfquery -C {port.device} -P {port.number} -R",
+                device=port.name,
+            )
+        return full > _FOUR_BITS
+    growth = counter_growth(ctx, f"{port.key}/{rule.name}", value, rule.window_s)
     if growth is None:
+        found.not_yet("first look: no rate yet")
         return True
     if growth.last:
         found.metric(f"{port.name}.{rule.name}", growth.per_s, "/s")
-    if growth.lately > rule.most:
+    lately = growth.count if rule.events else growth.lately
+    if lately > rule.most:
+        span = growth.span_s if rule.events else rule.window_s
+        long_ago = rule.events and span > rule.window_s  # nobody knows when: it may be over
         found.add(
-            rule.status,
-            f"{growth.lately:.0f} {rule.meaning} within {_span(rule.window_s)}",
+            Status.WARN if long_ago else rule.status,
+            f"{lately:.0f} {rule.meaning} within {_span(span)}",
             expected=f"at most {rule.most:g} {rule.meaning} within {_span(rule.window_s)}",
             fix=rule.fix.format(device=port.bdf or port.device),
             device=port.name,
         )
-    return False
+    return True
 
 
 def _rate(ctx: Ctx, found: Findings, port: Port, path: str) -> None:
     """A counter that is shown and not judged."""
     value = ctx.maybe(f"{port.at}/{path}")
-    rise = ctx.memory.rise(f"{port.key}/{path}", float(value)) if value else None
-    if rise is not None and rise.by:
-        found.metric(f"{port.name}.{path.rpartition('/')[2]}", rise.per_s, "/s")
+    counts = value is not None and value.isdigit()
+    delta = ctx.memory.counter_delta(f"{port.key}/{path}", float(value or 0)) if counts else None
+    if delta is not None and delta.by:
+        found.metric(f"{port.name}.{path.rpartition('/')[2]}", delta.per_s, "/s")
 
 
 def _span(window_s: float) -> str:
-    return "an hour" if window_s == _HOUR_S else f"{window_s:.0f} s"
+    if window_s == _HOUR_S:
+        return "an hour"
+    return f"{window_s:.0f} s" if window_s < _HOUR_S else f"{window_s / _HOUR_S:.1f} h"

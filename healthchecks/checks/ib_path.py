@@ -7,9 +7,9 @@ import shutil
 from dataclasses import dataclass
 from typing import Annotated
 
-from healthchecks.check import Blame, Findings, Result, Skip, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.ports import Port, traffic_ports
+from healthchecks.frame.check import Blame, Findings, Result, Skip, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.ports import Port, traffic_ports
 from supervisor.core.setting import About
 
 _TOOLS = ("saquery", "ibtracert", "smpquery")
@@ -41,11 +41,11 @@ def peers_of(ctx: Ctx, *, peers: tuple[str, ...] = (), **_options: object) -> li
     "ib.path_mtu",
     tags={"deep"},
     resource="subnet",
-    each=peers_of,
+    targets=peers_of,
     deadline_s=30.0,
     blame=Blame.SHARED,
     drains=False,
-    untried="written against the texts of infiniband-diags (its source); no fabric was available.",
+    untested="written against the texts of infiniband-diags (its source); no fabric was available.",
 )
 def ib_path_mtu(
     ctx: Ctx,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated
 
-from healthchecks import topology
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import topology
 from supervisor.core.setting import About
 
 
@@ -80,8 +80,8 @@ def _addressed(ctx: Ctx) -> set[str]:
     tags={"preflight"},
     resource="resolver",
     deadline_s=5.0,
-    hung=Status.WARN,
-    hung_fix="the name server does not answer: see /etc/resolv.conf; or name all nodes in "
+    on_timeout=Status.WARN,
+    timeout_fix="the name server does not answer: see /etc/resolv.conf; or name all nodes in "
     "/etc/hosts",
     drains=False,
 )
@@ -111,7 +111,7 @@ def _resolved(ctx: Ctx, name: str) -> list[str]:
         return [row[0] for row in rows if name in row[1:]]
     import socket
 
-    ctx.doing(f"getaddrinfo {name}")
+    ctx.announce(f"getaddrinfo {name}")
     try:
         answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except socket.gaierror:

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from healthchecks import topology
-from healthchecks.check import Findings, Result, Skip, Status, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import topology
 from supervisor.core.setting import About
+from supervisor.host import trusted
 
 _NAME = "libnccl.so.2"
 _SYSTEM = ("usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/local/lib")
-_FIX = "install the environment anew (pip install --force-reinstall), or look at its file system"
+_FIX = "reinstall the environment (pip install --force-reinstall), or look at its file system"
 
 
 @check(
@@ -21,9 +22,11 @@ _FIX = "install the environment anew (pip install --force-reinstall), or look at
     tags={"preflight"},
     resource="libraries",
     deadline_s=10.0,
-    hung_fix="the file system that holds the trainer's environment does not answer: see nfs.alive",
+    timeout_fix="the file system that holds the trainer's environment does not answer: see "
+    "nfs.alive",
     cohort=Status.FAIL,
-    untried="no GPU: NCCL's own library was not loaded",
+    by_users=True,
+    untested="no GPU: NCCL's own library was not loaded",
 )
 def cuda_libs(
     ctx: Ctx,
@@ -107,7 +110,15 @@ def _load(ctx: Ctx, found: Findings, path: str, version: str) -> None:
     if file.stat().st_size == 0:
         found.fail(f"{path} is empty", expected="NCCL's library", fix=_FIX)
         return
-    ctx.doing(f"dlopen {path}")
+    if why := trusted.library(os.fspath(file), os.environ):
+        found.unknown(
+            f"{path} is not loaded as root: {why}",
+            expected="what only root can change, or a user who checks his own",
+            fix="let a run's agents check it (they are the user), or install it where only root "
+            "may write",
+        )
+        return
+    ctx.announce(f"dlopen {path}")
     try:
         code = ctypes.c_int()
         rc = ctypes.CDLL(os.fspath(file)).ncclGetVersion(ctypes.byref(code))

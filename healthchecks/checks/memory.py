@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.kernel_signs import Sign, watch
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.kernel_log import KernelLine
+from healthchecks.sources.kernel_patterns import (
+    KernelLogPattern,
+    WindowH,
+    Wording,
+    report_matches,
+)
+from healthchecks.sources.mounts import table
 from supervisor.core.setting import About
 
 _KIB = 1024
@@ -14,42 +22,212 @@ _GIB = 1 << 30
 
 
 _MEMORY_FIX = "drain the node, find the module (BMC log, edac-util, mcelog) and have it replaced"
-_MEMORY_SIGNS = (
-    Sign(
+_MACHINE_CHECK_FIX = (
+    "read it with mcelog or rasdaemon (ras-mc-ctl --errors); drain where it comes again"
+)
+_APEI = r"(?:\{\d+\})?\[Hardware Error\]: +event severity: (?:fatal|recoverable)"
+_MEMORY_PATTERNS = (
+    KernelLogPattern(
         name="page_lost",
-        needle="Memory failure: 0x",
+        wordings=(
+            Wording(
+                source="Linux 4.1, mm/memory-failure.c action_result",
+                substring="Memory failure: 0x",
+                regex=r"Memory failure: 0x[\da-f]+: ",
+                example="Memory failure: 0x1c0f2a3: recovery action for dirty LRU page: Recovered",
+            ),
+            Wording(
+                source="Linux before 4.1, mm/memory-failure.c",
+                substring="MCE 0x",
+                regex=r"MCE 0x[\da-f]+: [\w ()-]{6,}: (?:Recovered|Ignored|Failed|Delayed)",
+                example="MCE 0x1c0f2a3: dirty LRU page recovery: Recovered",
+            ),
+            Wording(
+                source="Linux 5.12, arch/x86/kernel/cpu/mce/core.c kill_me_maybe",
+                substring="Uncorrected hardware memory error",
+                regex=r"(?:mce: )?Uncorrected hardware memory error in user-access at [\da-f]+",
+                example="mce: Uncorrected hardware memory error in user-access at 1c0f2a3000",
+            ),
+        ),
         status=Status.FAIL,
         what="a page of memory was lost to an uncorrected error",
         fix=_MEMORY_FIX,
-        lasts=True,
+        until_boot=True,
     ),
-    Sign(
+    KernelLogPattern(
         name="uncorrected",
-        needle="EDAC",
-        pattern=r"EDAC (MC\d+): \d+ UE ",
+        wordings=(
+            Wording(
+                # It says where it was, to the page; a name has room for `MC0: 1 UE `.
+                source="Linux 3.x to 6.12, drivers/edac/edac_mc.c, of Intel, AMD and GHES",
+                substring="EDAC",
+                regex=r"EDAC (MC\d+): \d+ UE [^][():,]*on [^():,]*"
+                r"\([^()]*page:0x[\da-f]+ offset:0x[\da-f]+ ",
+                example="EDAC MC0: 1 UE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0 "
+                "(channel:1 "
+                "slot:0 page:0x1c0f2a3 offset:0x0 grain:32 -  err_code:0x0101:0x0091)",
+            ),
+        ),
         status=Status.FAIL,
         what="uncorrected memory error",
         fix=_MEMORY_FIX,
-        lasts=True,
+        until_boot=True,
     ),
-    Sign(
+    KernelLogPattern(
+        name="soft_offline",
+        wordings=(
+            Wording(
+                source="Linux 4.x to 5.17, mm/memory-failure.c soft_offline_page",
+                substring="oft offline: 0x",
+                regex=r"[Ss]oft offline: 0x[\da-f]+: ",
+                example="soft offline: 0x1c0f2a3: migrated 1 pages",
+            ),
+            Wording(
+                source="Linux, drivers/ras/cec.c do_work: the collector of corrected errors",
+                substring="Soft-offlining pfn: 0x",
+                regex=r"RAS: Soft-offlining pfn: 0x[\da-f]+",
+                example="RAS: Soft-offlining pfn: 0x1c0f2a3",
+            ),
+            Wording(
+                source="Linux 5.18, mm/memory-failure.c, soft_offline_in_use_page",
+                substring="oft_offline",
+                regex=r"(?:Memory failure: )?soft_offline[\w]*: 0x[\da-f]+: ",
+                example="soft_offline: 0x1c0f2a3: page migration failed 1",
+            ),
+        ),
+        status=Status.WARN,
+        what="a page was taken out of use after corrected errors",
+        fix="find the module (edac-util -v) and have it replaced at the next service",
+        until_boot=True,
+    ),
+    KernelLogPattern(
+        name="apei_pcie",
+        wordings=(
+            Wording(
+                source="Linux, drivers/firmware/efi/cper.c cper_print_pcie (APEI)",
+                substring="[Hardware Error]:",
+                regex=_APEI + r"(?!.*memory error).*section[_ ]type: PCIe error"
+                r"(?:.*device_id: ([\da-f:.]+))?",
+                example="{1}[Hardware Error]: event severity: recoverable; section_type: PCIe "
+                "error; "
+                "device_id: 0000:17:00.0",
+            ),
+        ),
+        status=Status.WARN,
+        what="the firmware reported an uncorrected PCIe error",
+        fix="look what is at this address (lspci -s); see pcie.errors, nic.kmsg and xid",
+    ),
+    KernelLogPattern(
+        name="apei_memory",
+        wordings=(
+            Wording(
+                source="Linux, drivers/firmware/efi/cper.c cper_print_mem (APEI)",
+                substring="[Hardware Error]:",
+                regex=_APEI + r".*section[_ ]type: memory error",
+                example="{1}[Hardware Error]: event severity: recoverable; section_type: memory "
+                "error",
+            ),
+        ),
+        status=Status.FAIL,
+        what="the firmware reported an uncorrected memory error",
+        fix=_MEMORY_FIX,
+        until_boot=True,
+    ),
+    KernelLogPattern(
         name="apei",
-        needle="[Hardware Error]:",
-        pattern=r"event severity: (?:fatal|recoverable)",
+        wordings=(
+            Wording(
+                source="Linux, drivers/firmware/efi/cper.c cper_estatus_print (APEI)",
+                substring="[Hardware Error]:",
+                regex=_APEI,
+                example="{1}[Hardware Error]: event severity: recoverable",
+            ),
+        ),
         status=Status.FAIL,
         what="the firmware reported an uncorrected hardware error",
-        fix=_MEMORY_FIX,
-        lasts=True,
+        fix="drain the node and have the part replaced that the BMC's log names (superv check "
+        "ipmi.sel; ras-mc-ctl --errors)",
+        until_boot=True,
     ),
-    Sign(
+    KernelLogPattern(
+        name="uncorrected_machine_check",
+        wordings=(
+            Wording(
+                source="Linux, arch/x86/kernel/cpu/mce/core.c print_mce (Intel, AMD)",
+                substring="Machine Check Exception",
+                regex=r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check Exception: [\da-f]+ "
+                r"Bank ",
+                example="mce: [Hardware Error]: CPU 2: Machine Check Exception: 5 Bank 1: "
+                "be00000000800400",
+            ),
+            Wording(
+                source="Linux, drivers/edac/mce_amd.c amd_decode_mce",
+                substring="[Hardware Error]: ",
+                regex=r"(?:mce: )?\[Hardware Error\]: "
+                r"(?:Uncorrected, software (?:restartable|containable) error|System Fatal error)",
+                example="[Hardware Error]: Uncorrected, software restartable error.",
+            ),
+            Wording(
+                source="Linux, arch/arm64/kernel/traps.c arm64_serror_panic",
+                substring="SError Interrupt on CPU",
+                regex=r"SError Interrupt on CPU\d+, code 0x[\da-f]+ -- ",
+                example="SError Interrupt on CPU5, code 0x00000000be000011 -- SError",
+            ),
+        ),
+        status=Status.FAIL,
+        what="a machine check that was not corrected",
+        fix=_MEMORY_FIX,
+        until_boot=True,
+    ),
+    KernelLogPattern(
         name="machine_check",
-        needle="[Hardware Error]:",
-        pattern=r"Machine [Cc]heck(?::| events logged)",
+        wordings=(
+            Wording(
+                source="Linux, arch/x86/kernel/cpu/mce/core.c",
+                substring="[Hardware Error]:",
+                regex=r"(?:mce: )?\[Hardware Error\]: "
+                r"(?:Machine check events logged|CPU \d+: Machine Check: [\da-f]+ Bank \d)",
+                example="mce: [Hardware Error]: Machine check events logged",
+            ),
+            Wording(
+                source="Linux, drivers/edac/mce_amd.c amd_decode_mce: data is poisoned, nobody "
+                "used it",
+                substring="[Hardware Error]: ",
+                regex=r"(?:mce: )?\[Hardware Error\]: Deferred error, no action required",
+                example="[Hardware Error]: Deferred error, no action required.",
+            ),
+        ),
         status=Status.WARN,
         what="machine check",
-        fix="read it with mcelog or rasdaemon (ras-mc-ctl --errors); drain where it comes again",
+        fix=_MACHINE_CHECK_FIX,
     ),
 )
+_RECORD = re.compile(r"(\{\d+\})?\[Hardware Error\]: +(.*)", re.DOTALL)
+_SAYS_WHERE = ("section_type: ", "section type: ", "device_id: ")
+
+
+def _apei_records(lines: list[KernelLine]) -> list[KernelLine]:
+    """One line for each record that the firmware reports: severity, sections and devices.
+
+    The kernel prints it in many lines with one number, or without one in older versions, of which
+    the first has the severity.
+    """
+    found: list[KernelLine] = []
+    heads: dict[str, KernelLine] = {}
+    for line in sorted(lines, key=lambda line: line.seq):
+        part = _RECORD.match(line.text)
+        if part is None:
+            found.append(line)
+            continue
+        number, text = part[1] or "", part[2].strip()
+        if text.startswith("event severity: "):
+            heads[number] = line
+            found.append(line)
+        elif text.startswith(_SAYS_WHERE) and number in heads:
+            heads[number].text += f"; {text}"
+        else:
+            found.append(line)
+    return found
 
 
 @check("mem.poison", tags={"preflight", "running"})
@@ -57,11 +235,9 @@ def mem_poison(
     ctx: Ctx,
     *,
     corrected_per_h: Annotated[
-        float, About(doc="Corrected errors of a memory controller to warn at.", unit="/h", least=0)
+        float, About(doc="Corrected errors of a memory controller to warn at.", unit="/h", ge=0)
     ] = 100.0,
-    window_h: Annotated[
-        float, About(doc="How long what is over is shown.", unit="h", least=0)
-    ] = 24.0,
+    window_h: WindowH = 24.0,
 ) -> Result:
     """No memory of the host is lost to hardware errors.
 
@@ -70,7 +246,7 @@ def mem_poison(
     the threshold is our own.
     """
     found = Findings()
-    watch(ctx, _MEMORY_SIGNS, window_h * 3600, found)
+    report_matches(ctx, _MEMORY_PATTERNS, window_h * 3600, found, joined=_apei_records)
     corrupted = None
     for line in ctx.text("proc/meminfo").splitlines():
         if line.startswith("HardwareCorrupted:"):
@@ -80,22 +256,33 @@ def mem_poison(
         raise Skip("this kernel counts no memory errors: no HardwareCorrupted, no EDAC")
     if corrupted is not None:
         found.metric("corrupted", corrupted * 1024, "B")
+    if "soft_offline" in found.metrics:
+        ctx.memory.put("soft_offline", True)
+    uncorrected = {
+        mc: ctx.number(f"sys/devices/system/edac/mc/{mc}/ue_count") for mc in controllers
+    }
     if corrupted:
-        found.fail(
-            f"{corrupted} kB of memory are lost to hardware errors",
+        # Pages that the kernel moved away from corrected errors count there too, and lost nothing.
+        moved = ctx.memory.get("soft_offline") or (controllers and not any(uncorrected.values()))
+        found.add(
+            Status.WARN if moved else Status.FAIL,
+            f"{corrupted} kB of memory are out of use after corrected errors"
+            if moved
+            else f"{corrupted} kB of memory are lost to hardware errors",
             expected="0 kB HardwareCorrupted in /proc/meminfo",
-            fix=_MEMORY_FIX,
+            fix="find the module (edac-util -v) and have it replaced at the next service"
+            if moved
+            else _MEMORY_FIX,
         )
-    for mc in controllers:
-        ue = ctx.number(f"sys/devices/system/edac/mc/{mc}/ue_count")
+    for mc, ue in uncorrected.items():
         ce = ctx.number(f"sys/devices/system/edac/mc/{mc}/ce_count")
         found.metric(f"{mc}_corrected", ce)
         if ue:
             found.fail(f"{ue} uncorrected errors", expected="none", fix=_MEMORY_FIX, device=mc)
-        rise = ctx.memory.rise(mc, ce)
-        if rise and rise.by >= corrected_per_h and rise.per_s * 3600 >= corrected_per_h:
+        delta = ctx.memory.counter_delta(mc, ce)
+        if delta and delta.by >= corrected_per_h and delta.per_s * 3600 >= corrected_per_h:
             found.warn(
-                f"{rise.by:.0f} corrected errors in {rise.over_s / 3600:.1f} h",
+                f"{delta.by:.0f} corrected errors in {delta.over_s / 3600:.1f} h",
                 expected=f"less than {corrected_per_h:g}/h",
                 fix="find the module (edac-util -v) and have it replaced at the next service",
                 device=mc,
@@ -111,17 +298,21 @@ def mem_size(
         float, About(doc="What the node should have; 0: only compared with its cohort.", unit="GiB")
     ] = 0.0,
     within_percent: Annotated[
-        float, About(doc="Difference that is fine.", unit="%", least=0, most=50)
+        float, About(doc="Difference that is tolerated.", unit="%", ge=0, le=50)
     ] = 3.0,
     shm_percent: Annotated[
-        float, About(doc="Least size of /dev/shm, of all memory.", unit="%", least=0, most=100)
+        float, About(doc="Least size of /dev/shm, of all memory.", unit="%", ge=0, le=100)
     ] = 10.0,
+    shm_gib: Annotated[
+        float, About(doc="That much is enough, however little of all memory.", unit="GiB", ge=0)
+    ] = 8.0,
 ) -> Result:
     """All memory is there, evenly on its NUMA nodes, and /dev/shm has its share.
 
     MemTotal within 3 % as in Azure's node health checks; NUMA nodes with CPUs within 3 % of each
     other. NCCL and data loaders keep buffers in /dev/shm, whose default is half of the memory; less
-    than 10 % is our own threshold. The cohort's fact is MemTotal, rounded to 1 or 2 %.
+    than 10 % and than 8 GiB (nccl.shm) is our own threshold. The cohort's fact is MemTotal, rounded
+    to 1 or 2 %.
     """
     found = Findings()
     total = _meminfo(ctx.text("proc/meminfo"), "MemTotal:")
@@ -144,11 +335,12 @@ def mem_size(
         )
     else:
         found.metric("shm", shm, "B")
-        if shm < total * shm_percent / 100:
+        least = min(total * shm_percent / 100, shm_gib * _GIB)
+        if shm < least:
             found.fail(
                 f"shared memory is limited to {shm / _GIB:.1f} GiB (/dev/shm)",
-                expected=f"{total * shm_percent / 100 / _GIB:.0f} GiB or more",
-                fix="mount -o remount,size=50% /dev/shm, and mend /etc/fstab or the container",
+                expected=f"{least / _GIB:.1f} GiB or more",
+                fix="mount -o remount,size=50% /dev/shm, and fix /etc/fstab or the container",
             )
     return found.result(f"{total / _GIB:.0f} GiB of memory")
 
@@ -184,14 +376,11 @@ def _even(ctx: Ctx, found: Findings, within_percent: float) -> None:
 
 def _shm_size(ctx: Ctx, total: int) -> int | None:
     """Limit of /dev/shm from its mount options, without touching it; None where there is none."""
-    for line in ctx.text("proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split()[4] != "/dev/shm":  # noqa: S108 - a mount point, not a file of ours
-            continue
-        for option in right.split()[2].split(","):
-            if option.startswith("size="):
-                value = option.removeprefix("size=")
-                unit = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(value[-1], 0)
-                return int(value[:-1]) * unit if unit else int(value)
+    mounted = table(ctx).top("/dev/shm")  # noqa: S108 - a mount point, not a file of ours
+    if mounted is None:
+        return None
+    size = mounted.value("size")
+    if not size:
         return total // 2
-    return None
+    unit = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(size[-1], 0)
+    return int(size[:-1]) * unit if unit else int(size)

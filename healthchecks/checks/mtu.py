@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.ports import Port, netdevs, traffic_ports
-from healthchecks.verbs import LIBRARY, Mtu, Verbs
+from healthchecks.frame.check import Findings, Result, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.ports import Ignore, Port, linked, netdevs, traffic_ports
+from healthchecks.sources.verbs import LIBRARY, Mtu, Verbs
 from supervisor.core.setting import About
 
-_IGNORE = About(doc="RDMA devices not to look at: names as mlx5_9, or PCI addresses.")
 _LIBRARY = About(doc="libibverbs: a name that the loader finds, or a path.")
 _HEADERS = 96  # that RoCE leaves room for: iboe_get_mtu in linux/include/rdma/ib_addr.h
-_UNTRIED = "the C library's interface is rdma-core's; tried against a stub of it, on no NIC."
+_UNTESTED = "the C library's interface is rdma-core's; tried against a stub of it, on no NIC."
 
 
 def _measured(ctx: Ctx, found: Findings, ports: list[Port], library: str) -> dict[Port, Mtu]:
     """Ports that may be asked, each with its MTU. Raises Unknown without a library."""
     measured = {}
-    with Verbs(library, ctx.doing) as verbs:
+    with Verbs(library, ctx.announce) as verbs:
         for port in ports:
             try:
                 measured[port] = verbs.mtu(port.device, port.number)
             except Unknown as why:
-                found.unknown(str(why), device=port.name)
+                found.unmeasured(why, device=port.name)
     return measured
 
 
@@ -35,12 +34,12 @@ def _measured(ctx: Ctx, found: Findings, ports: list[Port], library: str) -> dic
     resource="verbs",
     call_deadline_s=2.0,
     cohort=Status.FAIL,
-    untried=_UNTRIED,
+    untested=_UNTESTED,
 )
 def ib_mtu(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     expected: Annotated[
         int, About(doc="Active MTU of InfiniBand ports; 0: the best of this node's.", unit="B")
     ] = 0,
@@ -53,7 +52,7 @@ def ib_mtu(
     in datagram mode needs 4 bytes of it (RFC 4391).
     """
     found = Findings()
-    ports = traffic_ports(ctx, layer="InfiniBand", but=ignore)
+    ports = linked(ctx, traffic_ports(ctx, layer="InfiniBand", ignore=ignore))
     mtus = _measured(ctx, found, ports, library)
     best = expected or max((m.active for m in mtus.values()), default=0)
     ipoib: set[str] = set()
@@ -106,12 +105,12 @@ def _ipoib(ctx: Ctx, found: Findings, port: Port, mtu: Mtu) -> set[str]:
     resource="verbs",
     call_deadline_s=2.0,
     cohort=Status.FAIL,
-    untried=_UNTRIED,
+    untested=_UNTESTED,
 )
 def roce_mtu(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     expected: Annotated[int, About(doc="Active MTU of RoCE ports.", unit="B")] = 4096,
     library: Annotated[str, _LIBRARY] = LIBRARY,
 ) -> Result:
@@ -121,7 +120,7 @@ def roce_mtu(
     (iboe_get_mtu in linux/include/rdma/ib_addr.h): 1500 gives 1024.
     """
     found = Findings()
-    ports = traffic_ports(ctx, layer="Ethernet", but=ignore)
+    ports = linked(ctx, traffic_ports(ctx, layer="Ethernet", ignore=ignore))
     mtus = _measured(ctx, found, ports, library)
     for port, mtu in mtus.items():
         interfaces = {name: ctx.number(f"sys/class/net/{name}/mtu") for name in netdevs(ctx, port)}

@@ -5,19 +5,21 @@ What the variables of a job say is judged elsewhere; here is what the node itsel
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable
 from typing import Annotated
 
-from healthchecks import ports, topology
-from healthchecks.check import Blame, Findings, Result, Status, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Blame, Findings, Result, Skip, Status, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import mounts, ports, topology
+from healthchecks.sources.slurmd import limit, slurmd_pid
+from supervisor.core.limits import MEMLOCK_FIX, memlock_problem
 from supervisor.core.setting import About
 
 _RDMA_MODULES = ("ib_core", "ib_uverbs", "mlx5_ib")
 _GPU_MODULES = ("nvidia", "nvidia_uvm")
+_UVM, _HELPER = "nvidia_uvm", "usr/bin/nvidia-modprobe"  # setuid: CUDA runs it where UVM is missing
+_SLURMD, _THIS = "slurmd", "this process"  # whose limits are looked at, beside a step's
 
 
 @check("nccl.devices", tags={"preflight"})
@@ -31,7 +33,8 @@ def nccl_devices(
     """Kernel modules and device files that NCCL opens are there and may be opened.
 
     /dev/nvidia* for each GPU, nvidiactl and nvidia-uvm; /dev/infiniband/uverbs* for each RDMA
-    device. Without ib_uverbs NCCL falls back to sockets and says so at INFO only. Sources: NCCL
+    device. nvidia_uvm may come with the first CUDA process, where nvidia-modprobe is there to load
+    it. Without ib_uverbs NCCL falls back to sockets and says so at INFO only. Sources: NCCL
     User Guide (Troubleshooting), NVIDIA driver README (device files).
     """
     gpus, rdma = topology.hardware(ctx)
@@ -40,6 +43,9 @@ def nccl_devices(
     loaded = {line.split()[0] for line in ctx.text("proc/modules").splitlines() if line}
     loaded |= set(ctx.names("sys/module"))  # those that are built in
     wanted = [*(_RDMA_MODULES if nics else ()), *(_GPU_MODULES if gpus else ()), *modules]
+    later = _UVM in wanted and _UVM not in loaded and ctx.path(_HELPER).exists()
+    if later:
+        wanted.remove(_UVM)
     for module in wanted:
         if module.replace("-", "_") not in loaded:
             found.fail(
@@ -48,6 +54,8 @@ def nccl_devices(
                 fix=f"modprobe {module}; and name it in /etc/modules-load.d",
             )
     files = _gpu_files(ctx, found, gpus) + _rdma_files(ctx, found, rdma)
+    if later:
+        files = [file for file in files if "uvm" not in file]
     for file in files:
         if not ctx.path(file).exists():
             found.fail(f"/{file} is not there", expected="a device file", fix=_device_fix(file))
@@ -57,7 +65,8 @@ def nccl_devices(
                 expected="read and write for all users",
                 fix="look at its mode, the udev rules, and the devices that the cgroup allows",
             )
-    return found.result(f"{len(wanted)} modules and {len(files)} device files")
+    uvm = "; the first CUDA process loads nvidia_uvm" if later else ""
+    return found.result(f"{len(wanted)} modules and {len(files)} device files{uvm}")
 
 
 def _device_fix(file: str) -> str:
@@ -99,69 +108,59 @@ def _rdma_files(ctx: Ctx, found: Findings, rdma: list[str]) -> list[str]:
     return files
 
 
-@check("nccl.limits", tags={"preflight"})
+@check("nccl.limits", tags={"preflight"}, by_users=True)
 def nccl_limits(
     ctx: Ctx,
     *,
-    nofile: Annotated[int, About(doc="Open files, at least.", least=0)] = 131072,
-    nproc: Annotated[int, About(doc="Processes and threads of a user, at least.", least=0)] = 65536,
-    stack: Annotated[int, About(doc="Stack, at least.", unit="B", least=0)] = 8 * 2**20,
+    nofile: Annotated[int, About(doc="Open files, at least.", ge=0)] = 131072,
+    nproc: Annotated[int, About(doc="Processes and threads of a user, at least.", ge=0)] = 65536,
+    stack: Annotated[int, About(doc="Stack, at least.", unit="B", ge=0)] = 8 * 2**20,
 ) -> Result:
-    """Locked memory is unlimited; files, processes and stack are enough.
+    """A rank may lock memory without limit, and have enough files, processes and stack.
 
     RDMA registers memory, which a limit on locked memory refuses (`ibv_reg_mr failed`). Looks at
-    the Slurm step that the check runs in, else at slurmd, which gives its own limits to its steps;
-    else at this process, whose limits need not be those of a rank: then a WARN at most. Sources:
-    NCCL User Guide (Troubleshooting), Slurm FAQ (memlock); 131072 files as in NVIDIA's DGX OS.
+    the Slurm step that the check runs in, else at slurmd, which gives its own limits to its steps
+    (its locked memory is judged by slurm.memlock); else at this process, whose limits need not be
+    those of a rank: then a WARN at most. A step has the limits of whoever submitted it, so they
+    drain no node: slurm.memlock judges what slurmd may give. Sources: NCCL User Guide
+    (Troubleshooting), Slurm FAQ (memlock); 131072 files as in NVIDIA's DGX OS.
     """
     _, rdma = topology.hardware(ctx)
     found = Findings()
-    who, text, sure = _limited(ctx)
-    soft = _limit(text, "Max locked memory")
-    if soft is None:
-        found.unknown(f"/proc does not tell the locked memory of {who}")
-    elif rdma and soft != math.inf:
-        found.add(
-            Status.FAIL if sure else Status.WARN,
-            f"{who} may lock {soft / 2**20:.3g} MiB of memory",
-            expected="unlimited",
-            fix="LimitMEMLOCK=infinity in slurmd's unit, and in slurm.conf "
-            "PropagateResourceLimitsExcept=MEMLOCK",
-        )
+    who, text = _limited(ctx)
+    if who != _SLURMD:
+        _locked_memory(found, who, limit(text, "Max locked memory"), bool(rdma))
     for title, least in (
         ("Max open files", nofile),
         ("Max processes", nproc),
         ("Max stack size", stack),
     ):
-        hard = _limit(text, title, hard=True)
+        hard = limit(text, title, hard=True)
         if hard is not None and hard < least:
             found.warn(
                 f"{who}: {title.lower()} {hard:.0f} at most",
                 expected=f"{title.lower()} {least}",
                 fix="raise it in slurmd's unit (systemctl edit slurmd) and restart slurmd",
             )
-    return found.result(f"{who} may lock all memory")
+    memory = "" if who == _SLURMD else "memory, "
+    return found.result(f"{who} may have enough {memory}files, processes and stack")
 
 
-def _limited(ctx: Ctx) -> tuple[str, str, bool]:
-    """Whose limits matter, /proc/PID/limits of it, and whether ranks surely get them."""
-    inside = os.environ.get("SLURM_JOB_ID")
-    if not inside:
-        pid = ctx.maybe("run/slurmd.pid") or ctx.maybe("var/run/slurmd.pid") or ""
-        limits = ctx.maybe(f"proc/{pid}/limits") if pid.isdigit() else None
-        if limits is not None:
-            return "slurmd", limits, True
-    who = f"a step of job {inside}" if inside else "this process"
-    return who, ctx.text("proc/self/limits"), bool(inside)
+def _locked_memory(found: Findings, who: str, soft: float | None, rdma: bool) -> None:
+    if soft is None:
+        found.unknown(f"/proc does not tell the locked memory of {who}")
+    elif problem := memlock_problem(who, soft, rdma=rdma):
+        status = Status.WARN if who == _THIS else Status.FAIL
+        found.add(status, problem, expected="unlimited", fix=MEMLOCK_FIX)
 
 
-def _limit(text: str, title: str, *, hard: bool = False) -> float | None:
-    """The soft limit, or the hard one; None where it does not say."""
-    row = re.search(rf"^{title}\s+(\S+)\s+(\S+)", text, re.M)
-    word = row[2 if hard else 1] if row else ""
-    if word == "unlimited":
-        return math.inf
-    return float(word) if word.isdigit() else None
+def _limited(ctx: Ctx) -> tuple[str, str]:
+    """Whose limits matter, and /proc/PID/limits of it."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"a step of job {job}", ctx.text("proc/self/limits")
+    if pid := slurmd_pid(ctx):
+        return _SLURMD, ctx.text(f"proc/{pid}/limits")
+    return _THIS, ctx.text("proc/self/limits")
 
 
 _SHM = "dev/shm"
@@ -171,9 +170,9 @@ _SHM = "dev/shm"
 def nccl_shm(
     ctx: Ctx,
     *,
-    least_gib: Annotated[float, About(doc="Free space, at least.", unit="GiB", least=0)] = 8.0,
+    least_gib: Annotated[float, About(doc="Free space, at least.", unit="GiB", ge=0)] = 8.0,
     leftover_mib: Annotated[
-        float, About(doc="What earlier jobs may leave behind.", unit="MiB", least=0)
+        float, About(doc="What earlier jobs may leave behind.", unit="MiB", ge=0)
     ] = 64.0,
 ) -> Result:
     """There is room in /dev/shm for NCCL and data loaders, and earlier jobs left nothing in it.
@@ -183,8 +182,8 @@ def nccl_shm(
     proposals.
     """
     topology.hardware(ctx)
-    if not any(line.split()[4] == f"/{_SHM}" for line in _mounts(ctx)):
-        return _no_shm()
+    if mounts.table(ctx).top(f"/{_SHM}") is None:
+        raise Skip("nothing is mounted on /dev/shm; mem.size says so, and what to do")
     found = Findings()
     stat = os.statvfs(ctx.path(_SHM))
     size, free = stat.f_blocks * stat.f_frsize / 2**30, stat.f_bavail * stat.f_frsize / 2**30
@@ -204,19 +203,6 @@ def nccl_shm(
             fix="see what fills it (ls -laS /dev/shm); mount -o remount,size=50% /dev/shm",
         )
     return found.result(f"{free:.1f} GiB of {size:.1f} are free")
-
-
-def _mounts(ctx: Ctx) -> Iterable[str]:
-    return [line for line in ctx.text("proc/self/mountinfo").splitlines() if line.count(" ") > 5]
-
-
-def _no_shm() -> Result:
-    return Result(
-        status=Status.FAIL,
-        seen="nothing is mounted on /dev/shm",
-        expected="a tmpfs",
-        fix="mount -t tmpfs tmpfs /dev/shm; look at /etc/fstab and systemd's dev-shm.mount",
-    )
 
 
 def _leftovers(ctx: Ctx) -> tuple[list[str], int]:

@@ -1,4 +1,4 @@
-"""Network mounts: is each one there, and does its server open the door? Touches no mount."""
+"""Network mounts: is each one there, and does its server accept connections? Touches no mount."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.mounts import (
+from healthchecks.frame.check import Findings, Result, Skip, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.mounts import (
     NFS_PORT,
-    Mount,
+    ExpectedMount,
     Mounted,
     Table,
-    door_of,
+    endpoint_of,
     host_of,
     parse_fstab,
     table,
     tidy,
 )
-from healthchecks.nfs_door import can_knock, knock, refusal, resolved
+from healthchecks.sources.nfs_tcp import can_connect, refusal, resolved, tcp_connect
 from supervisor.core.setting import About
 
 _NO_MOUNT = "no network file system is mounted"
@@ -32,7 +32,7 @@ def nfs_mounted(
     ctx: Ctx,
     *,
     mounts: Annotated[
-        tuple[Mount, ...],
+        tuple[ExpectedMount, ...],
         About(
             doc="What must be mounted, as [{path: /shared, source: '10.0.0.5:/export', fstype: "
             "nfs4, options: [rw, hard]}]; only path is needed. The network mounts of /etc/fstab "
@@ -46,7 +46,7 @@ def nfs_mounted(
     /proc/self/mountinfo, so that a dead server can't hang it.
     """
     seen = table(ctx)
-    wanted: Sequence[Mount] = mounts
+    wanted: Sequence[ExpectedMount] = mounts
     if not wanted:
         wanted = parse_fstab(ctx.maybe("etc/fstab") or "")
     if not wanted:
@@ -72,7 +72,7 @@ def _waits_for_use(seen: Table, path: str) -> bool:
     return under is not None and under.fstype == "autofs"
 
 
-def _absent(found: Findings, seen: Table, want: Mount) -> None:
+def _absent(found: Findings, seen: Table, want: ExpectedMount) -> None:
     """Nothing that a path leads to is mounted there."""
     from_where = want.source or "a file system"
     hidden = [m for m in seen.stacked(want.path) if m.fstype != "autofs"]
@@ -93,11 +93,11 @@ def _absent(found: Findings, seen: Table, want: Mount) -> None:
     )
 
 
-def _judge(found: Findings, seen: Table, want: Mount, there: Mounted) -> None:
+def _judge(found: Findings, seen: Table, want: ExpectedMount, there: Mounted) -> None:
     """What is mounted there against what should be."""
 
     def wrong(what: str, expected: str, fix: str = "") -> None:
-        fix = fix or f"umount {want.path}, mend /etc/fstab or the automount map, mount {want.path}"
+        fix = fix or f"umount {want.path}, fix /etc/fstab or the automount map, mount {want.path}"
         found.fail(what, expected=expected, fix=fix, device=want.path)
 
     source = want.source.rstrip("/") or want.source
@@ -147,18 +147,18 @@ def _actual(there: Mounted, option: str) -> str:
 
 
 def gate_targets(ctx: Ctx, *, servers: tuple[str, ...] = (), **_options: object) -> list[str]:
-    """Servers to knock at, as host:port: of mounts, of fstab's that are not mounted, configured."""
+    """Where to connect to, as host:port: of mounts, of fstab's that are not mounted, configured."""
     seen = table(ctx)
     targets: dict[str, None] = {}
     for mounted in seen.network():
         server = mounted.server
-        if server is not None and server.tcp and server.addr and can_knock(ctx, server.addr):
-            targets[server.door] = None
+        if server is not None and server.tcp and server.addr and can_connect(ctx, server.addr):
+            targets[server.endpoint] = None
     for want in parse_fstab(ctx.maybe("etc/fstab") or ""):
         host = host_of(want.source) if want.fstype in ("nfs", "nfs4") else ""
-        if host and not seen.stacked(want.path) and can_knock(ctx, host):
-            targets[door_of(host, NFS_PORT)] = None
-    targets |= dict.fromkeys(door_of(*_address(server)) for server in servers)
+        if host and not seen.stacked(want.path) and can_connect(ctx, host):
+            targets[endpoint_of(host, NFS_PORT)] = None
+    targets |= dict.fromkeys(endpoint_of(*_address(server)) for server in servers)
     if not targets:
         raise Skip("no NFS mount over TCP whose server's address is known (addr=)")
     return list(targets)
@@ -181,7 +181,7 @@ def _address(target: str) -> tuple[str, int]:
     "nfs.gate",
     tags={"preflight", "prolog", "running"},
     resource="nfs server",
-    each=gate_targets,
+    targets=gate_targets,
 )
 def nfs_gate(
     ctx: Ctx,
@@ -196,19 +196,19 @@ def nfs_gate(
 ) -> Result:
     """The NFS servers accept connections.
 
-    Knocks at addr= of each mount over TCP before anybody touches the mount (oshi/oshi#3410): a dead
-    server is named without a process that hangs. RDMA has no such knock. A lost first packet costs
-    1 s (RFC 6298), so that a connection of 0.5 s is no healthy path.
+    Connects to addr= of each mount over TCP before anybody touches the mount (oshi/oshi#3410): a
+    dead server is named without a process that hangs. RDMA has no such test. A lost first packet
+    costs 1 s (RFC 6298), so that a connection of 0.5 s is no healthy path.
     """
     host, port = _address(target)
     ours = [m.server for m in table(ctx).network() if m.server is not None]
     name = next((s.name for s in ours if host in (s.addr, s.host)), f"nfs server {host}")
     found = Findings()
-    ctx.doing(f"connect to {target} ({name})")
+    ctx.announce(f"connect to {target} ({name})")
     address = resolved(host)
     if address is None:
         raise Unknown(f"{host} has no address; look at DNS and /etc/hosts")
-    took, error = knock(address, port, timeout_s)
+    took, error = tcp_connect(address, port, timeout_s)
     if error in (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL):
         found.fail(
             f"{target}: no way from this node ({os.strerror(error)})",

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.mounts import Mounted, Server, table, tidy, within
-from healthchecks.nfs_door import can_knock, knock, refusal
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.probes import shared_files
+from healthchecks.sources.mounts import Mounted, NfsServer, table, tidy, within
+from healthchecks.sources.nfs_tcp import can_connect, refusal, tcp_connect
 from supervisor.core.setting import About
 
 _AFRESH = "umount -l {0}, then mount {0}"
@@ -66,6 +67,8 @@ _FAULTS: dict[int, tuple[str, str]] = {
     errno.EDQUOT: ("quota is used up (EDQUOT 122)", "free space, or raise the quota"),
 }
 
+_SWAPPED = "give the file or directory itself, on this mount and where only you can rename it"
+
 
 def alive_targets(ctx: Ctx, *, paths: tuple[str, ...] = (), **_options: object) -> list[str]:
     """Mount points to touch."""
@@ -85,14 +88,15 @@ def alive_shared(ctx: Ctx, target: str, **_options: object) -> str:
     "nfs.alive",
     tags={"preflight", "prolog", "running"},
     resource="mount",
-    each=alive_targets,
+    targets=alive_targets,
     deadline_s=5.0,
-    hung=Status.FAIL,
-    hung_shared=alive_shared,
-    hung_fix="look at nfs.gate and at the server; where only this node hangs: umount -f, then "
+    on_timeout=Status.FAIL,
+    timeout_shared=alive_shared,
+    timeout_fix="look at nfs.gate and at the server; where only this node hangs: umount -f, then "
     "umount -l the mount, mount it afresh; a process in uninterruptible sleep goes when the server "
     "answers or the mount is aborted",
-    untried="no NFS server: tried on FUSE mounts that hang, go stale, slow down, fail and recover.",
+    untested="no NFS server: tried on FUSE mounts that hang, go stale, slow down, fail and "
+    "recover.",
 )
 def nfs_alive(
     ctx: Ctx,
@@ -104,23 +108,32 @@ def nfs_alive(
     ] = (),
     canaries: Annotated[
         tuple[str, ...],
-        About(doc="Files to read past the client's cache, by full path: put one on each mount."),
+        About(
+            doc="Files to read past the client's cache, by full path: put one on each mount, where "
+            "only you can rename it."
+        ),
     ] = (),
     write: Annotated[
         tuple[str, ...],
         About(
             doc="Directories in which to write, sync and remove a small file, by full path; where "
-            "mounted rw."
+            "mounted rw. No links, and best where nobody else can rename them."
         ),
     ] = (),
     slow_ms: Annotated[float, About(doc="One request to warn at.", unit="ms")] = 1000.0,
-    fail_ms: Annotated[float, About(doc="One request to fail at.", unit="ms")] = 4000.0,
+    fail_ms: Annotated[
+        float, About(doc="One request to fail at, where it lasts.", unit="ms")
+    ] = 4000.0,
+    lasts_s: Annotated[
+        float, About(doc="For how long looks must find it so slow.", unit="s", ge=0)
+    ] = 60.0,
 ) -> Result:
     """Each network mount answers: file system, directory, a file past the cache, a write.
 
     Probed in a process that may be lost, never twice at a time (prometheus/node_exporter's list of
-    stuck mounts); ESTALE, EIO and a hang are told apart. Where a server over TCP refuses the door
-    its mount is not touched: that would leave a process behind. The limits are superv's own.
+    stuck mounts); ESTALE, EIO and a hang are told apart. Where a server over TCP takes no
+    connection its mount is not touched: that would leave a process behind. One slow answer, as
+    while many nodes save, is a WARN; slowness that lasts is FAIL. The limits are superv's own.
     """
     mounts = table(ctx)
     there = mounts.under(mount)
@@ -129,25 +142,27 @@ def nfs_alive(
             f"{mount}: no network file system is mounted there; nfs.mounted tells what should be"
         )
     server = there.server
-    if server is not None and server.tcp and server.addr and can_knock(ctx, server.addr):
-        _not_if_the_door_is_shut(ctx, server)
+    if server is not None and server.tcp and server.addr and can_connect(ctx, server.addr):
+        _not_if_the_server_refuses(ctx, server)
     found = Findings()
     probe = _Probe(ctx, mount, there, found)
     if not probe.step("statfs", mount, lambda: os.statvfs(ctx.path(mount))):
         return found.result("")
+    point = ctx.path(there.point)
     listed = probe.step("readdir", mount, lambda: _first_entry(ctx, mount), denied="listing")
     for canary in (c for c in map(tidy, canaries) if within(c, mount) and mounts.under(c) == there):
         if listed:
-            listed = probe.step("canary", canary, partial(_canary, ctx, canary))
+            listed = probe.step("canary", canary, partial(_canary, ctx.path(canary), point))
     for folder in (f for f in map(tidy, write) if within(f, mount) and mounts.under(f) == there):
         if listed and "rw" in there.in_force:
-            listed = probe.step("write", folder, partial(_write, ctx, folder))
-    ctx.doing("")
+            listed = probe.step("write", folder, partial(_write, ctx.path(folder), point, ctx.node))
+    ctx.announce("")
     slowest = max(probe.took, key=lambda step: probe.took[step])
     ms = probe.took[slowest] * 1000
+    lasted_s = ctx.memory.lasted_s("slow", ms >= fail_ms)
     if ms >= slow_ms:
         found.add(
-            Status.FAIL if ms >= fail_ms else Status.WARN,
+            Status.FAIL if ms >= fail_ms and lasted_s >= lasts_s else Status.WARN,
             f"{slowest} of {mount} took {ms:.0f} ms",
             expected=f"less than {slow_ms:g} ms",
             fix="look at nfs.passive: is it the server, the path, or this client's queue?",
@@ -157,9 +172,9 @@ def nfs_alive(
     return found.result(f"answers, {slowest} in {ms:.1f} ms{notes}")
 
 
-def _not_if_the_door_is_shut(ctx: Ctx, server: Server) -> None:
-    ctx.doing(f"connect to {server.door} ({server.name})")
-    _, error = knock(server.addr, server.port, 2.0)
+def _not_if_the_server_refuses(ctx: Ctx, server: NfsServer) -> None:
+    ctx.announce(f"connect to {server.endpoint} ({server.name})")
+    _, error = tcp_connect(server.addr, server.port, 2.0)
     if error:
         raise Unknown(
             f"not tried, so that nobody hangs: {server.name} takes no connection "
@@ -177,10 +192,13 @@ class _Probe:
 
     def step(self, name: str, path: str, touch: Callable[[], object], denied: str = "") -> bool:
         """Whether it went well. `denied` is what user permissions alone may forbid."""
-        self._ctx.doing(f"{name} {path} ({self._there.shared})")
+        self._ctx.announce(f"{name} {path} ({self._there.shared})")
         began = time.monotonic()
         try:
             touch()
+        except Unknown as error:  # another user's doing: it says nothing about the node
+            self._found.add(Status.UNKNOWN, f"{name}: {error}", fix=_SWAPPED)
+            return True
         except OSError as error:
             if denied and error.errno == errno.EACCES:  # an answer: the server lives
                 self.note = f"{denied} it is not for user {os.geteuid()} (root_squash?)"
@@ -218,38 +236,35 @@ def _first_entry(ctx: Ctx, mount: str) -> None:
         next(entries, None)
 
 
-def _canary(ctx: Ctx, path: str) -> None:
-    """Read past the cache. Raises OSError, also for a file that gives no byte."""
+def _canary(path: Path, point: Path) -> None:
+    """Read past the cache. Raises Unknown, and OSError, also for a file that gives no byte."""
     try:
-        size = _read(ctx.path(path), os.O_DIRECT)
+        size = _read(path, point, os.O_DIRECT)
     except OSError as error:
         if error.errno != errno.EINVAL:  # what file systems without direct reads say
             raise
-        size = _read(ctx.path(path), 0)
+        size = _read(path, point, 0)
     if size == 0:
         raise OSError(errno.ENODATA, "the canary is empty; write a line into it")
 
 
-def _read(path: Path, direct: int) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | direct)
-    try:
+def _read(path: Path, point: Path, direct: int) -> int:
+    with shared_files.existing(path, point, direct) as fd:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return os.preadv(fd, [mmap.mmap(-1, mmap.PAGESIZE)], 0)
-    finally:
-        os.close(fd)
 
 
-def _write(ctx: Ctx, folder: str) -> None:
-    """One name for each node, so that what a lost probe left is removed by the next one."""
-    where = ctx.path(folder) / f".superv-alive-{ctx.node}"
-    with suppress(FileNotFoundError):
-        where.unlink()
-    fd = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
+def _write(folder: Path, point: Path, node: str) -> None:
+    """A name for each node and user, so that what a lost probe left is removed by the next one,
+    and root's look and an agent's don't remove each other's."""
+    with shared_files.entered(folder, point) as there:
+        fd, name = shared_files.make(there, f".superv-alive-{node}-{os.geteuid()}")
         try:
-            os.write(fd, b"superv nfs.alive\n")
-            os.fsync(fd)
+            try:
+                os.write(fd, b"superv nfs.alive\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         finally:
-            os.close(fd)
-    finally:
-        where.unlink()
+            with suppress(FileNotFoundError):  # another look of this user's has just removed it
+                os.unlink(name, dir_fd=there)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.kernel_log import Line, new_lines
-from healthchecks.mounts import NFS, Mounted, nfs_servers, table
-from healthchecks.mountstats import Stats, parse
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.kernel_log import KernelLine, new_lines
+from healthchecks.sources.mounts import NFS, Mounted, nfs_servers, table
+from healthchecks.sources.mountstats import Stats, parse
 from supervisor.core.setting import About
 
-_SERVER = re.compile(r"nfs: server (\S+) (not responding|OK)")
+# linux/net/sunrpc/clnt.c (call_timeout, rpc_check_timeout, call_decode) and xprt.c; lockd has its
+# own name for the program. A hard mount tries again and says OK once it has an answer. A soft one
+# gives up and never says OK: that is an event, and no state.
+_SERVER = re.compile(
+    r"(?:nfs|lockd|nlm|NFS): server (\S+) "
+    r"(not responding, still trying|not responding, timed out|not responding|OK)(?=\Z|[\s,.])"
+)
+_GAVE_UP = "not responding, timed out"
 _RECLAIM = "Lock reclaim failed"
+_LOST = re.compile(rf"NFS: \w+: {_RECLAIM}!")
 _LATELY_S = 3600.0  # the first look sees the log since the boot
-_LEAST_CALLS = 100  # below that a share or a mean says little
+_MIN_CALLS = 100  # below that a share or a mean says little
 # Options that differ between nodes though all is well, or follow from others.
 _OF_THIS_NODE = ("addr", "clientaddr", "mountaddr", "user_id", "group_id", "fd", "rootmode", "name")
 # What throughput hangs on; files of /proc/sys and /sys, compared between nodes.
@@ -54,14 +62,14 @@ def passive_targets(ctx: Ctx, **_options: object) -> list[str]:
     return targets
 
 
-_UNTRIED = "no NFS mount: what it reads is text as fs/nfs and net/sunrpc of the kernel print it."
+_UNTESTED = "no NFS mount: what it reads is text as fs/nfs and net/sunrpc of the kernel print it."
 
 
 @check(
     "nfs.passive",
     tags={"preflight", "prolog", "running"},
-    each=passive_targets,
-    untried=_UNTRIED,
+    targets=passive_targets,
+    untested=_UNTESTED,
 )
 def nfs_passive(
     ctx: Ctx,
@@ -90,7 +98,6 @@ def nfs_passive(
     found = Findings()
     progress = False
     late: list[str] = []
-    first = True
     for mounted in mounts:
         now = stats.get(mounted.point)
         if now is None:
@@ -99,8 +106,8 @@ def nfs_passive(
         grown = now.since(ctx.memory.get(mounted.point))
         ctx.memory.put(mounted.point, now.document())
         if grown is None:
+            found.not_yet("first look: no rates yet")
             continue
-        first = False
         total = grown.total()
         progress = progress or total.calls > 0
         if total.timeouts > 0:
@@ -108,7 +115,7 @@ def nfs_passive(
         _measure(found, mounted, grown, resent_percent, queue_percent, queue_ms)
     _time_out(ctx, found, server, late, fail_after_s)
     _log(ctx, found, server, mounts[0], progress and not late, fail_after_s)
-    return found.result("first look: no rates yet" if first else "no timeouts, nothing in the log")
+    return found.result("no timeouts, nothing in the log")
 
 
 def _measure(
@@ -125,7 +132,7 @@ def _measure(
     found.metric(f"{point} calls", total.calls / grown.age_s, "/s")
     if grown.sends:
         found.metric(f"{point} backlog", grown.backlog / grown.sends)
-    if total.calls >= _LEAST_CALLS:
+    if total.calls >= _MIN_CALLS:
         resent = 100.0 * total.again / total.calls
         found.metric(f"{point} sent again", resent, "%")
         if resent >= resent_percent:
@@ -147,7 +154,7 @@ def _measure(
         if share is None or mean is None:
             continue
         found.metric(f"{point} {name} queue share", share, "%")
-        if op.calls >= _LEAST_CALLS and share >= queue_percent and mean * 1000 >= queue_ms:
+        if op.calls >= _MIN_CALLS and share >= queue_percent and mean * 1000 >= queue_ms:
             found.warn(
                 f"{point}: a {name} takes {mean * 1000:.0f} ms, {share:.1f} % of it in this "
                 "client's own queue",
@@ -187,12 +194,17 @@ def _log(
 ) -> None:
     """The kernel's log. `answers`: calls ended since the last look, so no silence lasts."""
     try:
-        lines = new_lines(ctx, "nfs: server ", _RECLAIM)
+        lines = new_lines(ctx, ": server ", _RECLAIM)
     except Unknown as why:
-        found.unknown(f"the kernel's log: {why}")
+        found.unmeasured(why)
         return
     host = mounted.server.host if mounted.server else ""
-    silent = _silent_since(lines, host, ctx.memory.get("silent_since"))
+    known = ctx.memory.get("silent_since")
+    silent = _silent_since(lines, host, known)
+    if known is None and silent is not None and silent < ctx.now - _LATELY_S:
+        # Each call that waits says so again: a single old line is over, though its OK was lost.
+        newest = max(x.last for x in lines if _of_server(x, host))
+        silent = silent if newest > ctx.now - _LATELY_S else None
     if answers and not any(host in line.text for line in lines):
         silent = None  # the line that said OK was lost
     ctx.memory.put("silent_since", silent)
@@ -205,7 +217,16 @@ def _log(
             fix=f"look at {server}, at nfs.gate and at the path to it",
             shared=server,
         )
-    lately = [x for x in lines if _RECLAIM in x.text and x.last > ctx.now - _LATELY_S]
+    gave_up = [x for x in lines if _of_server(x, host) == _GAVE_UP and x.last > ctx.now - _LATELY_S]
+    if gave_up and silent is None:
+        found.warn(
+            f"kernel: nfs: server {host} {_GAVE_UP}, {sum(x.count for x in gave_up)} times within "
+            "an hour: calls of a soft mount failed",
+            expected="an answer to every call",
+            fix=f"look at {server}, at nfs.gate and at the path to it; mount it hard (nfs.options)",
+            shared=server,
+        )
+    lately = [x for x in lines if _LOST.match(x.text) and x.last > ctx.now - _LATELY_S]
     lost = sum(line.count for line in lately)
     if lost:
         found.warn(
@@ -217,17 +238,21 @@ def _log(
         )
 
 
-def _silent_since(lines: list[Line], host: str, known: float | None) -> float | None:
+def _of_server(line: KernelLine, host: str) -> str:
+    """What the line says of this server; empty where it is about none, or another."""
+    match = _SERVER.match(line.text)
+    return match[2] if match is not None and match[1].rstrip(",:") == host else ""
+
+
+def _silent_since(lines: list[KernelLine], host: str, known: float | None) -> float | None:
     """Since when the server has been silent; None where it answered last."""
     silent: list[float] = []
     answered = 0.0
     for line in lines:
-        match = _SERVER.search(line.text)
-        if match is None or match[1].rstrip(",:") != host:
-            continue
-        if match[2] == "OK":
+        said = _of_server(line, host)
+        if said == "OK":
             answered = max(answered, line.last)
-        else:
+        elif said and said != _GAVE_UP:
             silent += [*line.times, line.last]
     after = [at for at in silent if at > answered]
     if answered:
@@ -237,7 +262,7 @@ def _silent_since(lines: list[Line], host: str, known: float | None) -> float | 
     return min(after, default=None)
 
 
-@check("nfs.options", tags={"preflight", "running"}, cohort=Status.WARN, untried=_UNTRIED)
+@check("nfs.options", tags={"preflight", "running"}, cohort=Status.WARN, untested=_UNTESTED)
 def nfs_options(ctx: Ctx) -> Result:
     """Mount options and the client's settings are sound, and the same on all nodes.
 
@@ -295,5 +320,5 @@ def _short(path: str) -> str:
 
 def _summary(mounted: Mounted) -> str:
     names = ("vers", "proto", "nconnect", "rsize", "wsize")
-    told = [f"{n}={mounted.value(n)}" for n in names if mounted.value(n)]
-    return ",".join([*told, *(o for o in ("hard", "soft") if o in mounted.inner)])
+    values = [f"{n}={mounted.value(n)}" for n in names if mounted.value(n)]
+    return ",".join([*values, *(o for o in ("hard", "soft") if o in mounted.inner)])

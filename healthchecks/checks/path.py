@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from healthchecks.check import Blame, Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Blame, Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.mounts import NFS, table
 from supervisor.core.setting import About
 
 _PEERS = About(
@@ -18,11 +19,8 @@ def peers_of(ctx: Ctx, *, peers: tuple[str, ...] = (), **_options: object) -> li
     """What is probed. Raises Skip where there is nothing."""
     if peers:
         return list(peers)
-    servers = set()
-    for line in ctx.text("proc/self/mountinfo").splitlines():
-        kind, _, options = line.partition(" - ")[2].partition(" ")
-        if kind in ("nfs", "nfs4") and (address := re.search(r"[ ,]addr=([\d.]+)", options)):
-            servers.add(address[1])
+    addresses = {mounted.value("addr") for mounted in table(ctx).mounts if mounted.fstype in NFS}
+    servers = {address for address in addresses if re.fullmatch(r"[\d.]+", address)}
     if not servers:
         raise Skip("no peers are given and no NFS server is mounted")
     if not ctx.live:
@@ -34,7 +32,7 @@ def peers_of(ctx: Ctx, *, peers: tuple[str, ...] = (), **_options: object) -> li
     "path.mtu",
     tags={"preflight"},
     resource="path",
-    each=peers_of,
+    targets=peers_of,
     deadline_s=8.0,
     blame=Blame.SHARED,
     cohort=Status.FAIL,
@@ -57,11 +55,11 @@ def path_mtu(
     A router that says so is named by its address; one that does not is a black hole between two
     sizes. The way there is measured; for the way back run it at the peer.
     """
-    from healthchecks.path_probe import Silent, route, walk
+    from healthchecks.probes.path_probe import Silent, route, walk
 
-    ctx.doing(f"look up {peer}")
+    ctx.announce(f"look up {peer}")
     to = route(peer)
-    ctx.doing(f"ICMP echoes to {to.peer}")
+    ctx.announce(f"ICMP echoes to {to.peer}")
     try:
         path = walk(to, timeout_s)
     except Silent as silent:

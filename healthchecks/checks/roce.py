@@ -7,13 +7,12 @@ import re
 import shutil
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.growth import grown
-from healthchecks.ports import Port, netdevs, traffic_ports
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.growth import counter_growth
+from healthchecks.sources.ports import Ignore, Port, linked, netdevs, traffic_ports, uppers
 from supervisor.core.setting import About
 
-_IGNORE = About(doc="RDMA devices not to look at: names as mlx5_9, or PCI addresses.")
 _COUNTER = re.compile(r"^\s*(rx_discards_phy|[rt]x_prio\d_pause): (\d+)$", re.MULTILINE)
 
 
@@ -21,7 +20,7 @@ _COUNTER = re.compile(r"^\s*(rx_discards_phy|[rt]x_prio\d_pause): (\d+)$", re.MU
 def roce_gid(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     index: Annotated[
         int, About(doc="GID index that must be RoCE v2 over IPv4 (NCCL_IB_GID_INDEX); -1: any.")
     ] = -1,
@@ -33,9 +32,16 @@ def roce_gid(
     """
     found = Findings()
     shown = []
-    for port in traffic_ports(ctx, layer="Ethernet", but=ignore):
-        table = _gids(ctx, port)
-        usable = {n: ip for n, (kind, ip, _) in table.items() if kind == "RoCE v2" and ip}
+    ports = linked(ctx, traffic_ports(ctx, layer="Ethernet", ignore=ignore))
+    tables = {port: _gids(ctx, port) for port in ports}
+    addressed = {port.kind for port in ports if _usable(tables[port])}
+    for port, table in tables.items():
+        usable = _usable(table)
+        known = port.said or ctx.memory.get(f"addressed:{port.key}")
+        if usable:
+            ctx.memory.put(f"addressed:{port.key}", True, lasting=True)
+        elif index < 0 and not known and port.kind not in addressed:
+            continue  # up, and used for something else: no port of its board ever had an address
         others = [f"{n} on {dev}" for n, (_, _, dev) in table.items() if not _is_of(ctx, port, dev)]
         if index >= 0 and index not in usable:
             found.fail(
@@ -61,7 +67,14 @@ def roce_gid(
                 device=port.name,
             )
         found.fact(f"{port.name}.index", ", ".join(map(str, usable)) or "none")
+    if not shown and found.result("").status is Status.OK:
+        raise Skip("no RoCE port has an IPv4 address, nor had one")
     return found.result(f"RoCE v2 GIDs: {', '.join(shown)}")
+
+
+def _usable(table: dict[int, tuple[str, str, str]]) -> dict[int, str]:
+    """IPv4 addresses of RoCE v2, by index."""
+    return {n: ip for n, (kind, ip, _) in table.items() if kind == "RoCE v2" and ip}
 
 
 def _gids(ctx: Ctx, port: Port) -> dict[int, tuple[str, str, str]]:
@@ -95,7 +108,7 @@ def _is_of(ctx: Ctx, port: Port, netdev: str) -> bool:
     own = netdevs(ctx, port)
     if not netdev or not own or netdev in own:
         return True
-    return any(f"upper_{netdev}" in ctx.names(f"sys/class/net/{name}") for name in own)
+    return any(netdev in uppers(ctx, name) for name in own)
 
 
 def _words(table: dict[int, tuple[str, str, str]], index: int) -> str:
@@ -118,12 +131,12 @@ def _gid_fix(port: Port, ctx: Ctx, usable: dict[int, str]) -> str:
     resource="dcb",
     deadline_s=10.0,
     cohort=Status.FAIL,
-    untried="no RoCE port: built against dcb-pfc(8) and the mlx5 driver's documentation of sysfs",
+    untested="no RoCE port: built against dcb-pfc(8) and the mlx5 driver's documentation of sysfs",
 )
 def roce_qos(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     pfc: Annotated[
         tuple[int, ...], About(doc="Priorities with flow control; empty: as the cohort.")
     ] = (),
@@ -136,9 +149,12 @@ def roce_qos(
     `dcb pfc show` (iproute2) and ecn/roce_{np,rp}/enable of NVIDIA's OFED (its manual, "Explicit
     Congestion Notification"); the inbox driver has no such files.
     """
+    ports = linked(ctx, traffic_ports(ctx, layer="Ethernet", ignore=ignore))
+    if shutil.which("dcb") is None and not pfc:
+        raise Skip("dcb (iproute2) is not installed")
     found = Findings()
     shown = []
-    for port in traffic_ports(ctx, layer="Ethernet", but=ignore):
+    for port in ports:
         names = netdevs(ctx, port)
         if not names:
             found.unknown("has no network interface", device=port.name)
@@ -205,14 +221,14 @@ def _ecn(ctx: Ctx, netdev: str, side: str) -> tuple[int, ...] | None:
     resource="ethtool",
     deadline_s=10.0,
     drains=False,
-    untried="no RoCE port: built against the counters in the mlx5 driver's documentation",
+    untested="no RoCE port: built against the counters in the mlx5 driver's documentation",
 )
 def roce_discards(
     ctx: Ctx,
     *,
-    ignore: Annotated[tuple[str, ...], _IGNORE] = (),
+    ignore: Ignore = (),
     per_s: Annotated[
-        float, About(doc="Packets discarded at the port that are fine.", unit="/s")
+        float, About(doc="Packets discarded at the port that are tolerated.", unit="/s")
     ] = 10.0,
 ) -> Result:
     """RoCE ports discard no packets for want of buffers; pause frames are shown.
@@ -221,11 +237,10 @@ def roce_discards(
     ethtool counters"). Discards on a lossless network are flow control that does not work. The
     threshold is a proposal.
     """
-    ports = traffic_ports(ctx, layer="Ethernet", but=ignore)
+    ports = linked(ctx, traffic_ports(ctx, layer="Ethernet", ignore=ignore))
     if shutil.which("ethtool") is None:
         raise Skip("ethtool is not installed")
     found = Findings()
-    first = False
     for port in ports:
         for name in netdevs(ctx, port):
             done = ctx.command("ethtool", "-S", name, deadline_s=4.5)
@@ -235,16 +250,17 @@ def roce_discards(
                 found.unknown(f"ethtool -S {name}: {why}", device=port.name)
                 continue
             for counter, value in counters.items():
-                rise = ctx.memory.rise(f"{port.key}/{counter}", value)
-                if rise is not None and rise.by and counter.endswith("_pause"):
-                    found.metric(f"{port.name}.{counter}", rise.per_s, "/s")
-            growth = grown(ctx, f"{port.key}/discards", counters["rx_discards_phy"], 60.0)
-            first = first or growth is None
-            if growth is not None and growth.lately > per_s * 60:
+                delta = ctx.memory.counter_delta(f"{port.key}/{counter}", value)
+                if delta is not None and delta.by and counter.endswith("_pause"):
+                    found.metric(f"{port.name}.{counter}", delta.per_s, "/s")
+            growth = counter_growth(ctx, f"{port.key}/discards", counters["rx_discards_phy"], 60.0)
+            if growth is None:
+                found.not_yet("first look: no rate yet")
+            elif growth.lately > per_s * 60:
                 found.warn(
                     f"{growth.lately:.0f} packets discarded within 60 s",
                     expected=f"at most {per_s * 60:g}",
                     fix="compare PFC with the switch (check roce.qos)",
                     device=port.name,
                 )
-    return found.result("first look: no rate yet" if first else "no discards that matter")
+    return found.result("no discards that matter")

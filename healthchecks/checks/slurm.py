@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources.slurmd import SLICES, limit, slurmd_pid
+from supervisor.core.limits import MEMLOCK_FIX, memlock_problem
 from supervisor.core.setting import About
 
 _CONFIG = ("show", "config")
-_SLICES = ("sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice")
+_PASSING = ("activating", "reloading", "deactivating", "refreshing", "maintenance")  # systemctl(1)
 
 
 @check("services", tags={"preflight", "running"}, resource="command")
@@ -20,6 +22,9 @@ def services(
     units: Annotated[
         tuple[str, ...], About(doc="systemd units that must be active, as slurmd.service.")
     ] = (),
+    lasts_s: Annotated[
+        float, About(doc="How long a unit may start, stop or reload.", unit="s", ge=0)
+    ] = 60.0,
 ) -> Result:
     """The services that the site requires are active.
 
@@ -39,8 +44,10 @@ def services(
         if len(states) != len(quiet):
             raise Unknown(done.why())
         for name, state in zip(quiet, states, strict=True):
+            lasted_s = ctx.memory.lasted_s(name, state in _PASSING)
             if state != "active":
-                found.fail(
+                found.add(
+                    Status.WARN if state in _PASSING and lasted_s < lasts_s else Status.FAIL,
                     f"{name} is {state}",
                     expected="active",
                     fix=f"systemctl status {name}; systemctl restart {name}",
@@ -50,7 +57,7 @@ def services(
 
 
 def _has_processes(ctx: Ctx, unit: str) -> bool:
-    for folder in _SLICES:
+    for folder in SLICES:
         for name in ("cgroup.events", "cgroup.procs"):
             text = ctx.maybe(f"{folder}/{unit}/{name}")
             if text is not None:
@@ -63,45 +70,21 @@ def slurm_memlock(ctx: Ctx) -> Result:
     """slurmd may lock memory without limit, so that jobs may register it for RDMA.
 
     The hard limit of slurmd is the largest that a job can have (slurm.conf,
-    PropagateResourceLimits); NCCL over InfiniBand fails with less. /proc/PID/limits.
+    PropagateResourceLimits); NCCL over InfiniBand fails with less. /proc/PID/limits. What a step
+    really got is judged by nccl.limits.
     """
     if not ctx.names("sys/class/infiniband"):
         raise Skip("no RDMA device, so nothing needs locked memory")
-    pid = _slurmd(ctx)
+    pid = slurmd_pid(ctx)
     if pid is None:
         raise Skip("slurmd does not run here")
-    match = re.search(r"Max locked memory\s+(\S+)\s+(\S+)", ctx.text(f"proc/{pid}/limits"))
-    if match is None:
+    most = limit(ctx.text(f"proc/{pid}/limits"), "Max locked memory", hard=True)
+    if most is None:
         raise Unknown(f"/proc/{pid}/limits has no line of locked memory")
     found = Findings()
-    if match[2] != "unlimited":
-        found.fail(
-            f"slurmd may lock {int(match[2]) / 2**10:.0f} KiB of memory",
-            expected="unlimited",
-            fix="LimitMEMLOCK=infinity in slurmd.service (systemctl edit slurmd), then restart it",
-        )
+    if problem := memlock_problem("slurmd", most, rdma=True):
+        found.fail(problem, expected="unlimited", fix=MEMLOCK_FIX)
     return found.result("slurmd may lock memory without limit")
-
-
-def _slurmd(ctx: Ctx) -> str | None:
-    """Its process id, from where that is cheap to tell; None where it does not run here."""
-    import shutil
-
-    kept = [ctx.maybe(place) for place in ("run/slurmd.pid", "run/slurm/slurmd.pid")]
-    kept += [ctx.maybe(f"{folder}/slurmd.service/cgroup.procs") for folder in _SLICES]
-    for pid in " ".join(text or "" for text in kept).split():
-        if _comm(ctx, pid) == "slurmd":
-            return pid
-    if shutil.which("slurmd") is None:
-        return None
-    return next((p for p in ctx.names("proc") if p.isdigit() and _comm(ctx, p) == "slurmd"), None)
-
-
-def _comm(ctx: Ctx, pid: str) -> str | None:
-    try:
-        return ctx.maybe(f"proc/{pid}/comm")
-    except ProcessLookupError:
-        return None  # it has just ended
 
 
 @check("slurm.drift", tags={"preflight"}, resource="command", deadline_s=10.0)
@@ -110,10 +93,10 @@ def slurm_drift(
     *,
     memory_percent: Annotated[
         float,
-        About(doc="Memory that slurm.conf may leave out.", unit="%", least=0, most=100),
+        About(doc="Memory that slurm.conf may leave out.", unit="%", ge=0, le=100),
     ] = 10.0,
 ) -> Result:
-    """What Slurm is told of the node is what the node has.
+    """slurm.conf describes the node as it is.
 
     `slurmd -C` (what slurmd finds) against `scontrol show node` (what slurm.conf says): sockets,
     cores, threads, memory; and the GPUs of Gres against those of the driver. A node that has less
@@ -124,25 +107,30 @@ def slurm_drift(
 
     if shutil.which("slurmd") is None or shutil.which("scontrol") is None:
         raise Skip("slurmd and scontrol are not installed here")
-    if _slurmd(ctx) is None:
+    if slurmd_pid(ctx) is None:
         raise Skip("slurmd does not run here")
     real = _fields(_out(ctx, "slurmd", "-C"))
-    told = _fields(_out(ctx, "scontrol", "show", "node", ctx.node, "--oneliner"))
+    configured = _fields(_out(ctx, "scontrol", "show", "node", ctx.node, "--oneliner"))
     found = Findings()
-    fix = f"mend the line of {ctx.node} in slurm.conf or the node; scontrol reconfigure"
+    fix = f"fix the line of {ctx.node} in slurm.conf or the node; scontrol reconfigure"
     try:
-        for name, ours in (
-            ("Sockets", int(real["Boards"]) * int(real["SocketsPerBoard"])),
-            ("CoresPerSocket", int(real["CoresPerSocket"])),
-            ("ThreadsPerCore", int(real["ThreadsPerCore"])),
-        ):
-            if int(told[name]) != ours:
-                found.fail(
-                    f"{name} is {told[name]} in slurm.conf and {ours} here",
-                    expected="the same",
-                    fix=fix,
-                )
-        have, use = int(real["RealMemory"]), int(told["RealMemory"])
+        ours = {
+            "Sockets": int(real["Boards"]) * int(real["SocketsPerBoard"]),
+            "CoresPerSocket": int(real["CoresPerSocket"]),
+            "ThreadsPerCore": int(real["ThreadsPerCore"]),
+        }
+        theirs = {name: int(configured[name]) for name in ours}
+        differ = [name for name in ours if theirs[name] != ours[name]]
+        cores = [d["Sockets"] * d["CoresPerSocket"] for d in (ours, theirs)]
+        if "Sockets" in differ and len({*cores}) == 1 and _sockets_are_others(ctx):
+            differ = [name for name in differ if name == "ThreadsPerCore"]
+        for name in differ:
+            found.fail(
+                f"{name} is {theirs[name]} in slurm.conf and {ours[name]} here",
+                expected="the same",
+                fix=fix,
+            )
+        have, use = int(real["RealMemory"]), int(configured["RealMemory"])
     except (KeyError, ValueError) as error:
         raise Unknown(f"slurmd -C or scontrol show node printed something else: {error}") from None
     if use > have:
@@ -157,16 +145,22 @@ def slurm_drift(
             expected=f"{have * (1 - memory_percent / 100):.0f} MiB or more",
             fix=fix,
         )
-    _gpus(ctx, told, found, fix)
-    result = found.result(f"as slurm.conf: {use} MiB, Gres {told.get('Gres', 'none')}")
+    _gpus(ctx, configured, found, fix)
+    result = found.result(f"as slurm.conf: {use} MiB, Gres {configured.get('Gres', 'none')}")
     if result.status is not Status.OK and "config_overrides" in _out(ctx, "scontrol", *_CONFIG):
         raise Skip("slurm.conf overrides what its nodes have (config_overrides)")
     return result
 
 
-def _gpus(ctx: Ctx, told: dict[str, str], found: Findings, fix: str) -> None:
+def _sockets_are_others(ctx: Ctx) -> bool:
+    """Whether slurm.conf takes caches or NUMA nodes for sockets (SlurmdParameters)."""
+    config = _out(ctx, "scontrol", *_CONFIG)
+    return "l3cache_as_socket" in config or "numa_node_as_socket" in config
+
+
+def _gpus(ctx: Ctx, configured: dict[str, str], found: Findings, fix: str) -> None:
     driver = len(ctx.names("proc/driver/nvidia/gpus"))
-    gres = re.sub(r"\([^)]*\)", "", told.get("Gres", ""))
+    gres = re.sub(r"\([^)]*\)", "", configured.get("Gres", ""))
     counts = [g.rpartition(":")[2] for g in gres.split(",") if g.partition(":")[0] == "gpu"]
     slurm = sum(int(count) if count.isdigit() else 1 for count in counts)
     if slurm != driver:
@@ -185,6 +179,13 @@ def _out(ctx: Ctx, *argv: str) -> str:
     return done.out
 
 
+# Slurm prints these last, and people write anything into them (src/api/node_info.c).
+_FREE_TEXT = re.compile(r"\s(?:Reason|Comment|Extra)=")
+
+
 def _fields(text: str) -> dict[str, str]:
-    """`Key=value` of Slurm's one-line forms."""
-    return dict(re.findall(r"(?:^|\s)([A-Za-z]\w*)=(\S*)", text))
+    """`Key=value` of Slurm's one-line forms, without what people wrote."""
+    found: dict[str, str] = {}
+    for name, value in re.findall(r"(?:^|\s)([A-Za-z]\w*)=(\S*)", _FREE_TEXT.split(text)[0]):
+        found.setdefault(name, value)
+    return found

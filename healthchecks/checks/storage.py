@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
-from healthchecks.mounts import table
-from healthchecks.mountstats import Stats, parse
-from healthchecks.shards import PAGE, Shards, Side
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.probes.shards import PAGE, Shards, Side
+from healthchecks.sources.mounts import table
+from healthchecks.sources.mountstats import Stats, parse
 from supervisor.core.setting import About
 
 _ROOM_FOR = 128  # nodes' shards must fit into what is free: nobody may fill the file system
-_MOST_WAIT_S = 120.0
+_MAX_WAIT_S = 120.0
 
 
 def width_shared(ctx: Ctx, _target: str, *, dir: str = "", **_options: object) -> str:
@@ -24,28 +25,38 @@ def width_shared(ctx: Ctx, _target: str, *, dir: str = "", **_options: object) -
     return under.shared if under is not None and under.network else ""
 
 
+def _mount_of(ctx: Ctx, dir: str) -> Path:
+    under = table(ctx).under(dir)
+    if under is None:
+        raise Unknown(f"{dir}: no mount is known that it is on")
+    return ctx.path(under.point)
+
+
 @check(
     "storage.width",
     tags={"deep"},
     resource="storage",
     deadline_s=420.0,
-    hung=Status.FAIL,
-    hung_shared=width_shared,
-    hung_fix="look at nfs.gate, nfs.alive and nfs.passive of this node, and at the server",
+    on_timeout=Status.FAIL,
+    timeout_shared=width_shared,
+    timeout_fix="look at nfs.gate, nfs.alive and nfs.passive of this node, and at the server",
 )
 def storage_width(
     ctx: Ctx,
     *,
     dir: Annotated[
         str,
-        About(doc="The directory to write in, as the run's on shared storage. None where empty."),
+        About(
+            doc="The directory to write in, as the run's on shared storage; no link. None where "
+            "empty."
+        ),
     ] = "",
     size: Annotated[
-        int, About(doc="To write and read on this node, over all writers.", unit="B", least=1)
+        int, About(doc="To write and read on this node, over all writers.", unit="B", ge=1)
     ] = 8 << 30,
-    writers: Annotated[int, About(doc="Files at once, one a rank.", least=1, most=64)] = 8,
+    writers: Annotated[int, About(doc="Files at once, one a rank.", ge=1, le=64)] = 8,
     block: Annotated[
-        int, About(doc="One write or read; a multiple of 4096.", unit="B", least=PAGE)
+        int, About(doc="One write or read; a multiple of 4096.", unit="B", ge=PAGE)
     ] = 8 << 20,
     start_at: Annotated[
         float, About(doc="When to begin, so that all nodes go at once; 0: now.", unit="s (epoch)")
@@ -68,7 +79,7 @@ def storage_width(
 
     A bottleneck of a cluster of 63 nodes showed at 60 and never at 4, and the time went into the
     client's own queue (arXiv 2605.09370). One node's figures say little by themselves:
-    healthchecks.storage_width compares those of all.
+    healthchecks.many.storage_width compares those of all.
     """
     if not dir:
         raise Skip("no directory is configured (storage.width.dir)")
@@ -76,7 +87,7 @@ def storage_width(
         raise Unknown(f"block must be a multiple of {PAGE} and not more than size")
     shared = width_shared(ctx, "", dir=dir)
     folder = ctx.path(dir)
-    ctx.doing(f"statvfs {dir} ({shared or 'local'})")
+    ctx.announce(f"statvfs {dir} ({shared or 'local'})")
     free = os.statvfs(folder)
     if free.f_bavail * free.f_frsize < _ROOM_FOR * size:
         raise Unknown(
@@ -85,10 +96,10 @@ def storage_width(
         )
     late_s = _wait(ctx, start_at)
     found = Findings()
-    ctx.doing(f"open shards in {dir} ({shared or 'local'})")
+    ctx.announce(f"open shards in {dir} ({shared or 'local'})")
     files = max(1, min(writers, size // block))
     try:
-        shards = Shards(folder, ctx.node, files)
+        shards = Shards(folder, _mount_of(ctx, dir), ctx.node, files)
         try:
             task = _Task(ctx=ctx, shards=shards, where=f"{dir} ({shared or 'local'})", dir=dir)
             sides = _both_ways(task, found, size // files, block, start_at, limit_s)
@@ -127,12 +138,12 @@ def _wait(ctx: Ctx, start_at: float) -> float:
     if not start_at:
         return 0.0
     left = start_at - time.time()
-    if left > _MOST_WAIT_S:
+    if left > _MAX_WAIT_S:
         raise Unknown(
-            f"start_at is {left:.0f} s away, at most {_MOST_WAIT_S:.0f} are waited for; "
+            f"start_at is {left:.0f} s away, at most {_MAX_WAIT_S:.0f} are waited for; "
             "is this node's clock right?"
         )
-    ctx.doing(f"wait for the common start in {max(0.0, left):.1f} s")
+    ctx.announce(f"wait for the common start in {max(0.0, left):.1f} s")
     while (left := start_at - time.time()) > 0:
         time.sleep(min(left, 0.5))
     return max(0.0, time.time() - start_at)
@@ -151,14 +162,14 @@ def _both_ways(
 ) -> tuple[Side, Side]:
     """Write and sync, then read; with what the NFS client counted meanwhile."""
     before = _stats(task)
-    task.ctx.doing(f"write shards in {task.where}")
+    task.ctx.announce(f"write shards in {task.where}")
     written = task.shards.write(each, block, time.monotonic() + limit_s)
     between = _stats(task)
     if start_at:  # a node that was done early must not read while others write
         _wait(task.ctx, start_at + limit_s)
-    task.ctx.doing(f"read shards in {task.where}")
+    task.ctx.announce(f"read shards in {task.where}")
     read = task.shards.read(block, time.monotonic() + limit_s)
-    task.ctx.doing("")
+    task.ctx.announce("")
     _client(found, "WRITE", before, between)
     _client(found, "READ", between, _stats(task))
     return written, read

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from healthchecks import kernel_log
-from healthchecks.check import Findings, Result, Skip, Status, Unknown, check
-from healthchecks.context import Ctx
+from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.context import Ctx
+from healthchecks.sources import kernel_log
+from healthchecks.sources.recovery_actions import CURED_BY_DRIVER_START, NONE
 from supervisor.core.setting import About
+from supervisor.host.terminal import date_time
 
 if TYPE_CHECKING:
-    from healthchecks.xid import Event
+    from healthchecks.sources.xid import XidEvent
 
 EPISODE_S = 300.0  # lines nearer than this are one incident
 _TOGETHER_S = 600.0  # an error and what it drags along
 _STRIKES_S = 28 * 86400.0  # how long a recurring fault is counted against a GPU
-_NEEDLES = ("Xid (", "fallen off the bus", "NVRM: loading NVIDIA")  # what xid.py reads
-_MOST_TRACES = 128
-_MOST_EPISODES = 32
+_SUBSTRINGS = (  # what sources/xid.py reads
+    *("Xid (", "fallen off the bus", "NVRM: loading NVIDIA", "RmInitAdapter failed"),
+    *("rm_init_adapter failed", "requiring os reboot", "WPR2 already up"),
+)
+_MAX_TRACES = 128
+_MAX_GPUS = 64
+_NVIDIA = "0x10de"  # PCI vendor
+_MAX_EPISODES = 32
 _KEPT_LONGER = ("row remapped", "restart the application, once")  # beyond a boot, for recurrence
 
 
@@ -43,7 +50,7 @@ class Trace:
     def key(self) -> str:
         return f"{self.device} {self.name} {self.act}"
 
-    def add(self, event: Event, line: kernel_log.Line) -> None:
+    def add(self, event: XidEvent, line: kernel_log.KernelLine) -> None:
         self.count += line.count
         self.first = min(self.first, line.at)
         if line.last >= self.last:
@@ -51,7 +58,7 @@ class Trace:
             self.meaning, self.fix = event.xid.meaning, event.xid.advice()
             self.recovery = event.recovery
         merged = _episodes([*self.episodes, line.at, *line.times])
-        self.episodes = merged[-_MOST_EPISODES:]
+        self.episodes = merged[-_MAX_EPISODES:]
 
 
 def _episodes(times: list[float]) -> list[float]:
@@ -75,12 +82,12 @@ class Traces:
         self.all = {trace.key: trace for trace in (Trace(**row) for row in rows)}
         self.loaded = float(ctx.memory.get("loaded") or 0.0)  # when the driver started last
 
-    def read(self) -> kernel_log.Look:
+    def read(self) -> kernel_log.LogRead:
         """Take in what is new. Raises Unknown."""
-        look = kernel_log.look(self._ctx, *_NEEDLES)
+        look = kernel_log.read(self._ctx, *_SUBSTRINGS)
         if not look.lines:
             return look
-        from healthchecks.xid import driver_loaded, parse  # 4 ms, for nodes that need it
+        from healthchecks.sources.xid import driver_loaded, parse  # 4 ms, for nodes that need it
 
         for line in sorted(look.lines, key=lambda line: line.last):
             if driver_loaded(line.text):
@@ -100,7 +107,7 @@ class Traces:
                     del self.all[key]
             elif not lasts(trace) and trace.last < now - self._window_s:
                 del self.all[key]
-        kept = sorted(self.all.values(), key=lambda t: (lasts(t), t.last))[-_MOST_TRACES:]
+        kept = sorted(self.all.values(), key=lambda t: (lasts(t), t.last))[-_MAX_TRACES:]
         self.all = {trace.key: trace for trace in kept}
         rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for trace in kept:
@@ -111,26 +118,26 @@ class Traces:
 
     def recovery(self, device: str) -> Trace | None:
         """The newest Xid 154 of a GPU: the driver's own word, which overrides the table."""
-        from healthchecks.xid import Act
+        from healthchecks.sources.xid import Act
 
         return self.all.get(f"{device} Xid 154 {Act.RECOVERY.value}")
 
     def cured(self, trace: Trace) -> bool:
         """A later word of the driver that nothing is left to do, or its later start."""
-        from healthchecks.xid import Act
+        from healthchecks.sources.xid import Act
 
         if trace.act not in (Act.RESET, Act.RECOVERY):
             return False
-        if trace.act == Act.RECOVERY and trace.recovery not in (1, 4):
-            return trace.recovery == 0
+        if trace.act == Act.RECOVERY and trace.recovery not in CURED_BY_DRIVER_START:
+            return trace.recovery == NONE
         later = self.recovery(trace.device)
-        if later is not None and later.recovery == 0 and later.last > trace.last:
+        if later is not None and later.recovery == NONE and later.last > trace.last:
             return True
         return self.loaded > trace.last
 
     def alone(self, trace: Trace) -> bool:
         """No other error on this node within minutes."""
-        from healthchecks.xid import Act
+        from healthchecks.sources.xid import Act
 
         return not any(
             other.act not in (Act.SOLO, Act.IGNORE)
@@ -147,7 +154,7 @@ class Traces:
         return {device: _episodes(found) for device, found in times.items()}
 
 
-def _fresh(event: Event, line: kernel_log.Line) -> Trace:
+def _fresh(event: XidEvent, line: kernel_log.KernelLine) -> Trace:
     return Trace(
         device=event.device,
         code=event.code,
@@ -162,21 +169,21 @@ def _fresh(event: Event, line: kernel_log.Line) -> Trace:
 
 def lasts(trace: Trace) -> bool:
     """A fault that time does not cure."""
-    from healthchecks.xid import POLICY, Act
+    from healthchecks.sources.xid import RULES, Act
 
-    return POLICY[Act(trace.act)].status is Status.FAIL
+    return RULES[Act(trace.act)].status is Status.FAIL
 
 
-@check("xid", tags={"preflight", "running"})
+@check("xid", tags={"preflight", "running"}, witness="nvml")
 def xid(
     ctx: Ctx,
     *,
     window_h: Annotated[
-        float, About(doc="How long an error of an application is shown.", unit="h", least=0)
+        float, About(doc="How long an error of an application is shown.", unit="h", ge=0)
     ] = 24.0,
     repeats: Annotated[
         int,
-        About(doc="Incidents on one GPU, and on no other, that make it suspect.", least=2),
+        About(doc="Incidents on one GPU, and on no other, that make it suspect.", ge=2),
     ] = 3,
     ignore: Annotated[tuple[int, ...], About(doc="Codes that are not looked at.")] = (),
 ) -> Result:
@@ -188,6 +195,8 @@ def xid(
     WARN; FAIL where they come again on one GPU and not on the others. A contained memory error (94)
     is WARN once; FAIL where it comes again within 28 days, or rows were remapped (63) more than
     once: arXiv 2605.09370 lost a node that way. 43 and 45 count only where nothing else is near.
+    A line alone drains no node: NVML's checks see the fault too, or the GPU has left the PCI bus. A
+    GPU that this boot never had is a WARN.
     """
     traces = Traces(ctx, window_h * 3600)
     found = Findings()
@@ -195,9 +204,9 @@ def xid(
     try:
         look = traces.read()
     except Unknown as why:
-        found.unknown(str(why), expected="a kernel log that can be read")
+        found.unmeasured(why, expected="a kernel log that can be read")
     else:
-        since = f", which begins {_when(look.begins)}" if look.begins is not None else ""
+        since = f", which begins {date_time(look.begins)}" if look.begins is not None else ""
         if look.lost:
             found.warn(
                 f"{look.lost} lines of the kernel's log were overwritten before they were read",
@@ -212,11 +221,12 @@ def xid(
     if not gpus and not traces.all:
         raise Skip("no NVIDIA GPU has a driver here")
     names = {bdf.lower().rpartition(".")[0]: f"gpu{index}" for index, bdf in enumerate(gpus)}
+    seen = _Seen(ctx, names)
     for trace in sorted(traces.all.values(), key=lambda trace: trace.first):
         name = f"xid_{trace.code}"
         earlier = found.metrics[name].value if name in found.metrics else 0
         found.metric(name, earlier + trace.count)
-        _judge(ctx, traces, trace, names.get(trace.device, trace.device), repeats, found)
+        _judge(ctx, traces, trace, names.get(trace.device, trace.device), repeats, found, seen)
     count = sum(trace.count for trace in traces.all.values())
     return found.result(
         f"{count} Xids, none of which needs anything now"
@@ -225,22 +235,56 @@ def xid(
     )
 
 
+class _Seen:
+    """What else this boot has shown of the GPUs that the log names."""
+
+    def __init__(self, ctx: Ctx, gpus: Iterable[str]) -> None:
+        """`gpus`: the driver's, as 0000:3b:00."""
+        self._ctx = ctx
+        self._had = {*gpus, *(ctx.memory.get("gpus") or [])}
+        ctx.memory.put("gpus", sorted(self._had)[:_MAX_GPUS])
+
+    def had(self, device: str) -> bool:
+        """Whether there is, or was in this boot, such a GPU; for a switch, and all: any GPU."""
+        from healthchecks.sources.xid import DRIVER
+
+        if device.startswith("nvswitch") or device == DRIVER:
+            return bool(self._had)
+        return device in self._had or self._on_bus(device)
+
+    def left_the_bus(self, device: str) -> bool:
+        """Whether a GPU that was there in this boot is on the PCI bus no more."""
+        bus = self._ctx.path("sys/bus/pci/devices")
+        return device in self._had and bus.is_dir() and not self._on_bus(device)
+
+    def _on_bus(self, device: str) -> bool:
+        vendor = self._ctx.maybe(f"sys/bus/pci/devices/{device}.0/vendor")
+        return vendor == _NVIDIA
+
+
 def _judge(
-    ctx: Ctx, traces: Traces, trace: Trace, device: str, repeats: int, found: Findings
+    ctx: Ctx,
+    traces: Traces,
+    trace: Trace,
+    device: str,
+    repeats: int,
+    found: Findings,
+    seen: _Seen,
 ) -> None:
     """What one trace means, together with the others."""
-    from healthchecks.xid import POLICY, Act
+    from healthchecks.sources.xid import RULES, Act
 
     act = Act(trace.act)
-    status = POLICY[act].status
+    status = RULES[act].status
     if status is Status.OK or traces.cured(trace):
         return
     if act is Act.SOLO and not traces.alone(trace):
         return
-    fix, more = trace.fix, ""
+    fix, more, by_users = trace.fix, "", False
     if act is Act.APP and _suspect(traces.episodes(act), trace.device, repeats):
         status = Status.FAIL
         more = ", again and again on this GPU and not on the others"
+        by_users = True  # whoever has this GPU alone can do that with a program of his own
         fix = "drain the node and run dcgmi diag -r 3 on this GPU"
     elif act is Act.CONTAINED:
         status, more, fix = _contained(ctx, traces, trace)
@@ -251,6 +295,9 @@ def _judge(
         strikes = _strikes(ctx, trace)
         if strikes > 2:
             fix += f"; {strikes} boots in 28 days did not cure it: have the hardware replaced"
+    if status is Status.FAIL and not seen.had(trace.device):
+        status = Status.WARN
+        more += ", not corroborated: this node had no such GPU in this boot"
     if status is not Status.OK:
         found.add(
             status,
@@ -258,12 +305,14 @@ def _judge(
             expected="no such error" if status is Status.FAIL else "no Xid",
             fix=fix,
             device=device,
+            by_users=by_users,
+            corroborated=status is Status.FAIL and seen.left_the_bus(trace.device),
         )
 
 
 def _contained(ctx: Ctx, traces: Traces, trace: Trace) -> tuple[Status, str, str]:
     """Xid 94: once is the application's; again, or with rows remapped again, is the GPU's."""
-    from healthchecks.xid import Act
+    from healthchecks.sources.xid import Act
 
     times = len(traces.episodes(Act.CONTAINED)[trace.device])
     remaps = len(traces.episodes(Act.REMAP).get(trace.device, []))
@@ -299,8 +348,4 @@ def _strikes(ctx: Ctx, trace: Trace) -> int:
 def _where(trace: Trace, device: str) -> str:
     address = f"{trace.device}, " if trace.device != device else ""
     times = f"{trace.count} times, last " if trace.count > 1 else ""
-    return f"{address}{times}{_when(trace.last)}"
-
-
-def _when(at: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    return f"{address}{times}{date_time(trace.last)}"

@@ -1,8 +1,8 @@
 """Health checks on the agent's node: a process of their own, started by the clock and by faults.
 
 The checks run in another interpreter, with a deadline: what they touch may hang, and the agent
-never imports them. What they said is told when it changed; a report that never came is UNKNOWN,
-which is told too, so that nobody waits for this node.
+never imports them. What they found is sent when it changed; a report that never came is UNKNOWN,
+which is sent too, so that nobody waits for this node.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from supervisor import proc, wire
+from supervisor import proc
+from supervisor.agent import tree
+from supervisor.channel import wire
 from supervisor.core import events as ev
+from supervisor.core.check_status import NOT_FINE, PASSES, Status, worst
 from supervisor.core.types import Fault
+from supervisor.host.log import counted
+
+logger = logging.getLogger(__name__)
+
 
 IDLE_TIMES = 5  # spares run the whole preflight suite so much less often than `running` …
 NO_REPORT = "health"  # the check whose fault says that there is no report
@@ -26,7 +35,7 @@ AGAIN_S = 60.0  # between looks at a node that did not pass, where no other peri
 SLACK_S = 3.0  # over the checks' own deadline: interpreter start, and the way back
 
 
-class Health:
+class HealthWatch:
     """Looks at the node, and tells what it found."""
 
     def __init__(
@@ -36,22 +45,27 @@ class Health:
         *,
         busy: Callable[[], bool],
         report: Callable[[ev.Event], None],
-        send: Callable[[wire.Looked], None],
-        note: Callable[[str], None],
+        send: Callable[[wire.HealthReport], None],
     ) -> None:
         self._node, self._agent = node, agent
         self._busy = busy  # whether ranks live here
-        self._report, self._send, self._note = report, send, note
+        self._report, self._send = report, send
         self._plan: wire.Health | None = None
-        self._told: tuple[Fault, ...] | None = None  # None: nothing yet
+        self._last_sent: tuple[Fault, ...] | None = None  # None: nothing yet
+        self._last_said = ""
         self._wanted = asyncio.Event()
         self._exit_at = 0.0
 
-    def employ(self, plan: wire.Health | None) -> None:
+    def configure(self, plan: wire.Health | None) -> None:
         """What the engine wants looked at. The first time begins with a look."""
         first, self._plan = self._plan is None, plan
         if first and plan is not None:
             self._wanted.set()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was found last, for an engine that does not know it."""
+        return {"health": self._last_said} if self._last_said else {}
 
     def rank_ended(self) -> None:
         """A rank ended badly: was it the node?"""
@@ -68,18 +82,18 @@ class Health:
                     await self._wanted.wait()
             self._wanted.clear()
             if self._plan is not None:
-                await self._look(self._plan)
+                await self._run(self._plan)
 
     def _pause(self) -> float | None:
         """Seconds until the next look; None: only when there is a reason."""
         if self._plan is None:
             return None
-        well = self._told is not None and worst(self._told) in ("OK", "WARN")
+        well = self._last_sent is not None and _worst(self._last_sent) in PASSES
         if not self._plan.running_s:  # but who is not well may pass again
             return AGAIN_S if self._plan.tags and not well and not self._busy() else None
         return self._plan.running_s * (IDLE_TIMES if well and not self._busy() else 1)
 
-    async def _look(self, plan: wire.Health) -> None:
+    async def _run(self, plan: wire.Health) -> None:
         busy = self._busy()
         tags = ("running",) if busy else plan.tags
         if not tags:
@@ -87,79 +101,82 @@ class Health:
         order = {"tags": tags, "settings": plan.settings, "node": self._node}
         document, problem = await run_checks({**order, "deadline_s": plan.deadline_s})
         if document is None:
-            self._note(f"health checks: {problem}")
-            fault = Fault(check=NO_REPORT, status="UNKNOWN", text=problem[:300])
-            self._tell((fault, *self._but({NO_REPORT})))
+            logger.warning(f"health checks: {problem}", extra=counted(problem))
+            fault = Fault(check=NO_REPORT, status=Status.UNKNOWN, text=problem[:300])
+            self._send_changed((fault, *self._others({NO_REPORT})))
             return
-        self._send(wire.Looked(agent=self._agent, key="", report=json.dumps(document)))
-        if not busy and self._busy() and self._told is not None:
+        self._send(wire.HealthReport(agent=self._agent, key="", report=json.dumps(document)))
+        if not busy and self._busy() and self._last_sent is not None:
             self._wanted.set()  # ranks came meanwhile: what they use was not idle any more
             return
         asked = {str(row["check"]) for row in document["results"]} | {NO_REPORT}
-        found = [fault_of(row) for row in document["results"] if _bad(row)]
-        faults = tuple(_last_known(found, self._told or ()))
-        self._tell(faults + (self._but(asked) if tags == ("running",) else ()))
+        faults = tuple(_last_known(document["results"], self._last_sent or ()))
+        self._send_changed(faults + (self._others(asked) if tags == ("running",) else ()))
 
-    def _but(self, asked: set[str]) -> tuple[Fault, ...]:
-        """What was told of checks that were not asked now: it is as it was."""
-        return tuple(f for f in self._told or () if f.check.partition("[")[0] not in asked)
+    def _others(self, asked: set[str]) -> tuple[Fault, ...]:
+        """What was sent of checks that were not asked now: it is as it was."""
+        return tuple(f for f in self._last_sent or () if f.check.partition("[")[0] not in asked)
 
-    def _tell(self, faults: tuple[Fault, ...]) -> None:
-        last, self._told = self._told, faults
-        if last is not None and _gist(last) == _gist(faults):
+    def _send_changed(self, faults: tuple[Fault, ...]) -> None:
+        last, self._last_sent = self._last_sent, faults
+        if last is not None and _signature(last) == _signature(faults):
             return
-        status = worst(faults)
-        self._report(
-            ev.HealthSeen(
-                at=time.time(), node=self._node, agent=self._agent, status=status, faults=faults
-            )
+        status = _worst(faults)
+        said = ev.HealthSeen(
+            at=time.time(), node=self._node, agent=self._agent, status=status, faults=faults
         )
+        self._last_said = json.dumps(wire.plain(said))
+        self._report(said)
 
-    async def asked(self, look: wire.Look) -> None:
+    async def answer(self, query: wire.HealthQuery) -> None:
         """Somebody wants a report now."""
         document, problem = None, "the order is no JSON object"
         with contextlib.suppress(ValueError):
-            order = json.loads(look.order)
+            order = json.loads(query.order)
             if isinstance(order, dict):
-                order |= {"node": self._node, "deadline_s": look.deadline_s}
+                order |= {"node": self._node, "deadline_s": query.deadline_s}
                 document, problem = await run_checks(order)
         text = json.dumps(document) if document is not None else ""
-        self._send(wire.Looked(agent=self._agent, key=look.key, report=text, error=problem))
+        self._send(wire.HealthReport(agent=self._agent, key=query.key, report=text, error=problem))
 
 
-def worst(faults: Iterable[Fault]) -> str:
+def _worst(faults: Iterable[Fault]) -> Status:
     """OK where there is none."""
-    states = {f.status for f in faults}
-    return next((s for s in ("FAIL", "UNKNOWN", "WARN") if s in states), "OK")
+    return worst([Status.OK, *(f.status for f in faults)])
 
 
-def _gist(faults: Iterable[Fault]) -> object:
+def _signature(faults: Iterable[Fault]) -> object:
     """What makes two looks the same: not the measured values, which change every time."""
-    return {(f.check, f.status, f.own) for f in faults}
+    return {(f.check, f.status, f.node_fault) for f in faults}
 
 
-def _bad(row: Mapping[str, Any]) -> bool:
-    return row["status"] in ("FAIL", "UNKNOWN", "WARN")
-
-
-def _last_known(found: Iterable[Fault], before: Iterable[Fault]) -> Iterator[Fault]:
+def _last_known(rows: Iterable[Mapping[str, Any]], before: Iterable[Fault]) -> Iterator[Fault]:
     """What failed and can't be measured now still fails: unknown cures nothing.
 
-    A check that can't tell its targets is unknown as a whole.
+    A check that can't tell its targets is unknown as a whole. What was only not measured yet, or
+    not with this user's rights, is no fault.
     """
-    failed = [f for f in before if f.status == "FAIL"]
-    for fault in found:
+    failed = [f for f in before if f.status is Status.FAIL]
+    for row in rows:
+        if row["status"] not in NOT_FINE:
+            continue
+        fault = fault_of(row)
         same = [
             f for f in failed if f.check == fault.check or f.check.startswith(f"{fault.check}[")
         ]
-        yield from same if fault.status == "UNKNOWN" and same else [fault]
+        if fault.status is Status.UNKNOWN and same:
+            yield from same
+        elif not row.get("gap"):
+            yield fault
 
 
 def fault_of(row: Mapping[str, Any]) -> Fault:
     """A row of a health report that is neither OK nor SKIP."""
     name = f"{row['check']}[{row['on']}]" if row.get("on") else str(row["check"])
     own = row.get("blame", "node") == "node" and not row.get("shared") and row.get("drains", True)
-    return Fault(check=name, status=row["status"], text=str(row["seen"])[:300], own=own)
+    return Fault(
+        check=name, status=Status(row["status"]), text=str(row["seen"])[:300], node_fault=own
+    )
 
 
 async def run_checks(order: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
@@ -168,7 +185,8 @@ async def run_checks(order: Mapping[str, Any]) -> tuple[dict[str, Any] | None, s
     argv = (sys.executable, "-I", "-m", "healthchecks")
     if proc.stuck(argv):
         return None, "an earlier run of the checks is still there, and can't be killed"
-    done = await proc.run(argv, deadline_s=deadline, stdin=json.dumps(order).encode())
+    env = {**os.environ, tree.MARK: tree.CHECKS}
+    done = await proc.run(argv, deadline_s=deadline, stdin=json.dumps(order).encode(), env=env)
     if done.rc != 0:
         return None, done.why()
     try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+from supervisor.core.limits import MEMLOCK_FIX, memlock_problem
 
 MIN_MEMORY_SHARE = 0.9  # of what Slurm says it granted; less means a limit that is not meant
 
@@ -41,11 +44,9 @@ def problems(
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     unlimited = soft == resource.RLIM_INFINITY
     facts["memlock"] = "unlimited" if unlimited else str(soft)
-    if not unlimited and (root / "dev/infiniband").is_dir():
-        found.append(
-            f"memlock is limited to {soft} bytes: InfiniBand can't register memory; "
-            "raise LimitMEMLOCK of slurmd"
-        )
+    rdma = (root / "dev/infiniband").is_dir()
+    if problem := memlock_problem("a rank", math.inf if unlimited else soft, rdma=rdma):
+        found.append(f"{problem}, InfiniBand needs it without limit: {MEMLOCK_FIX}")
     facts["nofile"] = str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     return tuple(found), facts
 

@@ -17,16 +17,20 @@ from typing import Any
 from supervisor import proc
 from supervisor.agent import tree
 from supervisor.agent.warm import Cold, Starter, write_files
+from supervisor.channel.wire import RankJob
+from supervisor.core import names
 from supervisor.core.actions import Start
-from supervisor.wire import Job
+from supervisor.core.rank_contract import RankPlace, fill, placeholder_values, variables
+from supervisor.host import private, procfs
 
 TAIL_SHOWN = 20  # lines of a rank's log that travel with its end
 ERROR_SHOWN = 500  # characters of the message in a rank's error file
-LOOK_S = 20.0  # storage that does not show the trainer within this is taken to hang
+PATHS_S = 20.0  # storage that does not show the trainer within this is taken to hang
+TABLE = "ranks.json"  # which processes are the ranks
 KEPT = 10  # attempts whose logs stay on the node, the current one included
 
 # Storage may hang, and the ranks' own start would say so only in their end.
-_LOOK = """
+_CHECK_PATHS = """
 cd -- "$1" || exit 3
 if [ -n "$3" ]; then
   home=$3
@@ -45,7 +49,7 @@ class CantStart(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class RankEnd:
     """How a local rank ended; both are None where no agent saw it."""
 
     rank: int
@@ -54,7 +58,7 @@ class Ended:
 
 
 @dataclass(slots=True)
-class Rank:
+class RankProcess:
     """A process of this node's ranks."""
 
     rank: int
@@ -64,10 +68,14 @@ class Rank:
     starter: Starter | None = None  # where it was forked by this agent's starter
     alive: bool = True
 
-    async def ended(self) -> int | None:
+    async def exit_code(self) -> int | None:
         """How it ended, as subprocess tells it; None where nobody of this agent's saw it."""
         if self.child is not None:
             return self.child.poll()
+        with contextlib.suppress(ChildProcessError):  # its starter is gone: it became our child
+            reaped, ended = os.waitpid(self.pid, os.WNOHANG)
+            if reaped:
+                return os.waitstatus_to_exitcode(ended)
         if self.starter is not None:
             status = await self.starter.exit_status(self.pid)
             return None if status is None else os.waitstatus_to_exitcode(status)
@@ -75,74 +83,53 @@ class Rank:
 
 
 def rank_env(
-    job: Job, order: Start, local: int, node_dir: Path, node: str, base: Mapping[str, str]
+    job: RankJob, order: Start, local: int, node_dir: Path, node: str, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """torchrun's contract with a rank, and what superv adds.
-
-    The names are those of torch 2.13, distributed/elastic/agent/server/local_elastic_agent.py.
-    """
-    per_node = job.ranks_per_node
-    rank, world = order.slot * per_node + local, order.nnodes * per_node
-    contract = {
-        "RANK": rank,
-        "LOCAL_RANK": local,
-        "WORLD_SIZE": world,
-        "LOCAL_WORLD_SIZE": per_node,
-        "GROUP_RANK": order.slot,
-        "GROUP_WORLD_SIZE": order.nnodes,
-        "ROLE_RANK": rank,
-        "ROLE_WORLD_SIZE": world,
-        "ROLE_NAME": "default",
-        "MASTER_ADDR": order.master_addr,
-        "MASTER_PORT": order.master_port,
-        "TORCHELASTIC_RUN_ID": job.run_id,
-        "TORCHELASTIC_RESTART_COUNT": order.attempt - 1,
-        "TORCHELASTIC_MAX_RESTARTS": order.attempt - 1,
-        "TORCHELASTIC_USE_AGENT_STORE": "False",
-        "TORCHELASTIC_ERROR_FILE": error_file(node_dir, order.attempt, rank),
-        "SUPERV_RUN": job.name,
-        "SUPERV_ATTEMPT": order.attempt,
-        "SUPERV_SAVE_DIR": order.save_dir or "",
-        "SUPERV_RESUME_PATH": order.resume_path or "",
-        "SUPERV_RESUME_STEP": order.resume_step or 0,
-        tree.MARK: f"{job.run_id}/{node}/{order.attempt}",
-    }
+    """The environment of a rank: superv's variables win over the user's, those over the node's."""
+    place = RankPlace(
+        order=order,
+        run_id=job.run_id,
+        run_name=job.name,
+        local_rank=local,
+        ranks_per_node=job.ranks_per_node,
+        error_file=str(
+            error_file(node_dir, order.attempt, order.slot * job.ranks_per_node + local)
+        ),
+    )
     default = {"PYTHONUNBUFFERED": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-    if per_node > 1:
+    if job.ranks_per_node > 1:
         default["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks share the cores
-    values = placeholders(order)
-    own = {name: fill(value, values) for name, value in job.env.items()}
-    return default | dict(base) | own | {k: str(v) for k, v in contract.items()}
-
-
-def placeholders(order: Start) -> dict[str, str]:
-    """The values of {placeholders} in the trainer's command line and environment."""
-    return {
-        "node_rank": str(order.slot),
-        "nnodes": str(order.nnodes),
-        "master_addr": order.master_addr,
-        "master_port": str(order.master_port),
-        "save_dir": order.save_dir or "",
-        "resume_path": order.resume_path or "",
-        "resume_step": str(order.resume_step or 0),
-    }
-
-
-def fill(text: str, values: Mapping[str, str]) -> str:
-    """Replace the known placeholders; other braces are the trainer's own."""
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), text)
+    values = placeholder_values(order)
+    own = {n: v if n in job.secret else fill(v, values) for n, v in job.env.items()}
+    mark = {tree.MARK: f"{job.run_id}/{node}/{order.attempt}"}
+    return default | dict(base) | own | variables(place) | mark
 
 
 def attempt_dir(node_dir: Path, attempt: int) -> Path:
-    return node_dir / f"a{attempt:04d}"
+    return node_dir / names.attempt(attempt)
 
 
 def log_file(node_dir: Path, attempt: int, rank: int) -> Path:
     return attempt_dir(node_dir, attempt) / f"rank{rank}.log"
 
 
+def logs_there(node_dir: Path, rank: int) -> str:
+    """Which attempts' logs of a rank are on this node, for whoever asked for another."""
+    there = sorted(
+        number
+        for path in node_dir.glob(f"*/rank{rank}.log")
+        if (number := names.attempt_of(path.parent.name)) is not None
+    )
+    return f"; this node has those of attempts {', '.join(map(str, there))}" if there else ""
+
+
 def state_file(node_dir: Path, attempt: int, rank: int) -> Path:
     return attempt_dir(node_dir, attempt) / f"rank{rank}.state"
+
+
+def notify_socket(node_dir: Path) -> Path:
+    """Where hooks send a datagram. Its name stays: ranks that an older agent started know it."""
+    return node_dir / "bell"
 
 
 def stacks_file(node_dir: Path, attempt: int, rank: int) -> Path:
@@ -160,22 +147,40 @@ class Ranks:
     """
 
     def __init__(
-        self, node_dir: Path, node: str, run_id: str, attempt: int, on_end: Callable[[Ended], None]
+        self,
+        node_dir: Path,
+        node: str,
+        run_id: str,
+        attempt: int,
+        on_end: Callable[[RankEnd], None],
     ) -> None:
         self._dir = node_dir
         self._mark = f"{run_id}/{node}/"
         self._on_end = on_end
         self.attempt = attempt
-        self.ranks: dict[int, Rank] = {}
+        self.ranks: dict[int, RankProcess] = {}
+        self.resumed: tuple[int, str] | None = None  # step and path; (0, ""): none
         self.stopping = False
-        self.spare: Callable[[], frozenset[int]] = frozenset  # pids that are the starter's own
+        # Processes of the run that are no ranks: the starter's own.
+        self.exclude_pids: Callable[[], frozenset[int]] = frozenset
+        self.cgroup = ""  # what ranks write their pid to; empty: nothing
+        # Processes of ranks that nothing else names.
+        self.orphans: Callable[[], frozenset[int]] = frozenset
         self._watches: set[asyncio.Task[None]] = set()
 
     @property
     def alive(self) -> int:
         return sum(1 for rank in self.ranks.values() if rank.alive)
 
-    async def start(self, job: Job, order: Start, node: str, starter: Starter | None) -> str:
+    @property
+    def facts(self) -> dict[str, str]:
+        """What an engine that lost its journal has to know of them, for a hello."""
+        found = {"first_rank": str(min(self.ranks))} if self.ranks else {}
+        if self.resumed is not None:
+            found |= {"resume_step": str(self.resumed[0]), "resume_path": self.resumed[1]}
+        return found
+
+    async def start(self, job: RankJob, order: Start, node: str, starter: Starter | None) -> str:
         """Start every local rank; returns why they were not forked, empty where they were.
 
         Of attempts long past the logs are removed. Raises CantStart.
@@ -193,35 +198,40 @@ class Ranks:
             await self.stop(0)
             raise
 
-    async def _start(self, job: Job, order: Start, node: str, starter: Starter | None) -> str:
-        _forget_old(self._dir, self.attempt)
+    async def _start(self, job: RankJob, order: Start, node: str, starter: Starter | None) -> str:
+        _remove_old_logs(self._dir, self.attempt)
+        self.resumed = order.resume_step or 0, order.resume_path or ""
         attempt_dir(self._dir, self.attempt).mkdir(mode=0o700, exist_ok=True)
         base = dict(os.environ)  # decoded once: it costs 0.5 ms
-        told = [self._told(job, order, local, node, base) for local in range(job.ranks_per_node)]
+        specs = [
+            self._rank_spec(job, order, local, node, base) for local in range(job.ranks_per_node)
+        ]
         why = "nothing to preload is configured (trainer.preload)"
         if starter is not None:
             try:
-                pids = await starter.fork(told)
+                pids = await starter.fork(specs)
             except Cold as cold:
                 why = str(cold)
             else:
                 why = ""
                 for rank, pid in pids.items():
-                    started = tree.start_time(pid) or 0
-                    self.ranks[rank] = Rank(rank=rank, pid=pid, started=started, starter=starter)
+                    started = procfs.start_time(pid) or 0
+                    self.ranks[rank] = RankProcess(
+                        rank=rank, pid=pid, started=started, starter=starter
+                    )
         if why:
-            await self._look(job, told[0])
-            for words in told:
-                self._cold(job, words)
-        self._remember()
+            await self._check_paths(job, specs[0])
+            for spec in specs:
+                self._start_cold(job, spec)
+        private.write(self._dir / TABLE, self._table())
         self.watch()
         return why
 
-    def _told(
-        self, job: Job, order: Start, local: int, node: str, base: Mapping[str, str]
+    def _rank_spec(
+        self, job: RankJob, order: Start, local: int, node: str, base: Mapping[str, str]
     ) -> dict[str, Any]:
         """Everything that a rank needs to know, as supervisor.agent.starter reads it."""
-        values = placeholders(order)
+        values = placeholder_values(order)
         rank = order.slot * job.ranks_per_node + local
         hook = self._dir / "starter" / f"superv_hook_{job.hook}.py"
         return {
@@ -234,24 +244,25 @@ class Ranks:
             "log": str(log_file(self._dir, self.attempt, rank)),
             "hook": str(hook) if job.hook else "",
             "state": str(state_file(self._dir, self.attempt, rank)) if job.hook else "",
-            "bell": str(self._dir / "bell") if job.hook else "",
+            "notify_socket": str(notify_socket(self._dir)) if job.hook else "",
+            "cgroup": self.cgroup,
             "stacks": str(stacks_file(self._dir, self.attempt, rank)),
             "promised": order.resume_step or 0 if order.save_dir is not None else None,
         }
 
-    async def _look(self, job: Job, told: dict[str, Any]) -> None:
+    async def _check_paths(self, job: RankJob, spec: dict[str, Any]) -> None:
         """See in an expendable child that working directory, program and a place to save are there.
 
         Raises CantStart.
         """
-        program = job.python or told["argv"][0]
-        home = told["env"]["SUPERV_SAVE_DIR"].rpartition("/")[0]
-        argv = ("/bin/sh", "-c", _LOOK, "sh", job.workdir, program, home)
+        program = job.python or spec["argv"][0]
+        home = spec["env"]["SUPERV_SAVE_DIR"].rpartition("/")[0]
+        argv = ("/bin/sh", "-c", _CHECK_PATHS, "sh", job.workdir, program, home)
         if proc.stuck(argv):
             raise CantStart(f"{job.workdir}: an earlier look at it still hangs")
-        done = await proc.run(argv, deadline_s=LOOK_S, env=told["env"])
+        done = await proc.run(argv, deadline_s=PATHS_S, env=spec["env"])
         if done.timed_out:
-            raise CantStart(f"{job.workdir} or {program} did not answer within {LOOK_S:.0f} s")
+            raise CantStart(f"{job.workdir} or {program} did not answer within {PATHS_S:.0f} s")
         if done.rc == 3:
             raise CantStart(f"{job.workdir}: the working directory can't be entered")
         if done.rc == 4:
@@ -261,34 +272,57 @@ class Ranks:
         if done.rc != 0:
             raise CantStart(f"looking for {program}: {done.why()}")
 
-    def _cold(self, job: Job, told: dict[str, Any]) -> None:
+    def _start_cold(self, job: RankJob, spec: dict[str, Any]) -> None:
         """Start one rank in an interpreter of its own."""
-        rank = told["rank"]
-        argv = ([job.python] if job.python else []) + told["argv"]
+        rank = spec["rank"]
+        argv = ([job.python] if job.python else []) + spec["argv"]
         if job.hook or job.path:  # for `-m`, Python itself would look into the directory first
             script, _ = write_files(self._dir, job)
-            path = Path(told["log"]).with_suffix(".order.json")
-            path.write_text(json.dumps({k: v for k, v in told.items() if k != "env"}))
+            path = Path(spec["log"]).with_suffix(".order.json")
+            public = {k: v for k, v in spec.items() if k != "env"}
+            private.write(path, json.dumps(public).encode())
             argv = [job.python, str(script), "rank", str(path)]
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(told["log"], flags, 0o600)
+        log = os.open(spec["log"], flags, 0o600)
         try:
-            child = proc.spawn(argv, env=told["env"], cwd=job.workdir, stdout=log)
+            child = proc.spawn(argv, env=spec["env"], cwd=job.workdir, stdout=log)
         finally:
             os.close(log)
-        started = tree.start_time(child.pid) or 0
-        self.ranks[rank] = Rank(rank=rank, pid=child.pid, started=started, child=child)
+        if self.cgroup:
+            with contextlib.suppress(OSError):
+                Path(self.cgroup).write_text(str(child.pid))
+        started = procfs.start_time(child.pid) or 0
+        self.ranks[rank] = RankProcess(rank=rank, pid=child.pid, started=started, child=child)
 
-    def _remember(self) -> None:
-        """Write down which processes are the ranks, for an agent that comes after this one."""
-        told = {
+    def _table(self) -> bytes:
+        """Which processes are the ranks, for an agent that comes after this one."""
+        ranks = [[r.rank, r.pid, r.started] for r in self.ranks.values()]
+        table = {
             "attempt": self.attempt,
-            "ranks": [[r.rank, r.pid, r.started] for r in self.ranks.values()],
+            "ranks": ranks,
+            "resumed": self.resumed,
+            "stopped": self.stopping,
         }
-        path = self._dir / "ranks.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(told))
-        part.replace(path)
+        return json.dumps(table).encode()
+
+    def restore(self) -> list[str]:
+        """Make again what ranks that live need, and the agent after this one. Raises OSError."""
+        if not self.alive or self.stopping:
+            return []
+        folder = attempt_dir(self._dir, self.attempt)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if (self._dir / TABLE).exists():
+            return []
+        private.write(self._dir / TABLE, self._table())
+        return [TABLE]
+
+    def log_path(self, rank: int) -> str:
+        """Where the log of a rank can be opened: where it was removed, through the rank itself."""
+        path = str(log_file(self._dir, self.attempt, rank))
+        one = self.ranks[rank]
+        if one.alive and (fd := procfs.open_files(one.pid).get(f"{path} (deleted)")) is not None:
+            return f"/proc/{one.pid}/fd/{fd}"
+        return path
 
     def watch(self) -> None:
         for rank in self.ranks.values():
@@ -301,13 +335,13 @@ class Ranks:
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # reaches the loop's exception handler, which ends the agent
 
-    async def _watch(self, rank: Rank) -> None:
-        if rank.child is not None or tree.start_time(rank.pid) == rank.started:
+    async def _watch(self, rank: RankProcess) -> None:
+        if rank.child is not None or procfs.alive(rank.pid, rank.started):
             await proc.exited(rank.pid)
         rank.alive = False
-        rc = await rank.ended()
+        rc = await rank.exit_code()
         self._on_end(
-            Ended(
+            RankEnd(
                 rank=rank.rank,
                 code=rc if rc is not None and rc >= 0 else None,
                 signal=-rc if rc is not None and rc < 0 else None,
@@ -321,54 +355,86 @@ class Ranks:
         """All processes of this run's ranks on this node, of whatever attempt."""
         alive = frozenset(rank.pid for rank in self.ranks.values() if rank.alive)
         ended = frozenset(rank.pid for rank in self.ranks.values() if not rank.alive)
-        return tree.find(self._mark, alive, ended, self.spare())
+        return tree.find(self._mark, alive | self.orphans(), ended, self.exclude_pids())
 
     async def stop(self, grace_s: float) -> set[int]:
-        """End every process of the run on this node, without telling the ranks' ends.
+        """End every process of the run on this node, without reporting the ranks' ends.
 
         Returns the pids that can't be killed.
         """
         self.stopping = True
         left = await self.end(grace_s)
         if not left:
-            (self._dir / "ranks.json").unlink(missing_ok=True)
+            (self._dir / TABLE).unlink(missing_ok=True)
+        elif self.ranks:
+            with contextlib.suppress(OSError):  # the next agent must not take them for wanted
+                private.write(self._dir / TABLE, self._table())
         return left
 
     async def end(self, grace_s: float) -> set[int]:
         """End every process of the run on this node; returns the pids that can't be killed."""
         left = await tree.end(self.find, grace_s)
-        if self._watches:  # the ends of the ranks are told before the caller goes on
+        if self._watches:  # the ends of the ranks are reported before the caller goes on
             await asyncio.wait(self._watches, timeout=1.0)
         return left
 
     def error(self, rank: int) -> str:
         """The message of the rank's error file (torch's @record writes one), shortened."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(error_file(self._dir, self.attempt, rank).read_bytes())
-            message = told["message"]
+            report = json.loads(error_file(self._dir, self.attempt, rank).read_bytes())
+            message = report["message"]
             text = message["message"] if isinstance(message, dict) else message
             return "".join(str(text).strip().splitlines()[-1:])[:ERROR_SHOWN]
         return ""
 
 
-def _forget_old(node_dir: Path, attempt: int) -> None:
+def _remove_old_logs(node_dir: Path, attempt: int) -> None:
     """Remove the logs of attempts long past: a run lasts for months, a node's disk does not."""
-    names = [path.name for path in node_dir.glob("a[0-9][0-9][0-9][0-9]*")]
-    numbers = sorted(int(name[1:]) for name in names if name[1:].isdigit())
+    found = (names.attempt_of(path.name) for path in node_dir.iterdir())
+    numbers = sorted(number for number in found if number is not None)
     for old in [number for number in numbers if number < attempt][: 1 - KEPT]:
         shutil.rmtree(attempt_dir(node_dir, old), ignore_errors=True)
 
 
-def adopt(node_dir: Path, node: str, run_id: str, on_end: Callable[[Ended], None]) -> Ranks | None:
+def adopt(
+    node_dir: Path, node: str, run_id: str, on_end: Callable[[RankEnd], None]
+) -> Ranks | None:
     """The ranks that an agent before this one left; dead ones among them, whose end nobody saw.
 
     None where there were none, or where they were stopped.
     """
     found: Ranks | None = None
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        told = json.loads((node_dir / "ranks.json").read_bytes())
-        found = Ranks(node_dir, node, run_id, int(told["attempt"]), on_end)
-        for rank, pid, started in told["ranks"]:
-            there = tree.start_time(pid) == started and tree.state(pid) not in ("Z", "X")
-            found.ranks[rank] = Rank(rank=rank, pid=pid, started=started, alive=there)
-    return found if found is not None and found.ranks else None
+        table = json.loads((node_dir / TABLE).read_bytes())
+        found = Ranks(node_dir, node, run_id, int(table["attempt"]), on_end)
+        found.stopping = bool(table.get("stopped"))
+        for rank, pid, started in table["ranks"]:
+            there = procfs.alive(pid, started)
+            found.ranks[rank] = RankProcess(rank=rank, pid=pid, started=started, alive=there)
+        if (resumed := table.get("resumed")) is not None:  # agents before this one did not say
+            found.resumed = int(resumed[0]), str(resumed[1])
+    if found is not None and found.ranks:
+        return found
+    return _living(node_dir, node, run_id, on_end)
+
+
+def _living(
+    node_dir: Path, node: str, run_id: str, on_end: Callable[[RankEnd], None]
+) -> Ranks | None:
+    """Ranks of the newest attempt that run though nothing is written down of them: a cleaner took
+    it. Each leads a session of its own and writes to the log that its agent gave it."""
+    logs = re.compile(re.escape(f"{node_dir}/") + r"(a\d+)/rank(\d+)\.log(?: \(deleted\))?")
+    found: dict[int, Ranks] = {}
+    for one in procfs.processes():
+        if one.session != one.pid or not one.alive:
+            continue
+        for path in procfs.open_files(one.pid):
+            named = logs.fullmatch(path)
+            attempt = names.attempt_of(named[1]) if named else None
+            if named is None or attempt is None:
+                continue
+            ranks = found.setdefault(attempt, Ranks(node_dir, node, run_id, attempt, on_end))
+            rank = int(named[2])
+            ranks.ranks[rank] = RankProcess(rank=rank, pid=one.pid, started=one.started)
+            break
+    return found[max(found)] if found else None

@@ -9,19 +9,19 @@ import re
 import time
 from pathlib import Path
 
-from supervisor.agent import tree
 from supervisor.agent.starter import STACKS_SIGNAL
 from supervisor.core.types import Evidence
+from supervisor.host import procfs
 
 ANSWER_S = 2.0  # the handler writes within milliseconds, unless the process is stopped or in D
 FRAMES = 4
 _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$')
 
 
-async def ask(node: str, ranks: dict[int, tuple[int, Path]]) -> list[Evidence]:
+async def dump(node: str, ranks: dict[int, tuple[int, Path]]) -> list[Evidence]:
     """The innermost frames of the main thread of each rank, given its pid and its stacks file.
 
-    Ask only ranks whose hook has told something: in others the signal would end the process.
+    Ask only ranks whose hook has said something: in others the signal would end the process.
     """
     sizes: dict[int, int] = {}
     for rank, (pid, path) in ranks.items():
@@ -36,15 +36,15 @@ async def ask(node: str, ranks: dict[int, tuple[int, Path]]) -> list[Evidence]:
             text = ranks[rank][1].read_text(errors="replace")[sizes[rank] :]
             if text.endswith("\n") and main_thread(text):
                 texts[rank] = text
-    told = []
+    seen = []
     for rank, (pid, _) in sorted(ranks.items()):
         where = " < ".join(main_thread(texts[rank])) if rank in texts else ""
-        state = tree.state(pid)
+        state = procfs.state(pid)
         text = where or f"no answer (its process is in state {state})"
-        told.append(
+        seen.append(
             Evidence(node=node, at=time.time(), source="stack", text=f"rank {rank}: {text}")
         )
-    return told
+    return seen
 
 
 def main_thread(dump: str) -> list[str]:

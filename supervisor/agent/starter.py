@@ -3,10 +3,11 @@
 Standard library only, and nothing of superv is imported: the agent writes a copy of this file to
 node-local disk and runs it there with the trainer's interpreter.
 
-    starter.py serve FD ORDER     import what is to be preloaded, then fork ranks as told on FD
+    starter.py serve FD ORDER     import what is to be preloaded, then fork ranks as ordered on FD
     starter.py rank ORDER         be one rank, without a preloaded parent
 
-ORDER is a JSON file: {argv, env, cwd, path, log, rank, ranks, hook, state, bell, stacks, promised};
+ORDER is a JSON file: {argv, env, cwd, path, log, rank, ranks, hook, state, notify_socket,
+stacks, promised, cgroup};
 for `serve` {argv, cwd, path, preload, hook, quiet_s}. `argv` is what follows `python` on a command
 line: "-m", MODULE, … or SCRIPT, ….
 
@@ -28,6 +29,7 @@ import struct
 import sys
 import time
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +40,8 @@ MAGIC = b"SVR1"
 STACKS_SIGNAL = signal.SIGRTMIN + 6  # asks a rank for its stacks; trainers and NCCL use USR1, USR2
 
 
-class Rank:
-    """What a hook tells of its rank: to shared memory, with a datagram that says so.
+class HookRank:
+    """What a hook says of its rank: to shared memory, with a datagram that says so.
 
     A rank without a state file (no agent to tell) keeps it to itself.
     """
@@ -52,30 +54,43 @@ class Rank:
         self._phase = 0
         self._first = [0.0] * len(PHASES)
         self._first_step = 0.0
-        self._bell_path = order.get("bell") or ""
-        self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._bell.setblocking(False)
+        self._bell, self._state = order.get("notify_socket", ""), order.get("state", "")
+        self._folder = -1
+        self._notify_path = ""
+        self._notify_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify_socket.setblocking(False)
         self._memory: mmap.mmap | None = None
-        if order.get("state"):
-            fd = os.open(order["state"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._open()
+        self.phase("import")
+
+    def _open(self) -> None:
+        """Map the state file, and find the bell by its folder: a socket's path has 107 bytes."""
+        if self._state:
+            fd = os.open(self._state, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.ftruncate(fd, STATE.size)
             self._memory = mmap.mmap(fd, STATE.size)
             os.close(fd)
-        self.phase("import")
+        if self._bell:
+            folder, name = os.path.split(self._bell)
+            found = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if self._folder >= 0:
+                os.close(self._folder)
+            self._folder = found
+            self._notify_path = f"/proc/self/fd/{found}/{name}"
 
     def phase(self, name: str) -> None:
         """Enter a phase."""
         self._phase = PHASES.index(name)
         if not self._first[self._phase]:
             self._first[self._phase] = time.time()
-        self._tell()
+        self._publish()
 
     def begin(self, step: int) -> None:
         """A step begins. The first one must be the one after the promised checkpoint's."""
         if self.resumed < 0:
             self.resumed = step - 1
             if self.promised is not None and self.resumed != self.promised:
-                self._tell()
+                self._publish()
                 raise RuntimeError(
                     f"superv: this rank came back at step {self.resumed}, "
                     f"promised was step {self.promised}: it stops before it saves anything"
@@ -87,9 +102,21 @@ class Rank:
         self.step = step
         if not self._first_step:
             self._first_step = time.time()
-        self._tell()
+        self._publish()
 
-    def _tell(self) -> None:
+    def _publish(self) -> None:
+        self._write()
+        try:
+            self._ring()
+        except FileNotFoundError:  # a cleaner took the folder: the agent makes another one
+            with contextlib.suppress(OSError):
+                self._open()
+                self._write()
+                self._ring()
+        except OSError:  # no agent now, or it is behind: the next one counts
+            pass
+
+    def _write(self) -> None:
         if self._memory is not None:
             self._memory[:] = STATE.pack(
                 MAGIC,
@@ -100,9 +127,10 @@ class Rank:
                 *self._first,
                 self._first_step,
             )
-        if self._bell_path:
-            with contextlib.suppress(OSError):  # no agent now, or it is behind: the next one counts
-                self._bell.sendto(b"%d" % self.number, self._bell_path)
+
+    def _ring(self) -> None:
+        if self._notify_path:
+            self._notify_socket.sendto(b"%d" % self.number, self._notify_path)
 
 
 class WhenImported:
@@ -134,10 +162,10 @@ class WhenImported:
         loader.exec_module = exec_module
 
 
-current: Rank | None = None  # the Rank of this process; hooks reach it through `rank()`
+current: HookRank | None = None  # of this process; hooks reach it through `rank()`
 
 
-def rank() -> Rank | None:
+def rank() -> HookRank | None:
     return current
 
 
@@ -145,12 +173,11 @@ def load_hook(path: str | None) -> None:
     """Run a hook's `install(rank)`; its patches wait for the trainer's modules."""
     if not path:
         return
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("superv_hook", path)
-    assert spec is not None and spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
+    with open(path, "rb") as source:  # not by import: that leaves compiled code beside it
+        code = compile(source.read(), path, "exec")
+    hook = types.ModuleType("superv_hook")
+    hook.__file__ = path
+    exec(code, hook.__dict__)  # noqa: S102 - superv's own file, in a folder of ours alone
     sys.meta_path.insert(0, WhenImported(hook.patches(rank)))
 
 
@@ -179,26 +206,27 @@ def first_path(argv: list[str], cwd: str) -> None:
 # --- one rank ---------------------------------------------------------------------------------
 
 
-def become(order: dict[str, Any]) -> None:
+def become_rank(order: dict[str, Any]) -> None:
     """This process is a rank from here on."""
     global current
     import faulthandler
 
     faulthandler.enable()
     if order.get("stacks"):
-        out = open(order["stacks"], "a")  # noqa: SIM115 - stays open for the handler
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        out = os.open(order["stacks"], flags, 0o600)  # stays open for the handler
         faulthandler.register(STACKS_SIGNAL, file=out, all_threads=True, chain=False)
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         name = b"rank%d" % order["rank"] if "rank" in order else b"next rank"
         libc.prctl(15, name, 0, 0, 0)  # PR_SET_NAME
         libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER, any: for py-spy
-    current = Rank(order)
+    current = HookRank(order)
 
 
-def cold(order: dict[str, Any]) -> None:
+def run_cold(order: dict[str, Any]) -> None:
     first_path(order["argv"], order.get("path") or order["cwd"])
-    become(order)
+    become_rank(order)
     load_hook(order.get("hook"))
     as_main(order["argv"])
 
@@ -236,11 +264,14 @@ def preload(names: list[str]) -> None:
 
 
 def imported_files() -> dict[str, tuple[int, int]]:
-    """Path, size and mtime of every module's file, to see later whether one changed."""
+    """Path, size and mtime of every module's file, to see later whether one changed.
+
+    Not this file: the agent writes it, and again where a cleaner took it.
+    """
     found: dict[str, tuple[int, int]] = {}
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if isinstance(path, str) and path not in found:
+        if isinstance(path, str) and path not in found and path != __file__:
             with contextlib.suppress(OSError):
                 info = os.stat(path)
                 found[path] = (info.st_size, info.st_mtime_ns)
@@ -259,7 +290,7 @@ def changed(files: dict[str, tuple[int, int]]) -> str:
     return ""
 
 
-def settle() -> None:
+def reset_signals_and_logging() -> None:
     """Make a forked process what a new interpreter would be, as far as that needs no order."""
     import logging
 
@@ -274,29 +305,29 @@ def settle() -> None:
     logging.root.setLevel(logging.WARNING)
 
 
-def rehearse() -> None:
+def prefault() -> None:
     """Do what a rank does first: the pages that it writes to are copied now, not when it is late.
 
     A stdlib trainer's rank has 1.0 ms left to its first line, of 3.5 ms (2 virtual cores, 2026-11).
     """
     import runpy
 
-    surround(json.loads(json.dumps(dict(os.environ))))
-    become({})
+    replace_environ(json.loads(json.dumps(dict(os.environ))))
+    become_rank({})
     runpy.run_path(os.devnull)
 
 
-def surround(env: dict[str, str]) -> None:
+def replace_environ(env: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
 
 
-def refresh(order: dict[str, Any]) -> None:
-    """Give a settled process what is a rank's own: place, environment, randomness, threads."""
+def apply_order(order: dict[str, Any]) -> None:
+    """Give a forked process what is a rank's own: directory, environment, randomness, threads."""
     import random
 
     os.chdir(order["cwd"])
-    surround(order["env"])
+    replace_environ(order["env"])
     random.seed()
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if numpy is not None:
@@ -307,9 +338,12 @@ def refresh(order: dict[str, Any]) -> None:
             torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def begin(order: dict[str, Any]) -> dict[str, Any]:
-    """Leave the starter's session and write to the rank's log."""
+def start_session(order: dict[str, Any]) -> dict[str, Any]:
+    """Leave the starter's session and cgroup, and write to the rank's log."""
     os.setsid()
+    if order.get("cgroup"):
+        with contextlib.suppress(OSError), open(order["cgroup"], "w") as group:
+            group.write("0")  # this process
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -317,7 +351,7 @@ def begin(order: dict[str, Any]) -> dict[str, Any]:
     return order
 
 
-class Server:
+class StarterServer:
     """Forks ranks. `serve` returns only in a forked rank, with its order."""
 
     def __init__(self, fd: int) -> None:
@@ -330,9 +364,9 @@ class Server:
         os.set_blocking(self._wake, False)
         os.set_blocking(self._wake_write, False)
 
-    def say(self, **words: Any) -> None:
+    def send(self, **message: Any) -> None:
         with contextlib.suppress(OSError):
-            self._link.sendall(json.dumps(words).encode() + b"\n")
+            self._link.sendall(json.dumps(message).encode() + b"\n")
 
     def serve(self, order: dict[str, Any]) -> dict[str, Any] | None:
         import select
@@ -345,10 +379,10 @@ class Server:
             preload(order["preload"])
         except BaseException as error:
             traceback.print_exc()
-            self.say(failed=f"{type(error).__name__}: {error}")
+            self.send(failed=f"{type(error).__name__}: {error}")
             return None
         self._files = imported_files()
-        self.say(ready=True, took_s=time.monotonic() - began, files=len(self._files))
+        self.send(ready=True, took_s=time.monotonic() - began, files=len(self._files))
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         rest, quiet_s = b"", self._quiet_s
@@ -358,8 +392,8 @@ class Server:
             ready, _, _ = select.select(watched, [], [], quiet_s if ahead else None)
             # One at a time, so that whoever ends or asks in between is served at once.
             quiet_s = self._quiet_s if ready else self._quiet_s / 32
-            if not ready and (told := self._fork_ahead()) is not None:
-                return told
+            if not ready and (forked := self._prefork()) is not None:
+                return forked
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)
@@ -370,9 +404,9 @@ class Server:
                     return None  # the agent is gone; the ranks are not this process's to end
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    told = self._ordered(line)
-                    if told is not None:
-                        return told
+                    forked = self._handle(line)
+                    if forked is not None:
+                        return forked
 
     def _reap(self) -> None:
         while True:
@@ -382,30 +416,30 @@ class Server:
                 return
             if pid == 0:
                 return
-            self.say(pid=pid, status=status)
+            self.send(pid=pid, status=status)
             for one in [one for one in self._waiting if one[0] == pid]:
                 self._waiting.remove(one)
                 os.close(one[1])
                 self._wanted = 0  # whatever it was, it may befall the next one, too
 
-    def _ordered(self, line: bytes) -> dict[str, Any] | None:
+    def _handle(self, line: bytes) -> dict[str, Any] | None:
         order = json.loads(line)
         if order.get("check"):
-            self._check()
+            self._check_files()
             return None
         self._wanted = order["ranks"]
         if self._pass_on(order["rank"], line):
             return None
         why = unsafe()
         if why:
-            self.say(unsafe=why, rank=order["rank"])
+            self.send(unsafe=why, rank=order["rank"])
             return None
         pid = self._fork()
         if pid:
-            self.say(rank=order["rank"], pid=pid)
+            self.send(rank=order["rank"], pid=pid)
             return None
-        settle()
-        return begin(order)
+        reset_signals_and_logging()
+        return start_session(order)
 
     def _pass_on(self, rank: int, line: bytes) -> bool:
         """Give an order to a process that waits for one; False where none is left."""
@@ -416,11 +450,11 @@ class Server:
                     file.write(line)
             except OSError:  # it has ended
                 continue
-            self.say(rank=rank, pid=pid)
+            self.send(rank=rank, pid=pid)
             return True
         return False
 
-    def _fork_ahead(self) -> dict[str, Any] | None:
+    def _prefork(self) -> dict[str, Any] | None:
         """Fork a rank of the next attempt while nobody waits for it; returns in it with its order.
 
         It ends with the starter: nobody else has the other end of its pipe.
@@ -433,16 +467,16 @@ class Server:
         if pid:
             os.close(theirs)
             self._waiting.append((pid, ours))
-            self.say(waiting=pid)
+            self.send(waiting=pid)
             return None
         os.close(ours)
-        settle()
-        rehearse()
+        reset_signals_and_logging()
+        prefault()
         with open(theirs, "rb") as file:
             line = file.read()
         if not line:
             os._exit(0)
-        return begin(json.loads(line))
+        return start_session(json.loads(line))
 
     def _fork(self) -> int:
         sys.stdout.flush()
@@ -455,13 +489,13 @@ class Server:
                 os.close(fd)
         return pid
 
-    def _check(self) -> None:
+    def _check_files(self) -> None:
         """Look in a child whether imported files changed: their storage may hang."""
         pid = os.fork()
         if pid:
             return  # its answer comes from the child itself
         path = changed(self._files)
-        self.say(checked=True, changed=path)
+        self.send(checked=True, changed=path)
         os._exit(0)
 
 
@@ -469,15 +503,15 @@ def main() -> None:
     if sys.argv[1] == "rank":
         with open(sys.argv[2]) as file:
             order = json.load(file)
-        cold(order)
+        run_cold(order)
         return
     with open(sys.argv[3]) as file:
         setup = json.load(file)
-    order = Server(int(sys.argv[2])).serve(setup)
+    order = StarterServer(int(sys.argv[2])).serve(setup)
     if order is None:
         return
-    refresh(order)
-    become(order)
+    apply_order(order)
+    become_rank(order)
     as_main(order["argv"])
 
 

@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 IN_MODIFY = 0x2
@@ -86,6 +87,11 @@ class Tail:
     def catch_up(self) -> bool:
         """Read a piece of every log; returns whether there is more."""
         return any([self._read(log) for log in self._logs.values()])
+
+    def path_of(self, rank: int, path: str) -> str:
+        """`path`, or the log that is open here where nothing stands there any more."""
+        log = self._logs.get(rank)
+        return path if log is None or Path(path).exists() else f"/proc/self/fd/{log.fd}"
 
     def drain(self, rank: int) -> list[str]:
         """Read what a rank wrote last; returns its last lines."""

@@ -7,87 +7,59 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
+from supervisor.host import procfs
+from supervisor.host.procfs import Stat
 from supervisor.proc import exited
 
-LOOKS = 4
+MAX_SCANS = 4
 WAITED = 256  # processes that are waited for at a time
 MARK = "SUPERV_MARK"  # run/node/attempt, in the environment of every rank
-
-
-def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which the process started; with the pid it names it for ever."""
-    fields = _stat(pid)
-    return None if fields is None else int(fields[19])
-
-
-def state(pid: int) -> str | None:
-    """R, S, D, Z …; None where there is no such process."""
-    fields = _stat(pid)
-    return None if fields is None else fields[0]
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            return file.read(4096).rpartition(b")")[2].decode().split()
-    except OSError:
-        return None
+CHECKS = "checks"  # in its place, of health checks that an agent runs
 
 
 def find(
     mark: str,
     roots: frozenset[int] = frozenset(),
     ended: frozenset[int] = frozenset(),
-    spare: frozenset[int] = frozenset(),
+    exclude_pids: frozenset[int] = frozenset(),
 ) -> set[int]:
     """Living processes whose mark begins so, and all that descend from them or from `roots`.
 
     `ended` are leaders of sessions that are gone; what they left in their sessions is found, too.
 
     A process that replaced its environment is found through its parent or its session. Those in
-    `spare` are left out, but not what descends from them with a mark of its own.
+    `exclude_pids` are left out, but not what descends from them with a mark of its own.
 
     What is found by parent or session is not asked for its environment: that takes the memory
     map's lock, which a rank may hold while it sleeps in a hung file system.
     """
     table = _table()
     gone = ended - table.keys()
-    first = {pid for pid, (_, session, _) in table.items() if pid in roots or session in gone}
-    found = _family(table, first - spare, spare)
-    needle = f"{MARK}={mark}".encode()
-    marked: set[int] = set()
-    for pid in table.keys() - found - spare:
-        with contextlib.suppress(OSError):
-            if any(part.startswith(needle) for part in _environ(pid)):
-                marked.add(pid)
-    found = _family(table, found | marked, spare)
-    return {pid for pid in found if table[pid][2] not in "ZX"}
+    first = {pid for pid, one in table.items() if pid in roots or one.session in gone}
+    found = _family(table, first - exclude_pids, exclude_pids)
+    begin = f"{MARK}={mark}"
+    marked = {p for p in table.keys() - found - exclude_pids if procfs.environ_has(p, begin)}
+    found = _family(table, found | marked, exclude_pids)
+    return {pid for pid in found if table[pid].alive}
 
 
-def _table() -> dict[int, tuple[int, int, str]]:
-    """Parent, session and state of every process.
+def _table() -> dict[int, Stat]:
+    """Every process by its pid.
 
     One that ended while this was looking may have forked another after its number had passed: then
-    it looks again, but not for ever on a node where processes come and go.
+    it looks again, but not forever on a node where processes come and go.
     """
-    table: dict[int, tuple[int, int, str]] = {}
-    for _ in range(LOOKS):
-        table.clear()
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        for pid in pids:
-            if (fields := _stat(pid)) is not None:
-                table[pid] = (int(fields[1]), int(fields[3]), fields[0])
+    table: dict[int, Stat] = {}
+    for _ in range(MAX_SCANS):
+        pids = procfs.pids()
+        table = {pid: found for pid in pids if (found := procfs.stat(pid)) is not None}
         if len(table) == len(pids):
             break
     return table
 
 
-def _family(
-    table: dict[int, tuple[int, int, str]], first: set[int], spare: frozenset[int]
-) -> set[int]:
+def _family(table: dict[int, Stat], first: set[int], exclude_pids: frozenset[int]) -> set[int]:
     """These processes, what descends from them, and who shares a session with one of them."""
     found = set(first)
     sessions = set(first)  # a rank leads a session of its own
@@ -95,16 +67,14 @@ def _family(
     while grew:
         more = {
             pid
-            for pid, (parent, session, _) in table.items()
-            if pid not in found and pid not in spare and (parent in found or session in sessions)
+            for pid, one in table.items()
+            if pid not in found
+            and pid not in exclude_pids
+            and (one.parent in found or one.session in sessions)
         }
         grew = bool(more)
         found |= more
     return found
-
-
-def _environ(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 async def end(look: Callable[[], set[int]], grace_s: float, kill_s: float = 5.0) -> set[int]:

@@ -5,27 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess  # noqa: TID251 - for the type of a child only; supervisor.proc starts it
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supervisor import hooks, proc
 from supervisor.agent import tree
-from supervisor.wire import Job
+from supervisor.channel.wire import RankJob
+from supervisor.host import private
+
+logger = logging.getLogger(__name__)
+
 
 LOAD_S = 600.0  # the imports of a cold file system end within this
 CHECK_S = 2.0  # looking at the imported files' times; storage that takes longer is not waited for
 FORK_S = 10.0
 QUIET_S = 3.0  # ranks are forked ahead when nothing was ordered and none ended for so long
-STATUS_S = 5.0  # a living starter tells a rank's end right after the kernel did
+STATUS_S = 5.0  # a living starter reports a rank's end right after the kernel did
 
 # Read while the agent starts: later the storage that it was installed on may hang.
 STARTER = (Path(__file__).parent / "starter.py").read_bytes()
-HOOKS = {name: (Path(hooks.__file__).parent / f"{name}.py").read_bytes() for name in hooks.NAMES}
+HOOKS = {name: (Path(hooks.__file__).parent / f"{name}.py").read_bytes() for name in hooks.ADAPTERS}
 # Libraries whose threads would poison a fork, and torch's way to count GPUs without CUDA.
 # (OpenBLAS by numpy; jemalloc by Arrow; PYTORCH_NVML_BASED_CUDA_CHECK: torch/cuda/__init__.py)
 LOADING_ENV = {
@@ -39,16 +44,16 @@ class Cold(Exception):
     """Ranks can't be forked; the text says why. They are started without a preloaded parent."""
 
 
-def write_files(node_dir: Path, job: Job) -> tuple[Path, Path | None]:
+def write_files(node_dir: Path, job: RankJob) -> tuple[Path, Path | None]:
     """Put the starter and the hook where the ranks' Python finds them; returns their paths."""
     place = node_dir / "starter"
     place.mkdir(mode=0o700, exist_ok=True)
     script = place / "superv_starter.py"
-    script.write_bytes(STARTER)
+    private.write(script, STARTER)
     if not job.hook:
         return script, None
     hook = place / f"superv_hook_{job.hook}.py"
-    hook.write_bytes(HOOKS[job.hook])
+    private.write(hook, HOOKS[job.hook])
     return script, hook
 
 
@@ -57,10 +62,9 @@ class Starter:
 
     def __init__(
         self,
-        job: Job,
+        job: RankJob,
         node_dir: Path,
         mark: str,
-        note: Callable[[str], None],
         *,
         quiet_s: float = QUIET_S,
     ) -> None:
@@ -68,9 +72,8 @@ class Starter:
         self._quiet_s = quiet_s
         self._dir = node_dir
         self._mark = mark
-        self._note = note
         self._child: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
+        self._channel: socket.socket | None = None
         self._rest = b""
         self._loaded: asyncio.Future[None] | None = None
         self._why = ""  # why it can't fork, once that is known
@@ -89,31 +92,47 @@ class Starter:
         return frozenset((*own, *self._waiting))
 
     def start(self) -> None:
-        """Begin to preload; returns at once."""
+        """Begin to preload; returns at once. Without room for its files, ranks start cold."""
+        self._why, self._rest = "", b""
+        self._waiting.clear()
+        self._loaded = asyncio.get_running_loop().create_future()
+        try:
+            self._start()
+        except OSError as error:
+            self._failed(f"{error.filename or self._job.python}: {error.strerror}")
+
+    def restore(self) -> list[str]:
+        """Write its files again where one is missing. Raises OSError.
+
+        The process that has read them does not need them; ranks that start cold do, and the next.
+        """
+        place = self._dir / "starter"
+        hook = [f"superv_hook_{self._job.hook}.py"] if self._job.hook else []
+        gone = [name for name in ("superv_starter.py", *hook) if not (place / name).exists()]
+        if gone:
+            write_files(self._dir, self._job)
+        return gone
+
+    def _start(self) -> None:
+        """Raises OSError."""
         script, hook = write_files(self._dir, self._job)
         order = self._dir / "starter" / "serve.json"
-        order.write_text(
-            json.dumps(
-                {
-                    "argv": self._job.fresh,
-                    "cwd": self._job.workdir,
-                    "path": self._job.path,
-                    "preload": self._job.preload,
-                    "hook": str(hook) if hook else "",
-                    "quiet_s": self._quiet_s,
-                }
-            )
-        )
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        document = {
+            "argv": self._job.fresh,
+            "cwd": self._job.workdir,
+            "path": self._job.path,
+            "preload": self._job.preload,
+            "hook": str(hook) if hook else "",
+            "quiet_s": self._quiet_s,
+        }
+        private.write(order, json.dumps(document).encode())
         env = LOADING_ENV | dict(os.environ) | self._job.env | {tree.MARK: self._mark + "starter"}
         if self._job.ranks_per_node > 1:
             env.setdefault("OMP_NUM_THREADS", "1")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         log = os.open(self._dir / "starter" / "log", flags, 0o600)
-        self._why, self._rest = "", b""
-        self._waiting.clear()
-        self._loaded = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
         try:
             self._child = proc.spawn(
                 [self._job.python, str(script), "serve", str(theirs.fileno()), str(order)],
@@ -122,21 +141,20 @@ class Starter:
                 stdout=log,
                 pass_fds=(theirs.fileno(),),
             )
-        except OSError as error:
+        except OSError:
             ours.close()
-            self._failed(f"{self._job.python}: {error.strerror}")
-            return
+            raise
         finally:
             theirs.close()
             os.close(log)
-        self._link = ours
+        self._channel = ours
         asyncio.get_running_loop().add_reader(ours, self._readable, ours)
 
     def _failed(self, why: str) -> None:
         """No rank can be forked from it any more."""
         self._waiting.clear()  # they end with it, and others may get their numbers
         self._why = self._why or why
-        self._note(f"no warm starts: {self._why}")
+        logger.warning(f"no warm starts: {self._why}")
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_result(None)
         for answer in self._answers.values():
@@ -156,8 +174,8 @@ class Starter:
         if not data:
             asyncio.get_running_loop().remove_reader(link)
             link.close()
-            if link is self._link:
-                self._link = None
+            if link is self._channel:
+                self._channel = None
                 self._failed("the starter ended")
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -170,11 +188,11 @@ class Starter:
         elif "status" in words and words["pid"] in self._waiting:
             self._waiting.discard(words["pid"])
         elif "status" in words:
-            told = self._status_of(words["pid"])
-            if not told.done():
-                told.set_result(words["status"])
+            status = self._status_of(words["pid"])
+            if not status.done():
+                status.set_result(words["status"])
         elif "ready" in words:
-            self._note(f"preloaded {words['files']} files in {words['took_s']:.1f} s")
+            logger.info(f"preloaded {words['files']} files in {words['took_s']:.1f} s")
             if self._loaded is not None and not self._loaded.done():
                 self._loaded.set_result(None)
         elif "failed" in words:
@@ -196,21 +214,21 @@ class Starter:
         return self._status[pid]
 
     async def exit_status(self, pid: int) -> int | None:
-        """The wait status of a forked rank that has ended; None where nobody can tell it."""
-        told = self._status_of(pid)
-        if self._link is None:
-            told.cancel()
-        await asyncio.wait({told}, timeout=STATUS_S)
+        """The wait status of a forked rank that has ended; None where nobody knows it."""
+        status = self._status_of(pid)
+        if self._channel is None:
+            status.cancel()
+        await asyncio.wait({status}, timeout=STATUS_S)
         self._status.pop(pid, None)
-        return told.result() if told.done() and not told.cancelled() else None
+        return status.result() if status.done() and not status.cancelled() else None
 
     async def _ask(self, key: str, words: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        if self._link is None or self._why:
+        if self._channel is None or self._why:
             raise Cold(self._why or "there is no starter")
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[key] = answer
         await asyncio.get_running_loop().sock_sendall(
-            self._link, json.dumps(words).encode() + b"\n"
+            self._channel, json.dumps(words).encode() + b"\n"
         )
         try:
             async with asyncio.timeout(seconds):
@@ -220,8 +238,8 @@ class Starter:
         finally:
             self._answers.pop(key, None)
 
-    async def freshen(self) -> None:
-        """Preload anew where it is dead, or where a file that was imported has changed on disk."""
+    async def reload_if_changed(self) -> None:
+        """Preload again where it is dead, or where a file that was imported has changed on disk."""
         if self._loaded is not None and not self._loaded.done():
             return
         why = self._why
@@ -230,7 +248,7 @@ class Starter:
                 changed = (await self._ask("check", {"check": True}, CHECK_S))["changed"]
                 why = f"{changed} changed on disk" if changed else ""
         if why:
-            self._note(f"preloading anew: {why}")
+            logger.info(f"preloading again: {why}")
             self.stop()
             self.start()
 
@@ -244,11 +262,11 @@ class Starter:
             raise Cold(f"preloading took more than {LOAD_S:.0f} s") from None
         pids: dict[int, int] = {}
         try:
-            told = await asyncio.gather(
+            answers = await asyncio.gather(
                 *(self._ask(f"rank{order['rank']}", order, FORK_S) for order in orders),
                 return_exceptions=True,
             )
-            for words in told:
+            for words in answers:
                 if isinstance(words, BaseException):
                     raise words
                 if "unsafe" in words:
@@ -259,7 +277,7 @@ class Starter:
             self._why = "a start was given up"
             raise
         except Cold:
-            for words in told:
+            for words in answers:
                 if isinstance(words, dict) and "pid" in words:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(words["pid"], signal.SIGKILL)
@@ -268,7 +286,7 @@ class Starter:
 
     def stop(self) -> None:
         """End the starter; ranks that it forked go on."""
-        link, self._link = self._link, None
+        link, self._channel = self._channel, None
         if link is not None:
             asyncio.get_running_loop().remove_reader(link)
             link.close()

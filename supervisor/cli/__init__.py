@@ -13,7 +13,7 @@ from supervisor.core.errors import TransientError, UserError
 # name → (module:attribute, one line of help); help is here so that --help imports nothing
 COMMANDS = {
     "launch": ("supervisor.cli.launch:launch", "Start the run of a job file, or attach to it."),
-    "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none lives."),
+    "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none is running."),
     "status": ("supervisor.cli.status:status", "Show a run, or all runs."),
     "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
     "stop": ("supervisor.cli.stop:stop", "End a run and give its nodes back."),
@@ -38,7 +38,34 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
+class Commands(click.Group):
+    """A group that says which commands are valid where there is no such one.
+
+    click's own resolver (8.4 and later) proposes a name that is close, but lists none.
+    """
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole first sentence: click cuts it to the width that is left."""
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(n, c.get_short_help_str(limit=1000)) for n, c in found.items() if c is not None]
+            )
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            from supervisor.config.schema import did_you_mean
+
+            _, _, group = ctx.command_path.partition(" ")
+            what = f"no command {f'{group} {args[0]}'.strip()!r}"
+            raise UserError(f"{what}; valid: {', '.join(names)}{did_you_mean(args[0], names)}")
+        return super().resolve_command(ctx, args)
+
+
+class Lazy(Commands):
     """A group whose commands are imported when they are needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,17 +77,6 @@ class Lazy(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"no command {args[0]!r}; valid: {', '.join(COMMANDS)}{hint}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -76,16 +92,23 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """The console script: one line for an error, 2 for the user's mistake, 1 for the world's."""
+    from supervisor.host.terminal import guard_streams
+
+    guard_streams()
     debug = "--debug" in sys.argv[1:]
     try:
-        code = cli.main(standalone_mode=False)
+        _refuse_bytes(sys.argv[1:])
+        code = cli.main(prog_name="superv", standalone_mode=False)
     except UserError as error:
         code = _fail(str(error), 2, debug)
     except TransientError as error:
         code = _fail(str(error), 1, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        code = _fail(f"{error.format_message()}{where}", 2, debug)
+        code = _fail(f"{_sentence(error.format_message())}{where}", 2, debug)
     except click.exceptions.Exit as end:
         code = end.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -99,10 +122,25 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _sentence(text: str) -> str:
+    """What click says in sentences, as one without a full stop: a hint follows it."""
+    parts = " ".join(text.split()).rstrip(".").split(". ")
+    return "; ".join(part[:1].lower() + part[1:] for part in parts)
+
+
+def _refuse_bytes(words: list[str]) -> None:
+    """Arguments are text: they end up in journals, records and messages, which are UTF-8."""
+    for number, word in enumerate(words, start=1):
+        if not word.isascii() and any("\ud800" <= c <= "\udfff" for c in word):
+            raise UserError(f"argument {number} is not UTF-8: {word!a}; give it as UTF-8")
+
+
 def _fail(text: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
 
         traceback.print_exc()
-    click.echo(f"superv: {text}", err=True)
+    from supervisor.host.terminal import printable_lines
+
+    click.echo(f"superv: {printable_lines(text)}", err=True)
     return code

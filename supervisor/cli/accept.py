@@ -9,23 +9,36 @@ from typing import TYPE_CHECKING
 
 import click
 
+from supervisor.cli.numbers import Number
+from supervisor.host import terminal
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from healthchecks.report import Report
+    from healthchecks.frame.report import Report
     from supervisor.config import Site
 
 TAGS = ("preflight", "deep")
-MOST_ROUNDS = 1000
-DAY_S = 86_400
 
 
 @click.command()
 @click.argument("node_list", metavar="NODES")
-@click.option("--rounds", default=1, show_default=True, help="How often; more are a burn-in.")
+@click.option(
+    "--rounds",
+    type=Number(1, 1000, whole=True),
+    default=1,
+    show_default=True,
+    help="How often; more are a burn-in.",
+)
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
-@click.option("--deadline", default=1800.0, show_default=True, help="Seconds for each round.")
+@click.option(
+    "--deadline",
+    type=Number(30, 86_400, "seconds"),
+    default=1800,
+    show_default=True,
+    help="For each round.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the reports of the last round.")
 def accept(
     node_list: str, rounds: int, sets: tuple[str, ...], deadline: float, as_json: bool
@@ -34,21 +47,17 @@ def accept(
 
     Forgets what checks remembered of the nodes, runs the preflight and deep suites --rounds times,
     and keeps what the last round measured as each node's baseline. A node that fails in any round,
-    or of which something is unknown, is not accepted, whatever the other rounds say. Exit code 0:
-    all accepted; 1: some are not.
+    or of which something is unknown, is not accepted, whatever the other rounds say. What could not
+    be tested, for want of an earlier look or of a right, is named. Exit code 0: all accepted; 1:
+    some are not.
     """
     import json
 
-    from healthchecks.report import printable
-    from healthchecks.settings import merged
+    from healthchecks.frame.settings import merged
+    from healthchecks.many.causes import gaps_of
     from supervisor.cli.nodes import named
     from supervisor.config import load_site
-    from supervisor.core.errors import UserError
 
-    if not 1 <= rounds <= MOST_ROUNDS:
-        raise UserError(f"--rounds {rounds}: expected 1 to {MOST_ROUNDS}")
-    if not 30 <= deadline <= DAY_S:
-        raise UserError(f"--deadline {deadline:g}: expected 30 to {DAY_S} seconds")
     names, site, settings = named(node_list), load_site(os.environ), merged(os.environ, sets)
     refused: dict[str, str] = {}
     reports: dict[str, Report] = {}
@@ -59,11 +68,15 @@ def accept(
             refused.setdefault(node, f"round {number}: {text}")
         _record(site, reports)
     _accepted(site, [r for node, r in reports.items() if node not in refused])
+    for note in gaps_of({n: r for n, r in reports.items() if n not in refused}):
+        click.echo(terminal.printable(f"note: {note}"), err=True)
     if as_json:
         click.echo(json.dumps({n: r.document() for n, r in reports.items()}, indent=2))
     for node in names:
-        told = f"not accepted: {refused[node]}" if node in refused else "accepted"
-        click.echo(printable(f"{node}: {told}"), err=as_json)
+        answer = f"not accepted: {refused[node]}" if node in refused else "accepted"
+        if node not in refused and (apart := reports[node].gaps()):
+            answer += f"; not tested: {', '.join(f.name for f in apart)}"
+        click.echo(terminal.printable(f"{node}: {answer}"), err=as_json)
     sys.exit(1 if refused else 0)
 
 
@@ -78,12 +91,12 @@ def _round(
     """The nodes' reports, compared with each other and the pinned profile, and who is refused."""
     import asyncio
 
-    from healthchecks import golden
-    from healthchecks.check import Status
-    from healthchecks.cohort import judge
-    from healthchecks.registry import registered
-    from healthchecks.remote import Suite, examine
-    from healthchecks.storage_width import together
+    from healthchecks.frame.registry import registered
+    from healthchecks.many import golden
+    from healthchecks.many.cohort import judge
+    from healthchecks.many.remote import Suite, examine
+    from healthchecks.many.storage_width import together
+    from supervisor.core.check_status import Status
     from supervisor.core.errors import TransientError
 
     suite = Suite(tags=TAGS, settings=together(settings, time.time()), forget=forget)
@@ -102,15 +115,15 @@ def _round(
 
 
 def _record(site: Site, reports: Mapping[str, Report]) -> None:
-    from supervisor import app
-    from supervisor.fleet import Fleet
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.record import Fleet
 
     with Fleet(site.fleet) as fleet:
-        fleet.record(reports.values(), "accept", now=app.clock())
+        fleet.record(reports.values(), "accept", now=clock())
 
 
 def _accepted(site: Site, reports: Sequence[Report]) -> None:
-    from supervisor.fleet import Fleet
+    from supervisor.fleet.record import Fleet
 
     with Fleet(site.fleet) as fleet:
         for report in reports:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from healthchecks.check import Check
-    from healthchecks.report import Finding, Report
+from supervisor.cli.numbers import Number
+from supervisor.host import terminal
 
-WIDTH = 100
-COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta", "SKIP": "white"}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from healthchecks.frame.check import Check
+    from healthchecks.frame.report import Finding, Report
 
 
 @click.command()
@@ -26,7 +28,9 @@ COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta",
     help="Read /proc and /sys below here.",
 )
 @click.option("--state", type=click.Path(path_type=Path), help="Keep counters between runs here.")
-@click.option("--deadline", type=float, help="Seconds for all of it; 60, deep suites longer.")
+@click.option(
+    "--deadline", type=Number(1, 86_400, "seconds"), help="For all of it; 60, deep suites longer."
+)
 @click.option("--list", "listing", is_flag=True, help="Show the checks and their settings.")
 @click.option("--all", "everything", is_flag=True, help="Also show what passed or does not apply.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/checks.md.")
@@ -51,11 +55,11 @@ def check(
     import os
     import signal
 
-    from healthchecks import report as documents
-    from healthchecks.registry import select
-    from healthchecks.runner import Order, enough_s, run
-    from healthchecks.settings import merged
-    from healthchecks.state import default_folder
+    from healthchecks.frame import report as documents
+    from healthchecks.frame.registry import select
+    from healthchecks.frame.runner import Order, enough_s, run
+    from healthchecks.frame.settings import merged
+    from healthchecks.frame.state import default_folder
 
     chosen = tuple(tag.strip() for tag in tags.split(",")) if tags else ()
     if listing:
@@ -91,59 +95,62 @@ def check(
 
 
 def _all_tags() -> tuple[str, ...]:
-    from healthchecks.check import TAGS
+    from healthchecks.frame.check import TAGS
 
     return tuple(TAGS)
 
 
 def show(report: Report, *, everything: bool) -> None:
     """The findings, worst first, and one line that counts them."""
-    from healthchecks.check import WORST_FIRST, Status
+    from healthchecks.frame.check import Gap
+    from supervisor.core.check_status import WORST_FIRST, Status
 
     hidden = () if everything else (Status.OK, Status.SKIP)
+    page: list[Any] = []
     for status in WORST_FIRST:
         for finding in report.having(status):
             if status not in hidden:
-                _show(finding)
-    for note in report.notes:
-        click.echo(f"note: {note}")
+                page += shown(finding)
+    if everything:
+        for finding in report.gaps():
+            page += shown(finding)
+    page += [f"note: {note}" for note in report.notes]
     counts = [(s, len(report.having(s))) for s in WORST_FIRST]
-    told = ", ".join(f"{n} {s.value}" for s, n in counts if n)
-    click.echo(f"{report.node}: {told or 'no checks'}; took {report.took_s:.2f} s")
+    counts_apart = [(gap.value, len(report.gaps(gap))) for gap in Gap]
+    tally = ", ".join(f"{n} {s.value}" for s, n in counts if n)
+    tally += "".join(f", {n} not measured ({why})" for why, n in counts_apart if n)
+    page.append(f"{report.node}: {tally or 'no checks'}; took {report.took_s:.2f} s")
+    terminal.show(page)
 
 
-def _show(finding: Finding) -> None:
-    import textwrap
-
-    from healthchecks.report import printable
-
-    status = finding.status.value
-    click.echo(f"{click.style(f'{status:<8}', fg=COLOURS[status])}{printable(finding.name)}")
-    result = finding.result
+def shown(finding: Finding) -> Iterator[terminal.Entry]:
+    """A finding: its status and name, what was seen, and what to do."""
+    status, result = finding.status.value, finding.result
+    label = terminal.styled((status, terminal.style_of(status)))
+    yield terminal.entry(label, finding.name, 8)
     expected = f" (expected: {result.expected})" if result.expected else ""
-    indent = " " * 8
-    for text, first in ((result.seen + expected, ""), (result.fix, "→ ")):
-        if text:
-            lines = textwrap.wrap(
-                printable(text), WIDTH, initial_indent=indent + first, subsequent_indent=indent
-            )
-            click.echo("\n".join(lines))
+    yield terminal.entry("", result.seen + expected, 8)
+    if result.fix:
+        yield terminal.entry("        → ", result.fix, 8)
 
 
 def _list(checks: list[Check], as_json: bool) -> None:
     if as_json:
         import json
 
-        from healthchecks.catalogue import document
+        from healthchecks.frame.catalogue import document
 
         click.echo(json.dumps(document(checks), indent=2))
         return
+    page: list[Any] = []
     for item in checks:
-        click.echo(f"{item.name:<20} {', '.join(sorted(item.tags))}")
-        click.echo(f"    {item.summary}")
+        page.append(terminal.entry(item.name, ", ".join(sorted(item.tags)), 21))
+        page.append(terminal.entry("", item.summary, 4))
         for option in item.options().values():
             unit = f" {option.about.unit}" if option.about.unit else ""
-            click.echo(f"    --set {item.name}.{option.name}={_value(option.default)}{unit}")
+            value = f"--set {item.name}.{option.name}={_value(option.default)}{unit}"
+            page.append(terminal.entry("", value, 4, hang=2))
+    terminal.show(page)
 
 
 def _value(value: Any) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.core.errors import UserError
+from supervisor.core.types import ENDED
+from supervisor.host import terminal
 
 if TYPE_CHECKING:
-    from supervisor.cli.places import Place
+    from supervisor.cli.demo_backends import DemoBackend
 
 REPO = Path(__file__).resolve().parents[2]
 EXAMPLE = REPO / "examples" / "torchtitan_lab"
@@ -62,7 +64,7 @@ def demo(trainer_python: Path, local: bool, keep: bool) -> None:
     Starts a Slurm cluster of 2 nodes and a spare in network namespaces of this machine (needs
     root), launches TorchTitan's deepseek_v3 MoE trainer on CPUs, and powers a node off.
     """
-    from supervisor.cli.places import on_slurm, on_this_machine
+    from supervisor.cli.demo_backends import on_slurm, on_this_machine
 
     if not EXAMPLE.is_dir():
         raise UserError(f"{EXAMPLE}: not there; the demo runs from a checkout of superv")
@@ -72,51 +74,49 @@ def demo(trainer_python: Path, local: bool, keep: bool) -> None:
     if local or os.geteuid() != 0:
         why = "as asked" if local else "a Slurm cluster in namespaces needs root"
         say(f"no Slurm ({why}): 2 nodes and a spare are processes of this machine")
-        place = on_this_machine(keep=keep)
+        made = on_this_machine(keep=keep)
     else:
         say("starting a Slurm cluster: a controller, a login node, 2 nodes and a spare")
-        place = on_slurm(exposed=python.parent.parent, keep=keep)
-    with place as there:
+        made = on_slurm(exposed=python.parent.parent, keep=keep)
+    with made as backend:
         try:
-            status = play(there, python)
-            click.echo()
-            for line in timeline(status, there):
-                click.echo(line)
+            status = play(backend, python)
+            terminal.show(["", *timeline(status, backend)])
         finally:
-            say(f"kept: {there.kept}" if keep else "removing everything")
+            say(f"kept: {backend.reentry_hint}" if keep else "removing everything")
 
 
 def say(text: str) -> None:
-    click.secho(f"demo: {text}", bold=True)
+    terminal.show([terminal.styled((f"demo: {text}", "bold"))])
 
 
-def superv(place: Place, *argv: str) -> str:
+def superv(backend: DemoBackend, *argv: str) -> str:
     """Run superv where its user would. Raises UserError."""
-    return place.run(sys.executable, "-m", "supervisor.cli", *argv)
+    return backend.run(sys.executable, "-m", "supervisor.cli", *argv)
 
 
-def play(place: Place, python: Path) -> dict[str, Any]:
+def play(backend: DemoBackend, python: Path) -> dict[str, Any]:
     """Launch, wait for steps, lose a node, wait for new steps; the run's status then."""
-    job = place.home / "job.yaml"
+    job = backend.home / "job.yaml"
     say("making a tokenizer and training data")
-    place.run("mkdir", "-p", str(place.home))
-    place.run(str(python), str(EXAMPLE / "assets.py"), str(place.home))
+    backend.run("mkdir", "-p", str(backend.home))
+    backend.run(str(python), str(EXAMPLE / "assets.py"), str(backend.home))
     text = JOB.format(
         script=EXAMPLE / "titan_cpu.py",
         config=EXAMPLE / "moe_lab.toml",
         python=python,
-        launcher=place.launcher,
-        interface=place.interface,
+        launcher=backend.launcher,
+        interface=backend.interface,
     )
-    place.run("tee", str(job), stdin=text)
+    backend.run("tee", str(job), stdin=text)
     say(f"superv launch {job}")
-    superv(place, "launch", "--detach", str(job))
-    with watching(place):
-        before = until(place, "step 13", lambda s: (s["step"] or 0) >= STEPS_BEFORE, 180)
+    superv(backend, "launch", "--detach", str(job))
+    with watching(backend):
+        before = until(backend, "step 13", lambda s: (s["step"] or 0) >= STEPS_BEFORE, 180)
         victim = before["slots"][VICTIM_SLOT]["node"]
-        say(f"{place.threat} {victim}, which trains in slot {VICTIM_SLOT}")
-        place.lose(victim)
-        return until(place, "new steps on the spare", recovered, 180)
+        say(f"{backend.fault_text} {victim}, which trains in slot {VICTIM_SLOT}")
+        backend.lose(victim)
+        return until(backend, "new steps on the spare", recovered, 180)
 
 
 def recovered(status: dict[str, Any]) -> bool:
@@ -127,7 +127,7 @@ def recovered(status: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def watching(place: Place) -> Iterator[None]:
+def watching(backend: DemoBackend) -> Iterator[None]:
     """Show what `superv attach` prints meanwhile."""
     import signal
 
@@ -135,9 +135,9 @@ def watching(place: Place) -> Iterator[None]:
 
     # TERM: lines, not the view that renews; the demo writes between them.
     attach = (sys.executable, "-m", "supervisor.cli", "attach", RUN)
-    argv = place.command("env", "TERM=dumb", *attach)
+    argv = backend.command("env", "TERM=dumb", *attach)
     sys.stdout.flush()
-    child = proc.spawn(argv, env={**os.environ, **place.env}, cwd="/", stdout=1)
+    child = proc.spawn(argv, env={**os.environ, **backend.env}, cwd="/", stdout=1)
     try:
         yield
     finally:
@@ -147,25 +147,25 @@ def watching(place: Place) -> Iterator[None]:
 
 
 def until(
-    place: Place, what: str, reached: Callable[[dict[str, Any]], bool], seconds: float
+    backend: DemoBackend, what: str, reached: Callable[[dict[str, Any]], bool], seconds: float
 ) -> dict[str, Any]:
     """Ask for the status until it is as wanted. Raises UserError."""
     deadline = time.monotonic() + seconds
     while True:
-        status: dict[str, Any] = json.loads(superv(place, "status", RUN, "--json"))
+        status: dict[str, Any] = json.loads(superv(backend, "status", RUN, "--json"))
         if reached(status):
             return status
-        if status["phase"] in ("held", "stopped", "done"):
+        if status["phase"] in ENDED:
             raise UserError(f"the run ended ({status['phase']}: {status['reason']})")
         if time.monotonic() > deadline:
             raise UserError(f"{what} did not come within {seconds:.0f} s: {status['reason']}")
         time.sleep(0.5)
 
 
-def timeline(status: dict[str, Any], place: Place) -> list[str]:
+def timeline(status: dict[str, Any], backend: DemoBackend) -> list[Any]:
     """The last incident as a table; every time is written down by somebody, who is named."""
     incident = status["incidents"][-1]
-    zero, lost, source = place.fault()
+    zero, lost, source = backend.fault()
     who = ", ".join(incident["culprits"]) or "nobody"
     slot = next(s for s in status["slots"] if s["slot"] == VICTIM_SLOT)
     witness = next(
@@ -173,7 +173,7 @@ def timeline(status: dict[str, Any], place: Place) -> list[str]:
     )
     rows = [
         (zero, "fault", lost, source),
-        (incident["suspected"], "suspected", "silent: no beat of its agent", "journal"),
+        (incident["suspected"], "suspected", "silent: no heartbeat from its agent", "journal"),
         (incident["confirmed"], "confirmed", witness, "journal"),
         (incident["stopped"], "stopped", "the ranks that were left are gone", "journal"),
         (
@@ -191,13 +191,19 @@ def timeline(status: dict[str, Any], place: Place) -> list[str]:
         ),
         (incident["first_step"], "first step", "training makes new steps", "journal"),
     ]
-    lines = [f"{'time':<12}  {'after':>7}  {'':<10}  {'what':<52}  from"]
-    for at, name, what, source in rows:
-        clock = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
-        lines.append(f"{clock}  {at - zero:6.2f}s  {name:<10}  {what[:52]:<52}  {source}")
-    lines.append("")
-    lines.append(
+    cells = [
+        (terminal.time_of_day(at, 3), f"{at - zero:.2f}s", name, what, source)
+        for at, name, what, source in rows
+    ]
+    columns = (
+        terminal.TableColumn("time"),
+        terminal.TableColumn("after", right=True),
+        terminal.TableColumn(""),
+        terminal.TableColumn("what", most=52),
+        terminal.TableColumn("from"),
+    )
+    sum_up = (
         f"{incident['first_step'] - zero:.1f} s from the fault to the first new step; "
         f"{incident['steps_lost']} steps lost (step {incident['step']} was the last before it)"
     )
-    return lines
+    return [terminal.table(columns, cells), "", sum_up]

@@ -1,4 +1,4 @@
-"""`superv doctor`: what is in order for a run, what is not, and how to mend it."""
+"""`superv doctor`: what is in order for a run, what is not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from supervisor.doctor.finding import Finding
+from supervisor.core.check_status import Status
+from supervisor.host import terminal
 
-WIDTH = 100
-COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta"}
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from healthchecks.frame.report import Finding
 
 
 @click.command()
@@ -34,45 +36,36 @@ def doctor(job_file: Path | None, probe: bool, as_json: bool) -> None:
     site = load_site(os.environ)
     job = load_job(job_file) if job_file is not None else None
     found = asyncio.run(examine(job, site, probe=probe))
-    failed = any(finding.state == "FAIL" for finding in found)
+    failed = any(finding.status is Status.FAIL for finding in found)
     if as_json:
         rows = [
-            {"check": f.check, "state": f.state.value, "text": f.text, "fix": f.fix or None}
+            {
+                "check": f.check,
+                "state": f.status.value,
+                "text": f.result.seen,
+                "fix": f.result.fix or None,
+            }
             for f in found
         ]
         click.echo(json.dumps({"schema": 1, "ok": not failed, "findings": rows}, indent=2))
     else:
-        for finding in found:
-            _show(finding)
-        click.echo(tally(found))
+        terminal.show([*(line for finding in found for line in _shown(finding)), tally(found)])
     sys.exit(1 if failed else 0)
 
 
-def _show(finding: Finding) -> None:
-    import textwrap
-
-    from supervisor.cli.watch import printable
-
-    state = click.style(f"{finding.state.value:<8}", fg=COLOURS[finding.state.value])
-    indent = " " * 34
-    lines = textwrap.wrap(
-        printable(finding.text), WIDTH, initial_indent=indent, subsequent_indent=indent
-    )
-    click.echo(f"{state}{finding.check:<25} {lines[0].strip()}")
-    for line in lines[1:]:
-        click.echo(line)
-    if finding.fix:
-        fix = textwrap.wrap(
-            printable(finding.fix), WIDTH, initial_indent=f"{indent}→ ", subsequent_indent=indent
-        )
-        click.echo("\n".join(fix))
+def _shown(finding: Finding) -> Iterator[terminal.Entry]:
+    status, result = finding.status.value, finding.result
+    label = terminal.styled((f"{status:<8}", terminal.style_of(status)), f"{finding.check:<25} ")
+    yield terminal.entry(label, result.seen, 34)
+    if result.fix:
+        yield terminal.entry(f"{'':34}→ ", result.fix, 34)
 
 
 def tally(found: list[Finding]) -> str:
     """The last line; what could not be measured is named."""
-    count = {name: [f.check for f in found if f.state.value == name] for name in COLOURS}
-    parts = [f"{len(count['OK'])} ok", f"{len(count['WARN'])} to look at"]
-    parts.append(f"{len(count['FAIL'])} failed")
-    names = ", ".join(dict.fromkeys(count["UNKNOWN"]))
-    parts.append(f"{len(count['UNKNOWN'])} unknown" + (f" ({names})" if names else ""))
+    of = {status: [f.check for f in found if f.status is status] for status in Status}
+    parts = [f"{len(of[Status.OK])} ok", f"{len(of[Status.WARN])} to look at"]
+    parts.append(f"{len(of[Status.FAIL])} failed")
+    names = ", ".join(dict.fromkeys(of[Status.UNKNOWN]))
+    parts.append(f"{len(of[Status.UNKNOWN])} unknown" + (f" ({names})" if names else ""))
     return ", ".join(parts)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from supervisor.cli import Commands
+from supervisor.cli.numbers import Number
+from supervisor.host import terminal
+
 if TYPE_CHECKING:
     from lab.cluster import Lab
-    from lab.faults import Fault
-    from lab.status import Status
+    from lab.faults import InjectedFault
+    from lab.status import LabStatus
 
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -31,15 +35,27 @@ def _named(command: F) -> F:
     )(command)
 
 
-@click.group()
+@click.group(cls=Commands)
 def lab() -> None:
     """A real Slurm cluster on this machine, in namespaces, with faults to order. Needs root."""
 
 
 @lab.command()
 @_named
-@click.option("--nodes", default=3, show_default=True, help="Compute nodes n1, n2, …")
-@click.option("--gpus", default=8, show_default=True, help="GPUs that each node claims.")
+@click.option(
+    "--nodes",
+    type=Number(1, 256, whole=True),
+    default=3,
+    show_default=True,
+    help="Compute nodes n1, n2, …",
+)
+@click.option(
+    "--gpus",
+    type=Number(1, 64, whole=True),
+    default=8,
+    show_default=True,
+    help="GPUs that each node claims.",
+)
 @click.option(
     "--set",
     "settings",
@@ -47,7 +63,7 @@ def lab() -> None:
     metavar="KEY=VALUE",
     help="A line of slurm.conf, e.g. SlurmdTimeout=300.",
 )
-@click.option("--strict", is_flag=True, help="As suspicious sites have it; see docs/lab.md.")
+@click.option("--strict", is_flag=True, help="As suspicious sites have it; see docs/lab-faults.md.")
 def up(name: str, nodes: int, gpus: int, settings: tuple[str, ...], strict: bool) -> None:
     """Start a lab and wait until its nodes are idle."""
     from supervisor.core.errors import UserError
@@ -73,24 +89,28 @@ def down(name: str) -> None:
 def status(name: str, as_json: bool) -> None:
     """Nodes, controller and the last faults."""
     seen = _lab(name).status()
-    click.echo(json.dumps(asdict(seen), indent=1) if as_json else _table(seen))
+    if as_json:
+        click.echo(json.dumps(asdict(seen), indent=1))
+    else:
+        terminal.show(_page(seen))
 
 
-def _table(seen: Status) -> str:
+def _page(seen: LabStatus) -> Iterator[Any]:
     from datetime import UTC, datetime
 
-    lines = [f"lab {seen.name}: controller {seen.controller}", f"shared files: {seen.shared}", ""]
-    lines.append(f"{'NODE':8} {'ADDRESS':15} {'POWER':6} {'CABLE':6} SLURM")
-    for node in seen.nodes:
-        lines.append(
-            f"{node.name:8} {node.address:15} {node.power:6} {node.cable:6} {node.slurm or '-'}"
-        )
+    yield f"lab {seen.name}: controller {seen.controller}"
+    yield f"shared files: {seen.shared}"
+    yield ""
+    heads = map(terminal.TableColumn, ("NODE", "ADDRESS", "POWER", "CABLE", "SLURM"))
+    rows = ((n.name, n.address, n.power, n.cable, n.slurm or "-") for n in seen.nodes)
+    yield terminal.table(tuple(heads), rows)
     if seen.faults:
-        lines += ["", "last faults"]
+        yield ""
+        yield "last faults"
     for fault in seen.faults:
         at = datetime.fromtimestamp(fault.at, UTC).isoformat(" ", "milliseconds")
-        lines.append(f"{at}  {fault.fault:18} {fault.node:8} {fault.detail}"[:100].rstrip())
-    return "\n".join(lines)
+        text = f"{fault.fault:18} {fault.node:8} {fault.detail}"
+        yield terminal.entry(f"{at}  ", text, 31, hang=28)
 
 
 def _exec(argv: list[str]) -> None:
@@ -124,7 +144,7 @@ def shell(name: str, root: bool, node: str) -> None:
     _exec(argv)
 
 
-def _say(fault: Fault) -> None:
+def _say(fault: InjectedFault) -> None:
     click.echo(json.dumps(asdict(fault)))
 
 
@@ -186,7 +206,7 @@ def slow(name: str, node: str, rate: str) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-@click.argument("percent", type=float)
+@click.argument("percent", type=Number(0, 100, "percent"))
 def lossy(name: str, node: str, percent: float) -> None:
     """Lose PERCENT of the frames on NODE's cable at random, each way."""
     _say(_lab(name).lossy(node, percent))
@@ -195,7 +215,7 @@ def lossy(name: str, node: str, percent: float) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-@click.argument("ms", type=float)
+@click.argument("ms", type=Number(0, 10_000, "milliseconds"))
 def delay(name: str, node: str, ms: float) -> None:
     """Let each frame on NODE's cable arrive MS milliseconds later, each way."""
     _say(_lab(name).delay(node, ms))
@@ -212,7 +232,7 @@ def fast(name: str, node: str) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-@click.argument("percent", type=float)
+@click.argument("percent", type=Number(0, 100, "percent"))
 def steal(name: str, node: str, percent: float) -> None:
     """Take PERCENT of the machine's CPU time from all that runs on NODE."""
     _say(_lab(name).steal(node, percent))
@@ -221,7 +241,7 @@ def steal(name: str, node: str, percent: float) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-@click.argument("mib", type=int)
+@click.argument("mib", type=Number(1, 2**24, "MiB", whole=True))
 def memory(name: str, node: str, mib: int) -> None:
     """Let NODE take MIB MiB more and no more; beyond that the OOM killer comes."""
     _say(_lab(name).memory(node, mib))
@@ -237,18 +257,26 @@ def relieve(name: str, node: str) -> None:
 
 @lab.command("mount-fault")
 @_named
-@click.option("--delay", default=3.0, show_default=True, help="Seconds that slow adds.")
+@click.option(
+    "--delay", type=Number(0, 3600, "seconds"), default=3, show_default=True, help="What slow adds."
+)
 @click.argument("node")
 @click.argument("path")
 @click.argument("mode", metavar="ok|hung|stale|slow|readonly|off")
 def mount_fault(name: str, delay: float, node: str, path: str, mode: str) -> None:
-    """Mount NODE's folder PATH over itself, and break or mend that mount."""
+    """Mount NODE's folder PATH over itself, and break or repair that mount."""
     _say(_lab(name).mount_fault(node, path, mode, delay_s=delay))
 
 
 @lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_named
-@click.option("--priority", default=4, show_default=True, help="0 emergency … 4 warning … 7 debug.")
+@click.option(
+    "--priority",
+    type=Number(0, 7, whole=True),
+    default=4,
+    show_default=True,
+    help="0 emergency … 4 warning … 7 debug.",
+)
 @click.argument("node")
 @click.argument("lines", nargs=-1, required=True, metavar="LINE...")
 def kmsg(name: str, priority: int, node: str, lines: tuple[str, ...]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from supervisor.host import terminal
+
 
 @click.command()
 @click.argument("job_file", metavar="JOB.YAML", type=click.Path(path_type=Path))
@@ -19,7 +21,7 @@ import click
     help="Begin from this checkpoint, or from step 0 though checkpoints are there.",
 )
 def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> None:
-    """Start the run that JOB.YAML describes; a run of that name that lives is attached to.
+    """Start the run that JOB.YAML describes; a run of that name that is under way is attached to.
 
     Ctrl-C detaches and does not stop the job.
     """
@@ -28,8 +30,8 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
     if dry_run:
         _dry_run(job_file)
         return
-    from supervisor import launching
     from supervisor.cli.watch import watch
+    from supervisor.engine import launching
 
     made = launching.launch(job_file, os.environ, origin=origin)
     name = made.run.path.name
@@ -48,26 +50,28 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
 
 def _suites(found: dict[str, tuple[str, ...]], running_s: float) -> None:
     """The health checks of every node, as its agent runs them."""
-    import textwrap
-
     words = {"before": "before ranks start", "beside": f"beside them, every {running_s:g} s"}
     if not found:
         click.echo("\n# no health checks (preflight: {tags: [], running_s: 0})")
     for when, names in found.items():
         click.echo(f"\n# health checks on every node {words[when]}")
-        click.echo(textwrap.fill(" ".join(names), 100, break_on_hyphens=False))
+        terminal.show([" ".join(names)])
 
 
 def _dry_run(job_file: Path) -> None:
     import os
     import shlex
 
-    from supervisor import app
     from supervisor.config import load_job, load_site
-    from supervisor.snapshot import CODE
+    from supervisor.engine.dry_run import dry_run
+    from supervisor.engine.launching import emptied_notes
+    from supervisor.engine.wiring import suites
+    from supervisor.run.snapshot import CODE
 
     job, site = load_job(job_file), load_site(os.environ)
-    would = app.dry_run(job, site)
+    would = dry_run(job, site)
+    for note in (*job.notes, *site.notes, *emptied_notes(job, site)):
+        click.echo(f"# {note}")
     click.echo(f"# {would.spec.nodes} nodes: {job.nodes} that train, {job.spares} spare")
     for name, value in sorted(would.spec.slurm.items()):
         click.echo(f"#   {name}: {value}")
@@ -87,11 +91,11 @@ def _dry_run(job_file: Path) -> None:
         )
     if would.code is not None:
         click.echo(
-            f"# {CODE} is each node's copy of the code as it is at launch: {would.code.told()}"
+            f"# {CODE} is each node's copy of the code as it is at launch: {would.code.summary()}"
         )
     else:
         click.echo("# the code is read where it is, at every start (trainer.snapshot: false)")
-    _suites(app.suites(job, site), job.preflight.running_s)
+    _suites(suites(job, site), job.preflight.running_s)
     click.echo("\n# added to the environment of every rank, beside torchrun's variables")
     for name, value in sorted(would.env.items()):
         click.echo(f"{name}={shlex.quote(value)}")

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from supervisor.fleet import Fleet, NodeHealth
+from supervisor.host import terminal
 
-WIDTH = 100
-COLOURS = {"failed": "red", "unknown": "magenta", "degraded": "yellow", "excluded": "cyan"}
-MOST_NAME = 24  # columns of the table
-MOST_REASON = 300
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from supervisor.fleet.record import Fleet
+    from supervisor.fleet.types import NodeHealth
+    from supervisor.host.terminal import Text
+
+MAX_NAME = 24  # columns of the table
+MAX_HISTORY = 40  # changes
+MAX_REASON = 300
 SLURM_S = 10.0  # for its list of nodes
 LONGEST_S = 366 * 86_400.0
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -27,12 +32,11 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> None:
     """Show what is known of the nodes, or of NODE with its history of 28 days."""
     import json
-    import os
 
-    from supervisor import app
-    from supervisor.fleet import STRIKES_OVER_S
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.record import STRIKES_OVER_S
 
-    now = app.clock()
+    now = clock()
     if forget:
         _forget(node, now)
         return
@@ -40,14 +44,32 @@ def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> No
         every = fleet.nodes(now)
         if node is not None:
             (one,) = [n for n in every if n.name == node] or [_missing(node, every)]
-            told = _history(fleet, one, now - STRIKES_OVER_S)
-            lines = [json.dumps(told, indent=2)] if as_json else _page(told)
-        elif as_json:
-            lines = [json.dumps({"schema": 1, "nodes": [_row(n) for n in every]}, indent=2)]
+            record = _history(fleet, one, now - STRIKES_OVER_S)
         else:
-            lines = _table(every, everything=everything)
-    plain = bool(os.environ.get("NO_COLOR"))  # https://no-color.org
-    click.echo("\n".join(lines), color=False if plain else None)
+            record = {"schema": 1, "nodes": [_row(n) for n in every]}
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        terminal.show(_page(record) if node else _table(every, everything=everything))
+        if held := "" if node else _brake(every):
+            terminal.show([terminal.entry("", held, 0, hang=2)])
+
+
+def _brake(every: list[NodeHealth]) -> str:
+    """That superv drains nobody more, as far as this record knows of its drains."""
+    import os
+
+    from supervisor.config import load_site
+    from supervisor.fleet.brake import limit
+
+    rule = load_site(os.environ).drain
+    count, most = sum(n.drain is not None for n in every), limit(len(every), rule)
+    if not rule.on or count < max(1, most):
+        return ""
+    return (
+        f"the drain brake holds: superv has drained {count} of these {len(every)} nodes, {most} "
+        "may be (drain: max_percent, max_nodes); it lifts when fewer are"
+    )
 
 
 def _forget(node: str | None, now: float) -> None:
@@ -66,7 +88,7 @@ def _open(*, write: bool) -> Fleet:
     import os
 
     from supervisor.config import load_site
-    from supervisor.fleet import Fleet
+    from supervisor.fleet.record import Fleet
 
     return Fleet(load_site(os.environ).fleet, write=write)
 
@@ -96,7 +118,7 @@ def _row(node: NodeHealth) -> dict[str, Any]:
 
 
 def _history(fleet: Fleet, node: NodeHealth, since: float) -> dict[str, Any]:
-    standing = [s for s in fleet.standing(node.name) if s.finding.status not in ("OK", "SKIP")]
+    standing = [s for s in fleet.current_findings(node.name) if s.finding.not_fine]
     return {
         "schema": 1,
         **_row(node),
@@ -120,70 +142,73 @@ def _history(fleet: Fleet, node: NodeHealth, since: float) -> dict[str, Any]:
     }
 
 
-def _when(at: float | None) -> str:
-    import time
-
-    return time.strftime("%m-%d %H:%M", time.localtime(at)) if at else "-"
-
-
-def _table(every: list[NodeHealth], *, everything: bool) -> list[str]:
+def _table(every: list[NodeHealth], *, everything: bool) -> Iterator[Any]:
     from supervisor.core.nodeset import compress
 
     if not every:
-        return ["no node was looked at yet; superv preflight NODES or superv sweep does that"]
+        yield "no node was looked at yet; superv preflight NODES or superv sweep does that"
+        return
     shown = [n for n in every if everything or n.state != "healthy" or n.strikes]
-    width = min(MOST_NAME, max([4, *(len(n.name) for n in shown)]))
-    lines = [f"{'NODE':<{width}}  {'STATE':<9} {'SINCE':<11} {'28 d':>4}  WHY"] if shown else []
-    for node in shown:
-        until = ""
-        if node.excluded is not None:
-            end = _when(node.excluded.until) if node.excluded.until else "included by hand"
-            until = f" (by {node.excluded.who}, until {end})"
-        elif node.drain is not None:
-            until = " (drained by superv)"
-        state = click.style(f"{node.state:<9}", fg=COLOURS.get(node.state))
-        name, strikes = _cut(node.name, width), str(node.strikes) if node.strikes else ""
-        head = f"{name:<{width}}  {state} {_when(node.since):<11} {strikes:>4}  "
-        room = WIDTH - width - 30
-        why = _cut(node.why, max(20, room - len(until)))
-        lines.append(head + _cut(why + until, room))
+    if shown:
+        width = min(MAX_NAME, max(4, *(len(n.name) for n in shown)))
+        columns = (
+            terminal.TableColumn("NODE", most=MAX_NAME),
+            terminal.TableColumn("STATE"),
+            terminal.TableColumn("SINCE"),
+            terminal.TableColumn("28 d", right=True),
+            terminal.TableColumn("WHY"),
+        )
+        yield terminal.table(columns, (_cells(node, width) for node in shown))
     healthy = [n.name for n in every if n.state == "healthy" and n not in shown]
     if healthy:
-        lines.append(_cut(f"healthy: {len(healthy)} nodes, {compress(healthy)}", WIDTH))
-    return lines
+        yield terminal.entry("", f"healthy: {len(healthy)} nodes, {compress(healthy)}", 0, hang=9)
 
 
-def _cut(text: str, room: int) -> str:
-    from supervisor.cli.watch import printable
+def _cells(node: NodeHealth, name_width: int) -> tuple[str | Text, ...]:
+    until = ""
+    if node.excluded is not None:
+        end = terminal.day_time(node.excluded.until) if node.excluded.until else "superv include"
+        until = f" (by {terminal.one_line(node.excluded.who, 20)}, until {end})"
+    elif node.drain is not None:
+        until = " (drained by superv)"
+    room = max(20, terminal.WIDTH - name_width - 32 - len(until))
+    return (
+        node.name,
+        terminal.styled((node.state, terminal.style_of(node.state))),
+        terminal.day_time(node.since),
+        str(node.strikes) if node.strikes else "",
+        terminal.one_line(node.why, room) + until,
+    )
 
-    text = printable(text)
-    return text if len(text) <= room else text[: room - 1] + "…"
 
-
-def _page(told: dict[str, Any]) -> list[str]:
-    lines = [f"{told['node']}: {told['state']} since {_when(told['since'])}"]
-    if told["why"]:
-        lines.append(f"  why       {told['why']}")
-    lines.append(f"  looked at {_when(told['looked_at'])}; failed {told['strikes']} x in 28 days")
-    lines.append(f"  accepted  {_when(told['accepted']) if told['accepted'] else 'never'}")
-    if told["drained"]:
-        lines.append(f"  drained   {_when(told['drained']['since'])}: {told['drained']['reason']}")
-    for row in told["findings"]:
+def _page(record: dict[str, Any]) -> Iterator[Any]:
+    when, state = terminal.day_time, record["state"]
+    state = (state, terminal.style_of(state))
+    yield terminal.styled(f"{record['node']}: ", state, f" since {when(record['since'])}")
+    rows = [("why", record["why"])] if record["why"] else []
+    looked_at = f"{when(record['looked_at'])}; failed {record['strikes']} x in 28 days"
+    rows += [("looked at", looked_at)]
+    rows += [("accepted", when(record["accepted"]) if record["accepted"] else "never")]
+    if drain := record["drained"]:
+        rows.append(("drained", f"{when(drain['since'])}: {drain['reason']}"))
+    for row in record["exclusions"]:
+        end = f"until {when(row['until'])}" if row["until"] else "until superv include"
+        end = f"lifted {when(row['lifted'])}" if row["lifted"] else end
+        by = f"{when(row['since'])} by {row['by']}, {end}"
+        rows.append(("excluded", f"{by}: {row['reason']}"))
+    for label, words in rows:
+        yield terminal.entry(f"  {label}", words, 12)
+    for row in record["findings"]:
         name = f"{row['check']}[{row['on']}]" if row.get("on") else row["check"]
-        lines.append(f"  {row['status']:<8} {name} since {_when(row['since'])}: {row['seen']}")
-        lines += [f"           → {row['fix']}"] if row["fix"] else []
-    for row in told["exclusions"]:
-        end = f"until {_when(row['until'])}" if row["until"] else "until it is included"
-        end = f"lifted {_when(row['lifted'])}" if row["lifted"] else end
-        lines.append(f"  excluded {_when(row['since'])} by {row['by']}, {end}: {row['reason']}")
-    lines += ["  history"] if told["changes"] else []
-    for row in told["changes"][:40]:
-        was = row["was"] or "new"
-        lines.append(
-            f"    {_when(row['at'])} {row['finding']} {was} → {row['status']} "
-            f"({row['origin']}): {row['seen']}"
-        )
-    return [_cut(line, WIDTH) for line in lines]
+        status = terminal.styled("  ", (row["status"], terminal.style_of(row["status"])))
+        yield terminal.entry(status, f"{name} since {when(row['since'])}: {row['seen']}", 12)
+        if row["fix"]:
+            yield terminal.entry("          → ", row["fix"], 12)
+    if record["changes"]:
+        yield "  history"
+    for row in record["changes"][:MAX_HISTORY]:
+        change = f"{row['finding']} {row['was'] or 'new'} → {row['status']} ({row['origin']})"
+        yield terminal.entry(f"    {when(row['at'])} ", f"{change}: {row['seen']}", 16)
 
 
 def duration(text: str, option: str) -> float:
@@ -206,8 +231,8 @@ def _worded(reason: str) -> str:
     text = " ".join(reason.split())
     if not text or not text.isprintable():
         raise UserError("--reason: say why in a few words; others will read it at 3 a.m.")
-    if len(text) > MOST_REASON:
-        raise UserError(f"--reason: {len(text)} characters, {MOST_REASON} at most")
+    if len(text) > MAX_REASON:
+        raise UserError(f"--reason: {len(text)} characters, {MAX_REASON} at most")
     return text
 
 
@@ -261,20 +286,20 @@ def _who() -> str:
 @click.option("--reason", required=True, help="Why; others will read it at 3 a.m.")
 @click.option("--for", "period", help="How long, as 12h or 2d; until it is included without.")
 def exclude(node_list: str, reason: str, period: str | None) -> None:
-    """Keep NODES out of new runs, and out of the slots that runs fill anew."""
-    from supervisor import app
+    """Keep NODES out of new runs, and out of the slots that runs refill."""
     from supervisor.core.nodeset import compress
+    from supervisor.engine.clock import clock
 
     names, why = named(node_list), _worded(reason)
-    now = app.clock()
+    now = clock()
     until = now + duration(period, "--for") if period is not None else None
     if unsure := _known(names):
         click.echo(f"superv: note: whether there are such nodes is not known: {unsure}", err=True)
     with _open(write=True) as fleet:
         for name in names:
             fleet.exclude(name, why, _who(), now, until)
-    end = f"until {_when(until)}" if until else "until superv include"
-    click.echo(f"excluded {compress(names)} {end}: {why}")
+    end = f"until {terminal.day_time(until)}" if until else "until superv include"
+    terminal.show([terminal.entry("", f"excluded {compress(names)} {end}: {why}", 0)])
 
 
 @click.command()
@@ -282,12 +307,12 @@ def exclude(node_list: str, reason: str, period: str | None) -> None:
 @click.option("--force", is_flag=True, help="Also nodes that have not passed since.")
 def include(node_list: str, force: bool) -> None:
     """Let runs use NODES again, once each has passed a preflight since it was excluded."""
-    from supervisor import app
     from supervisor.core.errors import UserError
     from supervisor.core.nodeset import compress
+    from supervisor.engine.clock import clock
 
     names = named(node_list)
-    now = app.clock()
+    now = clock()
     with _open(write=True) as fleet:
         out = fleet.exclusions(now)
         strangers = [name for name in names if name not in out]
@@ -296,7 +321,7 @@ def include(node_list: str, force: bool) -> None:
         late = [name for name in names if not fleet.passes(name, out[name].since)]
         if late and not force:
             raise UserError(
-                f"{compress(late)}: not passed since the exclusion; run superv preflight "
+                f"{compress(late)}: no preflight passed since the exclusion; run superv preflight "
                 f"{compress(late)} first, or include with --force"
             )
         for name in names:

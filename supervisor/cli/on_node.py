@@ -5,85 +5,127 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from supervisor.host import terminal
+
+if TYPE_CHECKING:
+    from supervisor.config import Site
+
+_STATE = click.option(
+    "--state", type=click.Path(path_type=Path), help="Where checks keep their counters."
+)
+_SITE = click.option(
+    "--site",
+    "site_file",
+    type=click.Path(path_type=Path),
+    help="Read this in place of /etc/superv/site.yaml; nothing else is read.",
+)
+_IGNORED = ("SUPERV_SITE", "XDG_CONFIG_HOME")  # where a person's commands find site.yaml
 
 
 def _setting(state: Path | None) -> tuple[str, Path]:
     """This node's name and where its state is kept."""
     import socket
 
-    from healthchecks.state import default_folder
+    from healthchecks.frame.state import default_folder
 
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
     return name, state or default_folder()
 
 
+def _site(site_file: Path | None) -> tuple[Site, list[str]]:
+    """The node's own site.yaml and no other, and what was not heeded. Raises UserError.
+
+    Slurm starts this as root: what runs, and what is read, is what only root can change.
+    """
+    from supervisor.config import load_site
+    from supervisor.config.site import SYSTEM_FILE
+    from supervisor.core.errors import UserError
+    from supervisor.host import trusted
+
+    os.environ["PATH"], notes = trusted.search_path(os.environ)
+    file = site_file or SYSTEM_FILE
+    if site_file is not None and not site_file.exists():
+        raise UserError(f"--site {site_file}: there is no such file")
+    notes += [
+        f"{name} is not heeded: only {file} is read" for name in _IGNORED if os.environ.get(name)
+    ]
+    return load_site(os.environ, file, only=True), notes
+
+
 @click.command()
-@click.option("--state", type=click.Path(path_type=Path), help="Where checks keep their counters.")
-def prolog(state: Path | None) -> None:
+@_STATE
+@_SITE
+def prolog(state: Path | None, site_file: Path | None) -> None:
     """Slurm's Prolog: let a job begin here, or drain the node.
 
-    Runs the checks that need milliseconds, and counts what the last full look of the last 15
-    minutes found. Exit code 0: go; 1: the node has a fault of its own, Slurm drains it and requeues
-    the job. What can't be measured stops nothing, nor does a mistake in site.yaml. The reason goes
-    to syslog and standard error.
+    Runs the checks that need milliseconds, and counts what two full looks, one of the last 15
+    minutes, found. Exit code 0: go; 1: the node has a fault of its own, Slurm drains it and
+    requeues the job. That takes `drain: on` in site.yaml, and a count of superv's drains by
+    `superv healthcheck`, not older than 15 minutes, that leaves room for one more. What can't be
+    measured stops nothing, nor does a mistake in site.yaml. What was found goes to syslog and
+    standard error.
     """
     try:
-        told = _forbidden(state)
+        text, fails = _judge(state, site_file)
     except Exception as error:  # any other exit code than 0 drains the node: not for our own faults
         _say("prolog", f"the node was not looked at, the job may begin: {error or repr(error)}")
         return
-    if told:
-        _say("prolog", told)
+    if text:
+        _say("prolog", text)
+    if fails:
         sys.exit(1)
 
 
-def _forbidden(state: Path | None) -> str:
-    """What forbids a job here; empty where nothing does. Raises UserError."""
-    from healthchecks.settings import merged
-    from supervisor import app
-    from supervisor.on_node import prolog as look
+def _judge(state: Path | None, site_file: Path | None) -> tuple[str, bool]:
+    """What was found, and whether it forbids a job here. Raises UserError."""
+    from healthchecks.frame.settings import of_site
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.slurm_programs import prolog as look
 
     name, folder = _setting(state)
-    report, bad = look(name, merged(os.environ), folder, app.clock())
-    return "; ".join(f"{report.node}: {f.name}: {f.result.seen}" for f in bad)
+    site, notes = _site(site_file)
+    verdict = look(name, of_site(site), site, folder, clock())
+    return "; ".join([text for text in (verdict.text(), *notes) if text]), verdict.fails
 
 
 def _say(who: str, text: str) -> None:
-    from healthchecks.report import printable
-    from supervisor.on_node import log
+    from supervisor.fleet.slurm_programs import to_syslog
 
-    log(f"{who}: {printable(text)}")
-    click.echo(f"superv: {printable(text)}", err=True)
+    to_syslog(f"{who}: {terminal.printable(text)}")
+    click.echo(f"superv: {terminal.printable(text)}", err=True)
 
 
 @click.command()
-@click.option("--state", type=click.Path(path_type=Path), help="Where checks keep their counters.")
-def healthcheck(state: Path | None) -> None:
+@_STATE
+@_SITE
+def healthcheck(state: Path | None, site_file: Path | None) -> None:
     """Slurm's HealthCheckProgram: look at this node, and drain it where the site allows that.
 
     The preflight suite on an idle node, the running suite beside a job; over within 45 s of the 60
-    that Slurm grants. With `drain: on` in site.yaml a fault of the node's own that two looks found
-    drains it, and two full looks without one lift that drain again; never another's. Exit code 0:
-    nothing failed; 1: something did.
+    that Slurm grants. With `drain: on` in site.yaml a fault of the node's own that two looks found,
+    a minute or more apart, drains it, unless superv has drained too many nodes already; two full
+    looks without one lift that drain again; never another's. Exit code 0: nothing failed; 1:
+    something did.
     """
-    from healthchecks.report import exit_code, printable
-    from healthchecks.settings import merged
-    from supervisor import app
-    from supervisor.config import load_site
+    from healthchecks.frame.report import exit_code
+    from healthchecks.frame.settings import of_site
     from supervisor.core.errors import UserError
-    from supervisor.on_node import healthcheck as look
-    from supervisor.on_node import jobs_here, log
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.slurm_programs import healthcheck as look
+    from supervisor.fleet.slurm_programs import job_steps_here, to_syslog
 
     name, folder = _setting(state)
     try:
-        site = load_site(os.environ)
-        report, acts = look(name, merged(os.environ), site, folder, busy=jobs_here(), now=app.clock)
+        site, notes = _site(site_file)
+        report, acts = look(name, of_site(site), site, folder, busy=job_steps_here(), now=clock)
     except UserError as error:  # slurmd throws away what is printed
-        log(f"healthcheck: the node was not looked at: {printable(str(error))}")
+        to_syslog(f"healthcheck: the node was not looked at: {terminal.printable(str(error))}")
         raise
-    for line in (*(f"note: {note}" for note in report.notes), *acts):
-        log(f"healthcheck: {printable(line)}")
-        click.echo(printable(line))
+    for line in (*(f"note: {note}" for note in (*notes, *report.notes)), *acts):
+        to_syslog(f"healthcheck: {terminal.printable(line)}")
+        click.echo(terminal.printable(line))
     sys.exit(1 if exit_code(report) == 1 else 0)

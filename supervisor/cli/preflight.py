@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from supervisor.cli.numbers import Number
+from supervisor.host import terminal
+
 if TYPE_CHECKING:
-    from healthchecks.causes import Cause
-    from healthchecks.cohort import Judged
-    from healthchecks.remote import Answer, Suite
+    from healthchecks.many.causes import FindingCause
+    from healthchecks.many.cohort import ComparedReports
+    from healthchecks.many.remote import NodeAnswer, Suite
     from supervisor.config import Site
 
-WIDTH = 100
 SAY_EVERY_S = 5.0  # how far it is, where the terminal can't renew a line
-COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta"}
 
 
 @click.command()
@@ -32,7 +33,9 @@ COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta"}
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Compare with this profile.")
 @click.option("--pin", type=click.Path(path_type=Path), help="Write what most nodes are like.")
-@click.option("--deadline", type=click.FloatRange(5, 3600), help="Seconds for all of it.")
+@click.option(
+    "--deadline", type=Number(5, 3600, "seconds"), help="For all of it; 60, deep suites longer."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/preflight.md.")
 def preflight(
     node_list: str,
@@ -52,11 +55,12 @@ def preflight(
     Exit code 0: nothing failed; 1: something did; 3: nothing failed, but something could not be
     measured, or no node was looked at.
     """
-    from healthchecks import golden as profiles
-    from healthchecks.cohort import judge
-    from healthchecks.cohort import pin as pinned
-    from healthchecks.registry import registered
+    from healthchecks.frame.registry import registered
+    from healthchecks.many import golden as profiles
+    from healthchecks.many.cohort import judge
+    from healthchecks.many.cohort import pin as pinned
     from supervisor.config import load_site
+    from supervisor.host import private
 
     began = time.monotonic()
     site = load_site(os.environ)
@@ -69,7 +73,7 @@ def preflight(
     judged = judge(reports, registered(), wanted)
     notes = [*judged.notes, *_recorded(judged, site)]
     if pin is not None:
-        pin.write_text(profiles.text(pinned(reports, registered())))
+        private.write(pin, profiles.text(pinned(reports, registered())).encode(), 0o666)
         notes.append(f"pinned to {pin}")
     took_s = time.monotonic() - began
     if as_json:
@@ -77,16 +81,16 @@ def preflight(
 
         click.echo(json.dumps(document(answers, judged, notes, took_s)))
     else:
-        click.echo("\n".join(page(answers, judged, notes, took_s)))
+        terminal.show(page(answers, judged, notes, took_s))
     sys.exit(exit_code(judged))
 
 
 def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Suite:
-    """What to ask; mistakes in it are told here, and not by every node. Raises UserError."""
-    from healthchecks.registry import select, settings_for
-    from healthchecks.remote import Suite
-    from healthchecks.settings import merged
-    from healthchecks.storage_width import together
+    """What to ask; mistakes in it are found here, and not on every node. Raises UserError."""
+    from healthchecks.frame.registry import select, settings_for
+    from healthchecks.frame.settings import merged
+    from healthchecks.many.remote import Suite
+    from healthchecks.many.storage_width import together
 
     chosen = tuple(tag.strip() for tag in (tags or "").split(",") if tag.strip())
     if not names and not chosen:
@@ -115,15 +119,15 @@ def _examined(
     deadline: float | None,
     *,
     quiet: bool,
-) -> Mapping[str, Answer]:
+) -> Mapping[str, NodeAnswer]:
     import asyncio
     import signal
 
-    from healthchecks.places import Way
-    from healthchecks.remote import examine
-    from supervisor.asking import agents
+    from healthchecks.many.remote import examine
+    from healthchecks.many.slurm_nodes import Transport
+    from supervisor.fleet.run_health_query import query_agents
 
-    async def work(told: Progress) -> Mapping[str, Answer]:
+    async def work(progress: AskingProgress) -> Mapping[str, NodeAnswer]:
         me = asyncio.current_task()
         assert me is not None
         for number in (signal.SIGTERM, signal.SIGHUP):  # Ctrl-C does so by itself
@@ -132,11 +136,11 @@ def _examined(
             nodes,
             suite,
             site,
-            via=Way(via) if via else None,
+            via=Transport(via) if via else None,
             partition=partition,
             deadline_s=deadline or _enough_s(suite),
-            told=told,
-            ask_run=agents(site, suite, deadline or _enough_s(suite)),
+            on_answer=progress,
+            ask_run=query_agents(site, suite, deadline or _enough_s(suite)),
         )
 
     with progress(quiet=quiet) as shown:
@@ -148,24 +152,24 @@ def _examined(
 
 def _enough_s(suite: Suite) -> float:
     """A minute; deep checks take theirs one after another."""
-    from healthchecks.registry import select
-    from healthchecks.remote import AROUND_S, DEADLINE_S
-    from healthchecks.runner import SUITE_S, enough_s
+    from healthchecks.frame.registry import select
+    from healthchecks.frame.runner import SUITE_S, enough_s
+    from healthchecks.many.remote import AROUND_S, DEADLINE_S
 
     needed = enough_s(select(suite.names, suite.tags))
     return needed + AROUND_S if needed > SUITE_S else DEADLINE_S
 
 
-def _recorded(judged: Judged, site: Site) -> list[str]:
+def _recorded(judged: ComparedReports, site: Site) -> list[str]:
     """Put what was found into the fleet record; a note where that can't be done."""
-    from supervisor import app
     from supervisor.core.errors import TransientError, UserError
-    from supervisor.fleet import Fleet
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.record import Fleet
 
     try:
         with Fleet(site.fleet) as fleet:
             fleet.record(
-                judged.reports.values(), "preflight", compared=judged.compared, now=app.clock()
+                judged.reports.values(), "preflight", compared=judged.compared, now=clock()
             )
     except (TransientError, UserError) as error:
         return [f"not in the fleet record: {error}"]
@@ -175,33 +179,33 @@ def _recorded(judged: Judged, site: Site) -> list[str]:
 # --- while it runs ---
 
 
-class Progress:
+class AskingProgress(AbstractContextManager["AskingProgress"]):
     """Says how far it is: on a terminal one line that renews, elsewhere a line now and then."""
 
-    def __init__(self, console: Any = None) -> None:
-        self._status = console.status("asking Slurm") if console is not None else None
+    def __init__(self, line: terminal.StatusLine | None) -> None:
+        self._line = line
         self._all = 0
         self._said = time.monotonic()
 
-    def __enter__(self) -> Progress:
-        if self._status is not None:
-            self._status.start()
+    def __enter__(self) -> Self:
+        if self._line is not None:
+            self._line.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+    def __exit__(self, *why: object) -> None:
+        if self._line is not None:
+            self._line.__exit__(*why)
 
-    def __call__(self, answer: Answer | None, waiting: Sequence[str]) -> None:
+    def __call__(self, answer: NodeAnswer | None, waiting: Sequence[str]) -> None:
         from supervisor.core.nodeset import compress
 
         if answer is None:
             self._all = len(waiting)
-        names = compress(waiting)
-        names = names if len(names) <= 60 else names[:59] + "…"
-        text = f"{self._all - len(waiting)} of {self._all} nodes; waiting for {names or 'nobody'}"
-        if self._status is not None:
-            self._status.update(text)
+        names = terminal.one_line(compress(waiting), 60)
+        text = f"{self._all - len(waiting)} of {self._all} nodes have answered"
+        text += f"; waiting for {names}" if names else ""
+        if self._line is not None:
+            self._line.update(text)
         elif time.monotonic() - self._said >= SAY_EVERY_S:
             self._said = time.monotonic()
             click.echo(text, err=True)
@@ -209,19 +213,17 @@ class Progress:
 
 def progress(*, quiet: bool) -> AbstractContextManager[Any]:
     """On standard error, so that the result can be piped."""
-    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", ""):
-        from rich.console import Console
-
-        return Progress(Console(stderr=True))
-    return nullcontext(lambda *_: None) if quiet else Progress()
+    if terminal.renews(sys.stderr):
+        return AskingProgress(terminal.StatusLine("asking Slurm"))
+    return nullcontext(lambda *_: None) if quiet else AskingProgress(None)
 
 
 # --- what came of it ---
 
 
-def exit_code(judged: Judged) -> int:
+def exit_code(judged: ComparedReports) -> int:
     """0: nothing failed; 1: something did; 3: nothing failed, but not everything was seen."""
-    from healthchecks.check import Status
+    from supervisor.core.check_status import Status
 
     if not judged.reports:
         return 3  # nobody was asked: that is no success
@@ -229,36 +231,36 @@ def exit_code(judged: Judged) -> int:
 
 
 def document(
-    answers: Mapping[str, Answer], judged: Judged, notes: Sequence[str], took_s: float
+    answers: Mapping[str, NodeAnswer], judged: ComparedReports, notes: Sequence[str], took_s: float
 ) -> dict[str, Any]:
     """The JSON document of docs/preflight.md."""
-    from supervisor import app
+    from supervisor.engine.clock import clock
 
     rows = {}
     for node, answer in answers.items():
         report = judged.reports.get(node)
         rows[node] = {
-            "way": answer.way.value,
+            "way": answer.transport.value,
             "slurm": answer.state,
             "why": answer.why,
             "report": report.document() if report is not None else None,
         }
     return {
         "schema": 1,
-        "at": round(app.clock(), 3),
+        "at": round(clock(), 3),
         "took_s": round(took_s, 3),
         "status": judged.status.value,
         "verdict": verdict(answers, judged),
         "causes": [cause.document() for cause in judged.causes],
-        "kinds": {kind: list(nodes) for kind, nodes in judged.kinds.items()},
+        "kinds": {kind: list(nodes) for kind, nodes in judged.hardware_classes.items()},
         "notes": list(notes),
         "nodes": rows,
     }
 
 
-def verdict(answers: Mapping[str, Answer], judged: Judged) -> str:
+def verdict(answers: Mapping[str, NodeAnswer], judged: ComparedReports) -> str:
     """One line: what is the matter, with which nodes."""
-    from healthchecks.check import Status
+    from supervisor.core.check_status import Status
     from supervisor.core.nodeset import compress
 
     of = {
@@ -280,33 +282,35 @@ def verdict(answers: Mapping[str, Answer], judged: Judged) -> str:
 
 
 def page(
-    answers: Mapping[str, Answer], judged: Judged, notes: Sequence[str], took_s: float
-) -> list[str]:
+    answers: Mapping[str, NodeAnswer], judged: ComparedReports, notes: Sequence[str], took_s: float
+) -> Iterator[str | terminal.Entry]:
     """The verdict, findings by cause, and who passed."""
-    from healthchecks.check import Status
+    from supervisor.core.check_status import Status
     from supervisor.core.nodeset import compress
 
     status = judged.status.value if judged.reports else Status.UNKNOWN.value
-    head = click.style(f"{status:<8}", fg=COLOURS.get(status), bold=True)
-    lines = [*_wrapped(verdict(answers, judged), head, " " * 8), ""]
+    head = terminal.styled((status, f"bold {terminal.style_of(status)}"))
+    yield terminal.entry(head, verdict(answers, judged), 8)
+    yield ""
     for cause in judged.causes:
-        lines += [*_cause(cause), ""]
+        yield from _cause(cause)
+        yield ""
     passed = [n for n, r in judged.reports.items() if r.status in (Status.OK, Status.SKIP)]
     if passed:
         count = f"{len(passed)} node{'s' if len(passed) > 1 else ''}"
-        lines += _wrapped(f"{count}: {compress(passed)}", "passed      ", " " * 12)
+        yield terminal.entry("passed", f"{count}: {compress(passed)}", 12)
     alone: dict[str, list[str]] = {}
     for node, answer in answers.items():
         if answer.report is None:
             alone.setdefault(answer.why, []).append(node)
     for why, names in alone.items():
-        lines += _wrapped(f"{compress(names)}: {why}", "left alone  ", " " * 12)
+        yield terminal.entry("left alone", f"{compress(names)}: {why}", 12)
     for note in notes:
-        lines += _wrapped(note, "note        ", " " * 12)
-    return [*lines, f"took {took_s:.1f} s"]
+        yield terminal.entry("note", note, 12)
+    yield f"took {took_s:.1f} s"
 
 
-def _cause(cause: Cause) -> list[str]:
+def _cause(cause: FindingCause) -> Iterator[str | terminal.Entry]:
     from supervisor.core.nodeset import compress
 
     status = cause.status.value
@@ -317,28 +321,13 @@ def _cause(cause: Cause) -> list[str]:
             title += f" ({', '.join(cause.checks)})"
     else:
         title = f"{who} {cause.title}".strip()
-    lines = _wrapped(title, click.style(f"{status:<8}", fg=COLOURS.get(status)), " " * 8)
+    yield terminal.entry(terminal.styled((status, terminal.style_of(status))), title, 8)
     for text, nodes in cause.seen[:3]:
         several = f"{compress(nodes)}: " if len(cause.seen) > 1 else ""
-        lines += _wrapped(several + text, " " * 8, " " * 10)
+        yield terminal.entry("", several + text, 8, hang=2)
     if len(cause.seen) > 3:
-        lines.append(f"{' ' * 8}and {len(cause.seen) - 3} more like these")
+        yield f"{'':8}and {len(cause.seen) - 3} more like these"
     if cause.expected:
-        lines += _wrapped(f"expected: {cause.expected}", " " * 8, " " * 10)
+        yield terminal.entry("", f"expected: {cause.expected}", 8, hang=2)
     if cause.fix:
-        lines += _wrapped(cause.fix, " " * 8 + "→ ", " " * 10)
-    return lines
-
-
-def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    """Lines of WIDTH columns; `first` may hold colours and is not counted."""
-    import textwrap
-
-    from supervisor.cli.watch import printable
-
-    lines = textwrap.wrap(
-        printable(text),
-        WIDTH - len(rest),
-        break_on_hyphens=False,
-    )
-    return [(first if index == 0 else rest) + line for index, line in enumerate(lines)]
+        yield terminal.entry("        → ", cause.fix, 10)

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from supervisor.host.terminal import is_coloured
+
 if TYPE_CHECKING:
     from supervisor.report.model import Page
 
 FORMATS = ("text", "html", "json", "md")
-_ENDINGS = {".html": "html", ".htm": "html", ".json": "json", ".md": "md"}
+_ENDINGS = {
+    **{".html": "html", ".htm": "html", ".json": "json", ".md": "md"},
+    **{".txt": "text", ".text": "text", "": "text"},
+}
 
 
 @click.command()
@@ -35,43 +40,46 @@ def report(run_name: str | None, since: str, form: str | None, output: Path | No
     Reads the fleet record; asks no node. Exit code 0 where the report could be made.
     """
     if form is None:
-        form = _ENDINGS.get(output.suffix.lower(), "text") if output else "text"
-    shown = _shown(_gathered(run_name, since), form, colour=output is None and _is_coloured())
+        form = _form_of(output) if output else "text"
+    shown = _shown(_gathered(run_name, since), form, colour=output is None and is_coloured())
     if output is None:
-        click.echo(shown, nl=False, color=True)
+        click.echo(shown, nl=False, color=None if is_coloured() else False)
     else:
         _write(output, shown)
+
+
+def _form_of(output: Path) -> str:
+    """By the file's ending; what is no file that people name (/dev/stdout, a pipe) gets text."""
+    from supervisor.core.errors import UserError
+
+    form = _ENDINGS.get(output.suffix.lower())
+    if form is None:
+        valid = ", ".join(ending for ending in _ENDINGS if ending)
+        raise UserError(f"--output {output}: no such form; end it with {valid}, or say --format")
+    return form
 
 
 def _gathered(run_name: str | None, since: str) -> Page:
     import os
 
-    from supervisor import app, runs
     from supervisor.cli.nodes import duration
     from supervisor.cli.status import document
     from supervisor.config import load_site
-    from supervisor.fleet import Fleet
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.record import Fleet
     from supervisor.report.data import gather
+    from supervisor.run import folder
 
     site = load_site(os.environ)
-    now = app.clock()
+    now = clock()
     start = now - duration(since, "--since")
     status, need = None, 0
     if run_name is not None:
-        run = runs.find(site.state_dir, run_name)
+        run = folder.find(site.state_dir, run_name)
         status = document(run)
-        state = run.load()
-        need = len(status["slots"]) or (state.spec.nodes if state is not None else 0)
+        need = len(status["slots"]) or run.load().spec.nodes
     with Fleet(site.fleet, write=False) as fleet:
         return gather(fleet, now, start, status, need)
-
-
-def _is_coloured() -> bool:
-    """https://no-color.org: set and not empty means none."""
-    import os
-    import sys
-
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def _shown(page: Page, form: str, *, colour: bool) -> str:
@@ -96,22 +104,10 @@ def _shown(page: Page, form: str, *, colour: bool) -> str:
 
 def _write(output: Path, shown: str) -> None:
     """Whole or not at all: a web server may show the file at any time."""
-    import os
-    import tempfile
-
     from supervisor.core.errors import UserError
+    from supervisor.host import private
 
     try:
-        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(shown)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)
-            Path(name).replace(output)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        private.write(output, shown.encode(), mode=0o666)
     except OSError as error:
         raise UserError(f"{output}: can't be written: {error.strerror or error}") from error

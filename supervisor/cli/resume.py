@@ -29,11 +29,12 @@ def resume(
     import getpass
     import os
 
-    from supervisor import launching, runs
     from supervisor.cli.watch import watch
     from supervisor.config import load_site
+    from supervisor.engine import launching
+    from supervisor.run import folder
 
-    found = runs.find(load_site(os.environ).state_dir, run)
+    found = folder.find(load_site(os.environ).state_dir, run)
     made = launching.resume(
         found,
         os.environ,

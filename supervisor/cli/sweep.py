@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-if TYPE_CHECKING:
-    from supervisor.sweep import Sweep
+from supervisor.cli.numbers import Number
+from supervisor.host import terminal
 
-WIDTH = 100
+if TYPE_CHECKING:
+    from supervisor.fleet.sweep import Sweep
+
 NOT_DONE = 4  # exit code: the sweep could not be done
 
 
@@ -21,10 +23,22 @@ NOT_DONE = 4  # exit code: the sweep could not be done
 @click.option("--partition", help="All nodes of this partition; all nodes without.")
 @click.option("--tags", default="preflight", show_default=True, help="The suites, with commas.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
-@click.option("--deadline", default=240.0, show_default=True, help="Seconds for all of it.")
+@click.option(
+    "--deadline",
+    type=Number(10, 3600, "seconds"),
+    default=240,
+    show_default=True,
+    help="For all of it.",
+)
 @click.option("--install", is_flag=True, help="Write the line of your crontab that runs this.")
 @click.option("--timer", is_flag=True, help="With --install: a systemd timer in place of cron.")
-@click.option("--every", default=30, show_default=True, help="With --install: minutes.")
+@click.option(
+    "--every",
+    type=Number(1, 59, "minutes", whole=True),
+    default=30,
+    show_default=True,
+    help="With --install: how often.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
 def sweep(
     node_list: str | None,
@@ -45,8 +59,6 @@ def sweep(
     """
     from supervisor.core.errors import TransientError, UserError
 
-    if not 10 <= deadline <= 3600:
-        raise UserError(f"--deadline {deadline:g}: expected 10 to 3600 seconds")
     if install:
         words = [*([node_list] if node_list else [])]
         words += [f"--partition={partition}"] if partition else []
@@ -61,7 +73,7 @@ def sweep(
         click.echo(f"superv: sweep not done: {error}", err=True)
         _leave(NOT_DONE)
     if as_json:
-        from supervisor.sweep import document
+        from supervisor.fleet.sweep import document
 
         click.echo(document(found))
     else:
@@ -85,17 +97,17 @@ def _sweep(
 ) -> Sweep:
     import asyncio
 
-    from healthchecks import golden as profiles
-    from healthchecks.registry import select
-    from healthchecks.remote import Suite
-    from healthchecks.settings import merged
-    from supervisor import app
+    from healthchecks.frame.registry import select
+    from healthchecks.frame.settings import merged
+    from healthchecks.many import golden as profiles
+    from healthchecks.many.remote import Suite
     from supervisor.cli.nodes import named
     from supervisor.config import load_site
     from supervisor.core.errors import TransientError
-    from supervisor.fleet import Fleet
-    from supervisor.sweep import Busy, alone
-    from supervisor.sweep import sweep as look
+    from supervisor.engine.clock import clock
+    from supervisor.fleet.record import Fleet
+    from supervisor.fleet.sweep import SweepRunning, sweep_lock
+    from supervisor.fleet.sweep import sweep as look
 
     site = load_site(os.environ)
     suite = Suite(
@@ -104,7 +116,7 @@ def _sweep(
     select(tags=suite.tags)  # raises where there is no such suite
 
     try:
-        with alone(site), Fleet(site.fleet) as fleet:
+        with sweep_lock(site), Fleet(site.fleet) as fleet:
             return asyncio.run(
                 look(
                     named(node_list) if node_list else (),
@@ -113,56 +125,57 @@ def _sweep(
                     fleet,
                     partition=partition,
                     deadline_s=deadline,
-                    now=app.clock,
+                    now=clock,
                     golden=profiles.load(site.golden) if site.golden else None,
                 )
             )
-    except Busy as why:
+    except SweepRunning as why:
         raise TransientError(str(why)) from None
 
 
 def _tell(found: Sweep) -> None:
-    from healthchecks.check import Status
-    from healthchecks.places import Way
-    from supervisor.cli.watch import printable
+    from healthchecks.many.slurm_nodes import Transport
+    from supervisor.core.check_status import Status
     from supervisor.core.nodeset import compress
 
     lines = []
     for change in found.changes:
         was = f" (was {change.was.value})" if change.was else ""
         lines.append(f"{change.status.value:<8}{change.node} {change.finding}{was}: {change.seen}")
-    lines += [act.text for act in found.acts] if sys.stdout.isatty() else found.news
+    lines += (
+        [drain.text for drain in found.drains] if sys.stdout.isatty() else found.drains_to_report
+    )
     if not lines and not sys.stdout.isatty():
         return
     reports = {n: a.report for n, a in found.answers.items() if a.report}
     failed = [n for n, r in reports.items() if r.status is Status.FAIL]
-    left = [n for n, a in found.answers.items() if a.way is Way.NONE and a.report is None]
-    told = f"{len(reports)} nodes looked at"
-    told += f", {len(failed)} fail: {compress(failed)}" if failed else ", none fails"
-    told += f"; {len(left)} left alone: {compress(left)}" if left else ""
-    for line in [*lines, told]:
-        text = printable(line)
-        click.echo(text if len(text) <= WIDTH else text[: WIDTH - 1] + "…")
+    left = [
+        n for n, a in found.answers.items() if a.transport is Transport.NONE and a.report is None
+    ]
+    summary = f"{len(reports)} nodes looked at"
+    summary += f", failed: {compress(failed)}" if failed else ", nothing failed in this sweep"
+    summary += f"; {len(left)} left alone: {compress(left)}" if left else ""
+    terminal.show(terminal.entry("", line, 0, hang=8) for line in [*lines, summary])
 
 
 def _install(words: list[str], every: int, *, timer: bool) -> None:
-    from supervisor.core.errors import UserError
-    from supervisor.sweep import surroundings
+    from supervisor.fleet.schedule import cron_environment
 
-    if not 1 <= every <= 59:
-        raise UserError(f"--every {every}: expected 1 to 59 minutes")
     # -P: a folder called supervisor in cron's working directory is not ours
     argv = [sys.executable, "-P", "-m", "supervisor.cli", "sweep", *words]
-    (_timer if timer else _crontab)(argv, surroundings(os.environ), every)
+    (_timer if timer else _crontab)(argv, cron_environment(os.environ), every)
 
 
 def _crontab(argv: list[str], given: dict[str, str], every: int) -> None:
     from supervisor import proc
     from supervisor.core.errors import UserError
-    from supervisor.sweep import crontab_line, installed
+    from supervisor.fleet.schedule import crontab_line, with_crontab_line
+    from supervisor.host import trusted
 
     line = crontab_line(argv, given, every)
     env = {**os.environ, "LC_ALL": "C"}
+    if os.geteuid() == 0:
+        env["PATH"] = trusted.search_path(os.environ)[0]
     there = proc.run_sync(("crontab", "-l"), deadline_s=10.0, env=env)
     if there.rc == 127:
         raise UserError(
@@ -170,7 +183,7 @@ def _crontab(argv: list[str], given: dict[str, str], every: int) -> None:
         )
     if there.rc != 0 and "no crontab for" not in there.err:
         raise UserError(f"crontab -l: {there.why()}; nothing was changed")
-    text = installed(there.out if there.rc == 0 else "", line)
+    text = with_crontab_line(there.out if there.rc == 0 else "", line)
     done = proc.run_sync(("crontab", "-"), deadline_s=10.0, stdin=text.encode(), env=env)
     if done.rc != 0:
         raise UserError(f"crontab: {done.why()}; nothing was changed")
@@ -179,7 +192,7 @@ def _crontab(argv: list[str], given: dict[str, str], every: int) -> None:
 
 def _timer(argv: list[str], given: dict[str, str], every: int) -> None:
     from supervisor.core.errors import UserError
-    from supervisor.sweep import units
+    from supervisor.fleet.schedule import systemd_units
 
     if os.geteuid() == 0:
         folder, how = Path("/etc/systemd/system"), "systemctl"
@@ -187,7 +200,7 @@ def _timer(argv: list[str], given: dict[str, str], every: int) -> None:
         folder, how = Path.home() / ".config/systemd/user", "systemctl --user"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in units(argv, given, every).items():
+        for name, text in systemd_units(argv, given, every).items():
             (folder / name).write_text(text)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; use cron, without --timer") from error

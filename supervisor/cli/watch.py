@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import sys
 import time
@@ -12,37 +12,18 @@ from typing import Any, Protocol, Self
 
 import click
 
-from supervisor import control, runs
+from supervisor.cli.status import summary
+from supervisor.core.types import Phase
+from supervisor.engine import control
+from supervisor.host import terminal
+from supervisor.run import folder
 
 STATUS_EVERY_S = 10.0
-HISTORY = 8  # lines of the engine's log that an attached reader is told first
-_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d) (.+)")
-
-
-def stamp(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 10) % 10}"
-
-
-def printable(text: str) -> str:
-    """The text without what could steer a terminal: it may hold what a rank has printed."""
-    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
-
-
-def summary(status: dict[str, Any]) -> str:
-    """One line: where the run stands."""
-    parts = [status["phase"]]
-    if status["attempt"] is not None:
-        parts.append(f"attempt {status['attempt']}")
-    if status["step"] is not None:
-        parts.append(f"step {status['step']}")
-    if status["loss"] is not None:
-        parts.append(f"loss {status['loss']:g}")
-    newest = status["last_checkpoint"]
-    if newest is not None:
-        parts.append(f"checkpoint {newest['step']}")
-    spares = status["spares"]
-    parts.append(f"{len(spares)} spare{'' if len(spares) == 1 else 's'}")
-    return ", ".join(parts)
+HISTORY = 8  # lines of the engine's log that an attached reader sees first
+# supervisor/host/log.py; before November 2026 lines had no level
+_LOG_LINE = re.compile(
+    r"\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d) (?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) )?(.+)"
+)
 
 
 class Screen(AbstractContextManager["Screen"], Protocol):
@@ -68,24 +49,24 @@ class Lines:
         pass
 
     def line(self, when: str, text: str) -> None:
-        click.echo(f"{when:<10} {text}")
+        click.echo(f"{when:<10} {terminal.printable(text)}")
 
     def status(self, status: dict[str, Any]) -> None:
         if time.monotonic() - self._shown >= STATUS_EVERY_S:
             self._shown = time.monotonic()
-            self.line(stamp(status["now"]), summary(status))
+            self.line(terminal.time_of_day(status["now"]), summary(status))
 
 
 def screen() -> Screen:
     """The view where standard output is a terminal, lines elsewhere."""
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", ""):
+    if terminal.renews(sys.stdout):
         from supervisor.cli.view import View
 
         return View()
     return Lines()
 
 
-def watch(run: runs.RunDir) -> int:
+def watch(run: folder.RunDir) -> int:
     """Show what happens until the run has ended; Ctrl-C detaches.
 
     Returns the exit code: 0 for a run that is done or was stopped or that was detached from, 3 for
@@ -102,24 +83,29 @@ def watch(run: runs.RunDir) -> int:
         )
         return 0
     ended = run.load()
-    if ended is None or not ended.ended:
+    if not ended.ended:
         click.echo(
             f"the engine of {name} is gone; its ranks go on. `superv attach {name}` starts it "
             f"again; {run.log} tells more"
         )
         return 1
-    click.echo(f"run {name} is {ended.phase.value}: {printable(ended.reason)}")
-    return 3 if ended.phase.value == "held" else 0
+    click.echo(f"run {name} is {ended.phase.value}: {terminal.printable(ended.reason)}")
+    return exit_code(ended.phase)
 
 
-def _follow(run: runs.RunDir, shown: Screen) -> None:
+def exit_code(ended: Phase) -> int:
+    """3 for a run that is held: a person has to act."""
+    return 3 if ended is Phase.HELD else 0
+
+
+def _follow(run: folder.RunDir, shown: Screen) -> None:
     """Until the engine ends."""
     for when, text in history(run.log):
         shown.line(when, text)
     try:
         for answer in control.ask(run.socket, {"do": "watch"}, stream=True):
             if "text" in answer:
-                shown.line(stamp(answer["at"]), printable(answer["text"]))
+                shown.line(terminal.time_of_day(answer["at"]), answer["text"])
             else:
                 shown.status(answer["status"])
     except control.NoEngineError:
@@ -127,9 +113,11 @@ def _follow(run: runs.RunDir, shown: Screen) -> None:
 
 
 def history(log: Path) -> list[tuple[str, str]]:
-    """The last lines of an engine's log: when and what."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16_384))
-        lines = file.read().decode(errors="replace").splitlines()
-    told = [found.groups() for line in lines if (found := _LOG_LINE.fullmatch(line))]
-    return [(when, printable(text)) for when, text in told[-HISTORY:]]
+    """The last lines of an engine's log, and of the one before it: when and what."""
+    lines: list[str] = []
+    for path in (log.with_name(f"{log.name}.1"), log):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it rotates
+            file.seek(max(0, path.stat().st_size - 16_384))
+            lines += file.read().decode(errors="replace").splitlines()
+    found = [match.groups() for line in lines if (match := _LOG_LINE.fullmatch(line))]
+    return [(when, text) for when, text in found[-HISTORY:]]

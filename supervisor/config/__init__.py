@@ -4,15 +4,15 @@ Reads files; decides nothing and changes nothing. docs/configuration.md is made 
 """
 
 from supervisor.config.job import Checkpoints, Job, load_job, parse_job
-from supervisor.config.site import PortRange, Site, Ssh, load_site
-from supervisor.config.trainer import PLACEHOLDERS, Progress, Trainer
+from supervisor.config.site import DrainRule, PortRange, Site, Ssh, load_site
+from supervisor.config.trainer import ProgressPatterns, Trainer
 
 __all__ = [
-    "PLACEHOLDERS",
     "Checkpoints",
+    "DrainRule",
     "Job",
     "PortRange",
-    "Progress",
+    "ProgressPatterns",
     "Site",
     "Ssh",
     "Trainer",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _SCALARS = ("str", "int", "float", "bool", "null", "timestamp", "value", "merge"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scalar:
+class YamlScalar:
     """A single value: its text, and what YAML takes it for (str, int, bool, null …)."""
 
     text: str
@@ -30,20 +30,20 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    items: tuple[Node, ...]
+class YamlList:
+    items: tuple[YamlNode, ...]
     line: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class YamlMapping:
     """A mapping; the line of a value is the line of its key."""
 
-    entries: Mapping[str, Node]
+    entries: Mapping[str, YamlNode]
     line: int
 
 
-Node = Scalar | Listing | Table
+YamlNode = YamlScalar | YamlList | YamlMapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,13 @@ class At:
     file: Path  # as the user named it
     line: int = 1
     key: str = ""  # dotted
+    notes: list[str] = field(default_factory=list)  # what the user should hear; one for a file
 
-    def inside(self, key: str, node: Node) -> At:
-        return At(file=self.file, line=node.line, key=f"{self.key}.{key}" if self.key else key)
+    def inside(self, key: str, node: YamlNode) -> At:
+        return replace(self, line=node.line, key=f"{self.key}.{key}" if self.key else key)
+
+    def note(self, text: str) -> None:
+        self.notes.append(str(self.error(text)))
 
     def error(self, text: str) -> UserError:
         where = f"{named(self.file)}:{self.line}: "
@@ -74,11 +78,11 @@ def quoted(text: str) -> str:
     return f'"{text}"' if plain else ascii(text)
 
 
-def shown(node: Node) -> str:
+def shown(node: YamlNode) -> str:
     """What the user wrote, for `got …` in an error."""
-    if isinstance(node, Table):
+    if isinstance(node, YamlMapping):
         return "a mapping"
-    if isinstance(node, Listing):
+    if isinstance(node, YamlList):
         return "a list"
     if node.kind == "null":
         return "nothing"
@@ -86,8 +90,11 @@ def shown(node: Node) -> str:
     return node.text if as_is else quoted(node.text)
 
 
-def printable(name: str) -> str:
-    """A key as errors show it."""
+def shown_key(name: str) -> str:
+    """A key as errors show it. NAME=VALUE is none, and its value may be a secret."""
+    name, equals, _ = name.partition("=")
+    if equals:
+        return quoted(f"{name}=…")
     return name if re.fullmatch(r"[\w.-]{1,60}", name) else quoted(name)
 
 
@@ -113,7 +120,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{named(path)}:{line}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def parse(text: str, file: Path) -> Table:
+def parse(text: str, file: Path) -> YamlMapping:
     """The file's mapping. Raises UserError with the line for everything that is not one."""
     import yaml  # here, so that importing the types stays quick
 
@@ -124,8 +131,7 @@ def parse(text: str, file: Path) -> Table:
         mark = error.problem_mark or error.context_mark
         at = At(file=file, line=mark.line + 1 if mark else 1)
         column = f" (column {mark.column + 1})" if mark else ""
-        problem = " ".join((error.problem or error.context or "cannot be parsed").split())
-        raise at.error(f"not valid YAML: {problem}{column}") from error
+        raise at.error(f"not valid YAML: {_problem(error)}{column}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, max(0, error.position)) + 1
         raise At(file=file, line=line).error("not valid YAML: a control character") from error
@@ -135,12 +141,21 @@ def parse(text: str, file: Path) -> Table:
         raise At(file=file).error("nested too deeply") from error
     if tree is None:
         raise UserError(f"{named(file)}: empty; docs/configuration.md lists the keys")
-    if not isinstance(tree, Table):
+    if not isinstance(tree, YamlMapping):
         raise At(file=file).error(f"expected a mapping of keys to values, got {shown(tree)}")
     return tree
 
 
-def _convert(node: Any, at: At, seen: set[int]) -> Node:
+def _problem(error: Any) -> str:
+    """What yaml says, without what it quotes: a value that begins with * or ! may be a secret."""
+    text = " ".join((error.problem or error.context or "cannot be parsed").split())
+    text = re.sub(r"'(.|<[^']*>)'", "\0\\1\0", text)  # single characters, names of tokens
+    said = re.sub(r" *'[^']*'", "", text)
+    hint = "" if said == text else "; quote a text that begins with *, & or !"
+    return said.replace("\0", "'") + hint
+
+
+def _convert(node: Any, at: At, seen: set[int]) -> YamlNode:
     """One of yaml's nodes as ours. `seen` finds aliases, which could be endless."""
     line = node.start_mark.line + 1
     at = replace(at, line=line)
@@ -149,22 +164,22 @@ def _convert(node: Any, at: At, seen: set[int]) -> Node:
     seen.add(id(node))
     kind = node.tag.removeprefix(_PREFIX)
     if node.id == "scalar" and kind in _SCALARS:
-        return Scalar(text=node.value, kind=kind, plain=node.style is None, line=line)
+        return YamlScalar(text=node.value, kind=kind, plain=node.style is None, line=line)
     if node.id == "sequence" and kind == "seq":
-        return Listing(items=tuple(_convert(item, at, seen) for item in node.value), line=line)
+        return YamlList(items=tuple(_convert(item, at, seen) for item in node.value), line=line)
     if node.id == "mapping" and kind == "map":
-        return Table(entries=_entries(node.value, at, seen), line=line)
-    raise at.error(f"the tag {quoted(node.tag)} has no place here; remove it")
+        return YamlMapping(entries=_entries(node.value, at, seen), line=line)
+    raise at.error("a tag has no place here; remove it, or quote a text that begins with !")
 
 
-def _entries(pairs: list[tuple[Any, Any]], at: At, seen: set[int]) -> dict[str, Node]:
-    entries: dict[str, Node] = {}
+def _entries(pairs: list[tuple[Any, Any]], at: At, seen: set[int]) -> dict[str, YamlNode]:
+    entries: dict[str, YamlNode] = {}
     for key_node, value_node in pairs:
         key = _convert(key_node, at, seen)
         at = replace(at, line=key.line)
-        if not isinstance(key, Scalar):
+        if not isinstance(key, YamlScalar):
             raise at.error(f"a key must be text, got {shown(key)}")
-        inner = at.inside(printable(key.text), key)
+        inner = at.inside(shown_key(key.text), key)
         if key.text in entries:
             first = entries[key.text].line
             raise inner.error(f"given twice, first on line {first}; remove one")

@@ -6,24 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from supervisor.config.document import At, Table, parse, read_text
+from supervisor import hooks
+from supervisor.config.document import At, YamlMapping, parse, read_text
 from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_fields
 from supervisor.config.slurm import read_slurm
 from supervisor.config.trainer import (
     NAMED_PROGRESS,
     RESUME_PLACEHOLDERS,
-    Progress,
+    ProgressPatterns,
     Trainer,
     placeholders,
     read_progress,
     read_trainer,
 )
 from supervisor.core.policy import Policy
+from supervisor.core.ports import LAUNCHERS
 from supervisor.core.setting import about
-
-# torchtitan 0.2.2, components/checkpoint.py: the parts of its full training state
-TORCHTITAN_KEYS = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,11 @@ class Checkpoints:
         metadata=about(
             "What a checkpoint must hold to be resumed: each is a key of the saved state, or the "
             "part of one before the first dot.",
-            default=f"{', '.join(TORCHTITAN_KEYS)} with hook: torchtitan; else none",
+            default="; ".join(
+                f"{', '.join(hook.STATE_KEYS)} with hook: {name}"
+                for name, hook in hooks.ADAPTERS.items()
+            )
+            + "; else none",
         ),
     )
     keep: int = field(
@@ -52,8 +55,8 @@ class Checkpoints:
             "superv turns that off. Older ones are deleted, once a newer one is verified. 0 keeps "
             "all.",
             valid="0, or 2 and more",
-            least=0,
-            most=1_000_000,
+            ge=0,
+            le=1_000_000,
         ),
     )
     keep_every: int = field(
@@ -61,8 +64,8 @@ class Checkpoints:
         metadata=about(
             "Checkpoints of steps that this divides are kept for good. 0: there are none such.",
             unit="steps",
-            least=0,
-            most=1_000_000_000,
+            ge=0,
+            le=1_000_000_000,
         ),
     )
     handoff: str | None = field(
@@ -88,11 +91,13 @@ class Job:
             valid="1 to 41 of a-z, 0-9 and -, no - first",
         )
     )
-    nodes: int = field(metadata=about("Nodes that train: the slots.", least=1, most=100_000))
+    nodes: int = field(metadata=about("Nodes that train: the slots.", ge=1, le=100_000))
     spares: int = field(
         default=0,
         metadata=about(
-            "Nodes that wait, with an agent, to take a slot over.", least=0, most=10_000
+            "Nodes that wait, with an agent, to take a slot over; none is waited for.",
+            ge=0,
+            le=10_000,
         ),
     )
     launcher: str = field(
@@ -100,7 +105,7 @@ class Job:
         metadata=about(
             "How agents get onto nodes. With `local` the nodes are processes of this machine, for "
             "trials: no Slurm, no root.",
-            choices=("sbatch", "local"),
+            choices=tuple(LAUNCHERS),
         ),
     )
     slurm: Mapping[str, str] = field(
@@ -112,7 +117,7 @@ class Job:
         ),
     )
     trainer: Trainer = field(metadata=about("What every rank runs.", read=read_trainer))
-    progress: Progress = field(
+    progress: ProgressPatterns = field(
         default=NAMED_PROGRESS["plain"],
         metadata=about(
             "How log lines show progress.",
@@ -137,6 +142,7 @@ class Job:
     )
     path: Path  # the job file, absolute: relative paths in it start at its folder
     source: str  # its text; parse_job(source, path) gives this Job again
+    notes: tuple[str, ...] = ()  # one line each, for whoever launches it
 
 
 def load_job(path: Path) -> Job:
@@ -152,8 +158,9 @@ def parse_job(text: str, path: Path) -> Job:
     at = At(file=path)
     table = parse(text, path)
     job = Job(**read_fields(Job, table, at), path=path.absolute(), source=text)
-    if job.trainer.hook == "torchtitan":
-        job = _torchtitan_defaults(job, table)
+    job = replace(job, notes=tuple(at.notes))
+    if job.trainer.hook != "none":
+        job = _hook_defaults(job, table)
     if job.launcher == "local" and "slurm" in table.entries:
         inner = at.inside("slurm", table.entries["slurm"])
         raise inner.error("has no effect with launcher: local; remove one of the two")
@@ -161,21 +168,22 @@ def parse_job(text: str, path: Path) -> Job:
     return job
 
 
-def _torchtitan_defaults(job: Job, table: Table) -> Job:
+def _hook_defaults(job: Job, table: YamlMapping) -> Job:
     """What the hook knows, where the user does not say otherwise."""
     if "progress" not in table.entries:
-        job = replace(job, progress=NAMED_PROGRESS["torchtitan"])
+        job = replace(job, progress=NAMED_PROGRESS[job.trainer.hook])
     section = table.entries.get("checkpoints")
     if (
         job.checkpoints is not None
-        and isinstance(section, Table)
+        and isinstance(section, YamlMapping)
         and "required" not in section.entries
     ):
-        job = replace(job, checkpoints=replace(job.checkpoints, required=TORCHTITAN_KEYS))
+        keys = hooks.ADAPTERS[job.trainer.hook].STATE_KEYS
+        job = replace(job, checkpoints=replace(job.checkpoints, required=keys))
     return job
 
 
-def _check_handoff(job: Job, table: Table, at: At) -> None:
+def _check_handoff(job: Job, table: YamlMapping, at: At) -> None:
     """A trainer must learn where to save and what to resume, and say where it came back."""
     used = placeholders(job.trainer)
     if job.checkpoints is None:
@@ -187,11 +195,11 @@ def _check_handoff(job: Job, table: Table, at: At) -> None:
     inner = at.inside("checkpoints", table.entries["checkpoints"])
     if job.checkpoints.keep == 1:
         section = table.entries["checkpoints"]
-        assert isinstance(section, Table)
+        assert isinstance(section, YamlMapping)
         keep = inner.inside("keep", section.entries["keep"])
         raise keep.error("expected 0, or 2 and more: with one, nothing is left when it goes bad")
-    told = "save_dir" in used and any(name in used for name in RESUME_PLACEHOLDERS)
-    if not told and job.trainer.hook == "none" and job.checkpoints.handoff is None:
+    has_paths = "save_dir" in used and any(name in used for name in RESUME_PLACEHOLDERS)
+    if not has_paths and job.trainer.hook == "none" and job.checkpoints.handoff is None:
         raise inner.error(
             "the trainer is not told where to save and what to resume; write trainer.hook: "
             "torchtitan, or use {save_dir} and {resume_path} or {resume_step} in trainer.args, or "

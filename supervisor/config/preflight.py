@@ -27,8 +27,8 @@ class Preflight:
             "How often the `running` suite runs beside the ranks; spares pass their suites every "
             "fifth time. 0: never; a node that did not pass is looked at every minute then.",
             unit="s",
-            least=0,
-            most=86_400,
+            ge=0,
+            le=86_400,
         ),
     )
     deadline_s: float = field(
@@ -37,8 +37,8 @@ class Preflight:
             "For all checks of a node; what has not answered by then is UNKNOWN, and such a node "
             "is taken last.",
             unit="s",
-            least=1,
-            most=600,
+            ge=1,
+            le=600,
         ),
     )
     checks: Mapping[str, Mapping[str, Any]] = field(

@@ -1,7 +1,7 @@
 """Tree of a file → typed values, led by the dataclasses' types and their About.
 
 Knows no key by name. Supported types: int, float, str, Path, tuple[X, ...], Mapping[str, str],
-nested dataclasses, each of them `| None`; About.read reads anything else.
+bool, nested dataclasses, each of them `| None`; About.read reads anything else.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from supervisor.config.bounds import convert
 from supervisor.config.document import (
     At,
-    Listing,
-    Node,
-    Scalar,
-    Table,
-    printable,
+    YamlList,
+    YamlMapping,
+    YamlNode,
+    YamlScalar,
     quoted,
     shown,
+    shown_key,
 )
+from supervisor.config.renamed import RENAMED
 from supervisor.core.errors import UserError
 from supervisor.core.setting import About
-
-_WHOLE = re.compile(r"[-+]?[0-9]{1,15}")
-_NUMBER = re.compile(r"[-+]?[0-9]{1,15}(\.[0-9]{0,15})?([eE][-+]?[0-9]{1,2})?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,23 +59,29 @@ def keys(cls: type) -> dict[str, Key]:
     return found
 
 
-def read_fields(cls: type, node: Node, at: At) -> dict[str, Any]:
+def read_fields(cls: type, node: YamlNode, at: At) -> dict[str, Any]:
     """The keys that the mapping gives, as keyword arguments for `cls`.
 
     Raises UserError for an unknown key, a missing one, or a value that does not fit.
     """
-    if isinstance(node, Scalar) and node.kind == "null":
-        node = Table(entries={}, line=node.line)  # `policy:` with every line below commented out
-    if not isinstance(node, Table):
+    if isinstance(node, YamlScalar) and node.kind == "null":  # all lines below commented out
+        node = YamlMapping(entries={}, line=node.line)
+    if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping, got {shown(node)}")
     known = keys(cls)
-    for name, value in node.entries.items():
+    renamed = RENAMED.get(cls.__name__, {})
+    given = {}
+    for written, entry in node.entries.items():
+        name = renamed.get(written, written)
         if name not in known:
-            raise unknown(name, known, at.inside(printable(name), value))
-    values = {
-        name: read_value(known[name], value, at.inside(name, value))
-        for name, value in node.entries.items()
-    }
+            raise unknown(name, known, at.inside(shown_key(name), entry))
+        if name != written:
+            _note_renamed(name, node, at.inside(written, entry))
+        given[name] = written
+    values = {}
+    for name, written in given.items():
+        entry = node.entries[written]
+        values[name] = read_value(known[name], entry, at.inside(written, entry))
     for key in known.values():
         if key.required and key.name not in values:
             where = dataclasses.replace(at, key=f"{at.key}.{key.name}" if at.key else key.name)
@@ -84,14 +89,22 @@ def read_fields(cls: type, node: Node, at: At) -> dict[str, Any]:
     return values
 
 
-def read_value(key: Key, node: Node, at: At) -> Any:
+def _note_renamed(name: str, node: YamlMapping, at: At) -> None:
+    """Raises UserError where the new name is given too."""
+    if name in node.entries:
+        line = node.entries[name].line
+        raise at.error(f"the old name of {name}, which line {line} gives too; remove one")
+    at.note(f"called {name} now; the old name works until the next release")
+
+
+def read_value(key: Key, node: YamlNode, at: At) -> Any:
     """The value of one key. Raises UserError."""
     if key.about.read is not None:
         return key.about.read(node, at)
     return _read(key.hint, key.about, node, at)
 
 
-def _read(hint: Any, about: About, node: Node, at: At) -> Any:
+def _read(hint: Any, about: About, node: YamlNode, at: At) -> Any:
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
         return hint(**read_fields(hint, node, at))
@@ -101,73 +114,77 @@ def _read(hint: Any, about: About, node: Node, at: At) -> Any:
     if origin is Mapping:
         return read_mapping(node, at)
     expected = f"expected {describe(hint, about)}, got {shown(node)}"
-    if not isinstance(node, Scalar) or node.kind == "null":
-        raise at.error(expected + _hint(node, hint))
+    if not isinstance(node, YamlScalar) or node.kind == "null":
+        raise at.error(expected + _hint(node, hint, about))
+    if hint is bool:
+        if (value := truth(node)) is None:
+            raise at.error(expected)
+        return value
     if hint in (int, float):
-        return _read_number(hint, about, node, at.error(expected))
-    text = read_text_value(node, at)
-    if about.choices and text not in about.choices:
-        raise at.error(expected + did_you_mean(text, about.choices))
-    if about.pattern and not re.fullmatch(about.pattern, text):
-        raise at.error(expected)
-    if not text and about.nonempty:
-        raise at.error(expected)
-    return read_path(text, at) if hint is Path else text
+        text = node.text.removeprefix("+") if node.plain else ""
+        text = text if node.kind == "int" or hint is float else ""  # 1e3 is no whole number
+    else:
+        text = read_text_value(node, at)
+    try:
+        value = convert(text, str if hint is Path else hint, about)
+    except ValueError as error:
+        raise at.error(expected + did_you_mean(text, about.choices)) from error
+    return read_path(value, at) if hint is Path else value
 
 
-def _hint(node: Node, hint: Any) -> str:
+def truth(node: YamlNode) -> bool | None:
+    """What YAML takes for a truth value (true, yes, on …), also in quotes; None for others."""
+    if isinstance(node, YamlScalar) and (node.kind == "bool" or node.text in ("true", "false")):
+        return node.text.lower() in ("true", "yes", "on")
+    return None
+
+
+def _hint(node: YamlNode, hint: Any, about: About) -> str:
     """What to do about a value that is no text where one was expected."""
-    if isinstance(node, Table) and hint in (str, Path) and len(node.entries) == 1:
+    if isinstance(node, YamlMapping) and hint in (str, Path) and len(node.entries) == 1:
         ((name, value),) = node.entries.items()
-        if isinstance(value, Scalar) and value.kind == "null":
-            return f'; quote it: "{{{printable(name)}}}"'
-    if isinstance(node, Scalar) and hint is str:
+        if isinstance(value, YamlScalar) and value.kind == "null":
+            return f'; quote it: "{{{shown_key(name)}}}"'
+    if isinstance(node, YamlScalar) and hint is str and not (about.choices or about.pattern):
         return '; write "" for an empty text'
     return ""
 
 
-def _read_number(hint: Any, about: About, node: Scalar, error: UserError) -> int | float:
-    pattern = _WHOLE if hint is int else _NUMBER
-    if not node.plain or not pattern.fullmatch(node.text):
-        raise error
-    number = int(node.text) if hint is int else float(node.text)
-    if about.least is not None and number < about.least:
-        raise error
-    if about.most is not None and number > about.most:
-        raise error
-    return number
-
-
-def read_text_value(node: Scalar, at: At) -> str:
+def read_text_value(node: YamlScalar, at: At) -> str:
     """The text as written. Raises UserError for what no argv or environment can hold."""
-    if "\0" in node.text or any("\ud800" <= c <= "\udfff" for c in node.text):
+    if not passable(node.text):
         raise at.error(f"{quoted(node.text)} holds a character that cannot be passed on")
     return node.text
 
 
-def _read_list(hint: Any, about: About, node: Node, at: At) -> tuple[Any, ...]:
-    if not isinstance(node, Listing) or (about.nonempty and not node.items):
+def passable(text: str) -> bool:
+    """Whether an argv or an environment can hold it."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _read_list(hint: Any, about: About, node: YamlNode, at: At) -> tuple[Any, ...]:
+    if not isinstance(node, YamlList) or (about.nonempty and not node.items):
         expected = describe(tuple[hint, ...], about)
         example = ""
-        if isinstance(node, Scalar) and node.kind != "null" and hint is str:
+        if isinstance(node, YamlScalar) and node.kind != "null" and hint is str:
             example = "; write one item a line, each after `- `"
-        got = "an empty list" if isinstance(node, Listing) else shown(node)
+        got = "an empty list" if isinstance(node, YamlList) else shown(node)
         raise at.error(f"expected {expected}, got {got}{example}")
     return tuple(
-        _read(hint, about, item, At(file=at.file, line=item.line, key=f"{at.key}[{index}]"))
+        _read(hint, about, item, dataclasses.replace(at, line=item.line, key=f"{at.key}[{index}]"))
         for index, item in enumerate(node.items)
     )
 
 
-def read_mapping(node: Node, at: At) -> dict[str, str]:
+def read_mapping(node: YamlNode, at: At) -> dict[str, str]:
     """A mapping of text to text; a number or a truth value stays as it was written."""
-    if isinstance(node, Scalar) and node.kind == "null":
+    if isinstance(node, YamlScalar) and node.kind == "null":
         return {}
-    if not isinstance(node, Table):
+    if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of text to text, got {shown(node)}")
     about = About(doc="")
     return {
-        name: _read(str, about, value, at.inside(printable(name), value))
+        name: _read(str, about, value, at.inside(shown_key(name), value))
         for name, value in node.entries.items()
     }
 
@@ -201,14 +218,14 @@ def describe(hint: Any, about: About) -> str:
         return "a mapping of text to text"
     if hint in (int, float):
         return ("a whole number" if hint is int else "a number") + _bounds(about)
-    return {str: "text", Path: "a path"}.get(hint, "a mapping")
+    return {str: "text", Path: "a path", bool: "true or false"}.get(hint, "a mapping")
 
 
 def _bounds(about: About) -> str:
     unit = f" {about.unit}" if about.unit else ""
-    if about.least is not None and about.most is not None:
-        return f" from {about.least:g} to {about.most:.15g}{unit}"
-    return f" ≥ {about.least:g}{unit}" if about.least is not None else ""
+    if about.ge is not None and about.le is not None:
+        return f" from {about.ge:g} to {about.le:.15g}{unit}"
+    return f" ≥ {about.ge:g}{unit}" if about.ge is not None else ""
 
 
 def unknown(name: str, known: Iterable[str], at: At, what: str = "unknown key") -> UserError:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from supervisor.config.document import At, Node, Scalar, Table, parse, quoted, read_text, shown
-from supervisor.config.schema import read_fields
+from supervisor.config.document import (
+    At,
+    YamlMapping,
+    YamlNode,
+    YamlScalar,
+    parse,
+    quoted,
+    read_text,
+    shown,
+)
+from supervisor.config.schema import keys, read_fields, read_value
 from supervisor.core.errors import UserError
 from supervisor.core.setting import about
+from supervisor.host import trusted
 
 SYSTEM_FILE = Path("/etc/superv/site.yaml")
 _PORTS = "a range of ports from 1024 to 65535, as 20000-29999"
+# Not /tmp: that is emptied first, and often lies in memory. Agents make folders of mode 0700 there.
+NODE_DIR = Path("/var/tmp")  # noqa: S108
 _FEWEST = 16  # each attempt takes another port, so that older ranks meet nobody
 
 
@@ -29,9 +41,9 @@ class PortRange:
         return f"{self.first}-{self.last}"
 
 
-def read_ports(node: Node, at: At) -> PortRange:
+def read_ports(node: YamlNode, at: At) -> PortRange:
     """Raises UserError."""
-    text = node.text if isinstance(node, Scalar) else ""
+    text = node.text if isinstance(node, YamlScalar) else ""
     first, dash, last = (part.strip() for part in text.partition("-"))
     digits = all(p.isascii() and p.isdigit() and len(p) <= 5 for p in (first, last))
     if not (dash and digits and 1024 <= int(first) <= int(last) <= 65535):
@@ -48,26 +60,100 @@ class Ssh:
     user: str | None = field(
         default=None,
         metadata=about(
-            "Who to log in as.", pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", default="yourself"
+            "Who to log in as.",
+            pattern=r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}",
+            valid="a user's name",
+            default="yourself",
         ),
     )
     key_file: Path | None = field(
         default=None,
         metadata=about("A private key without passphrase.", default="ssh-agent, then ~/.ssh/id_*"),
     )
-    port: int = field(default=22, metadata=about("Of sshd on the nodes.", least=1, most=65535))
+    port: int = field(default=22, metadata=about("Of sshd on the nodes.", ge=1, le=65535))
     connect_timeout_s: float = field(
         default=5.0,
         metadata=about(
             "A node that has not let in within this time does not answer.",
             unit="s",
-            least=0.5,
-            most=120,
+            ge=0.5,
+            le=120,
         ),
     )
-    most_at_once: int = field(
-        default=16, metadata=about("Connections open at the same time.", least=1, most=256)
+    max_connections: int = field(
+        default=16, metadata=about("Connections open at the same time.", ge=1, le=256)
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRoles:
+    """What RDMA ports are for, where health checks would guess wrong.
+
+    Each names ports by device, PCI address or board (board_id), with * and ? and [0-7].
+    """
+
+    fabric: tuple[str, ...] = field(
+        default=(), metadata=about("Carry the job between nodes; must be active.")
+    )
+    storage: tuple[str, ...] = field(default=(), metadata=about("Carry data; must be active."))
+    management: tuple[str, ...] = field(
+        default=(), metadata=about("Carry neither: not compared with the others.")
+    )
+    ignore: tuple[str, ...] = field(default=(), metadata=about("Not looked at."))
+
+    def patterns(self) -> dict[str, list[str]]:
+        """By role, as JSON could carry it to another node."""
+        return {f.name: list(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRule:
+    """When a node is drained, and how many may be at once. `drain: on` alone has the rest as it is.
+
+    5 % and 2 nodes: three nodes at once are a shared cause, as in the engine's own rule.
+    """
+
+    mode: str = field(
+        default="off",
+        metadata=about(
+            "off: superv drains nothing, lifts nothing, and fails no Prolog.",
+            choices=("off", "on"),
+        ),
+    )
+    max_percent: float = field(
+        default=5.0,
+        metadata=about(
+            "Of the cluster's nodes, drained by superv at the same time: more is a shared cause, "
+            "and nobody is drained until fewer are.",
+            unit="%",
+            ge=0,
+            le=100,
+        ),
+    )
+    max_nodes: int = field(
+        default=2,
+        metadata=about("That many may be drained in a small cluster too.", ge=0, le=100_000),
+    )
+    look_again_s: float = field(
+        default=60.0,
+        metadata=about(
+            "What a look found counts once another has found it so much later.",
+            unit="s",
+            ge=0,
+            le=3600,
+        ),
+    )
+
+    @property
+    def on(self) -> bool:
+        return self.mode == "on"
+
+
+def read_drain(node: YamlNode, at: At) -> DrainRule:
+    """`on`, `off`, or a mapping. Raises UserError."""
+    if isinstance(node, YamlMapping):
+        return DrainRule(**read_fields(DrainRule, node, at))
+    return DrainRule(mode=read_value(keys(DrainRule)["mode"], node, at))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +168,7 @@ class Site:
         )
     )
     node_dir: Path = field(
-        default=Path("/tmp"),  # noqa: S108 - the agent makes a directory of mode 0700 in it
+        default=NODE_DIR,
         metadata=about("On every node's local disk: the agent's files and the ranks' output."),
     )
     engine_address: str | None = field(
@@ -119,20 +205,27 @@ class Site:
             default="fleet.db in state_dir",
         ),
     )
-    drain: str = field(
-        default="off",
+    drain: DrainRule = field(
+        default=DrainRule(),
         metadata=about(
-            "Whether `superv sweep` drains nodes that fail in Slurm, and lifts its own drains.",
-            choices=("off", "on"),
+            "Whether nodes that fail are drained in Slurm, by `superv sweep` and by what Slurm "
+            "runs (docs/slurm.md), and how many at once.",
+            default="off",
+            valid="off, on, or a mapping of mode, max_percent, max_nodes, look_again_s",
+            read=lambda node, at: read_drain(node, at),
         ),
     )
     checks: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata=about(
-            "Settings of health checks, by check; docs/checks.md has them all.",
+            "Settings of health checks, by check; docs/checks/ has them all.",
             valid="a mapping of checks to their settings",
             read=lambda node, at: read_settings(node, at),
         ),
+    )
+    ports: PortRoles = field(
+        default_factory=PortRoles,
+        metadata=about("What the nodes' RDMA ports are for, where that is not guessed right."),
     )
     golden: Path | None = field(
         default=None,
@@ -167,10 +260,12 @@ class Site:
             "What is kept of each rank's log in one attempt: its beginning and its end; the middle "
             "of a longer one is dropped.",
             unit="MB",
-            least=1,
-            most=1_000_000,
+            ge=1,
+            le=1_000_000,
         ),
     )
+
+    notes: tuple[str, ...] = ()  # one line each, for whoever launches a run
 
     @property
     def fleet(self) -> Path:
@@ -178,13 +273,13 @@ class Site:
         return self.fleet_file or self.state_dir / "fleet.db"
 
 
-def read_settings(node: Node, at: At) -> Mapping[str, Mapping[str, Any]]:
+def read_settings(node: YamlNode, at: At) -> Mapping[str, Mapping[str, Any]]:
     """Check → key → plain value; the checks themselves say what is valid. Raises UserError."""
-    if not isinstance(node, Table):
+    if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of checks to their settings, got {shown(node)}")
     found = {}
     for name, inner in node.entries.items():
-        if not isinstance(inner, Table):
+        if not isinstance(inner, YamlMapping):
             raise at.inside(name, inner).error(
                 f"expected a mapping of settings, got {shown(inner)}; for example "
                 "fs.local: {warn_percent: 80}"
@@ -193,25 +288,31 @@ def read_settings(node: Node, at: At) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def plain(node: Node) -> Any:
+def plain(node: YamlNode) -> Any:
     """The value without its place: text, lists and mappings; numbers stay text."""
-    if isinstance(node, Scalar):
+    if isinstance(node, YamlScalar):
         return None if node.kind == "null" else node.text
-    if isinstance(node, Table):
+    if isinstance(node, YamlMapping):
         return {key: plain(value) for key, value in node.entries.items()}
     return [plain(item) for item in node.items]
 
 
-def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE) -> Site:
+def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE, *, only: bool = False) -> Site:
     """Merge the site files that exist; later ones win key by key.
 
     The order: `system`, $XDG_CONFIG_HOME/superv/site.yaml (without it ~/.config), and the file
-    that $SUPERV_SITE names, which must exist. Raises UserError.
+    that $SUPERV_SITE names, which must exist. With `only`, `system` alone: what Slurm runs takes no
+    word from an environment. Root reads no file that another user could have changed.
+
+    Raises UserError.
     """
     values: dict[str, Any] = {}
+    notes: list[str] = []
     last = system
-    for path in _files(env, system):
-        values |= read_fields(Site, parse(read_text(path), path), At(file=path))
+    for path in [system] if only and system.exists() else [] if only else _files(env, system):
+        if why := trusted.problem(path, sticky=not only):
+            raise UserError(f"{path}: not read as root: {why}")
+        values |= read_fields(Site, parse(read_text(path), path), At(file=path, notes=notes))
         last = path
     if "state_dir" not in values:
         state = _base(env, "XDG_STATE_HOME", ".local/state")
@@ -222,7 +323,7 @@ def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE) -> Site:
                 f"state_dir: no home directory is known; set HOME, or state_dir in {system}"
             )
         values["state_dir"] = state / "superv"
-    site = Site(**values)
+    site = Site(**values, notes=tuple(notes))
     engine, rank = site.engine_ports, site.rank_ports
     if engine.first <= rank.last and rank.first <= engine.last:
         raise UserError(f"{last}: engine_ports {engine} and rank_ports {rank} overlap; move one")

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import re
 
-from supervisor.config.document import At, Node, Scalar, Table, printable, quoted, shown
-from supervisor.config.schema import read_mapping, unknown
+from supervisor.config.document import (
+    At,
+    YamlMapping,
+    YamlNode,
+    YamlScalar,
+    quoted,
+    shown,
+    shown_key,
+)
+from supervisor.config.schema import read_mapping, truth, unknown
 
 # Long option → what it is for. superv asks for one task a node with all of the node's resources.
 OPTIONS = {
@@ -14,7 +22,6 @@ OPTIONS = {
     "comment": "free text",
     "constraint": "features that every node must have",
     "contiguous": "a flag: neighbouring nodes only",
-    "cpus-per-task": "cores of each node; unneeded with `exclusive`",
     "exclusive": "a flag, or `user`: share the nodes with nobody",
     "gpus-per-node": "GPUs of each node, as `8` or `b200:8`",
     "gres": "generic resources of each node, as `gpu:8`",
@@ -40,6 +47,7 @@ OWNED = {
     "array": "a run is one job at a time",
     "chdir": "write trainer.workdir",
     "cpu-bind": "the agent gets the whole node, and ranks choose for themselves",
+    "cpus-per-task": "write exclusive: true, which brings all cores",
     "dependency": "superv submits when nodes are needed",
     "distribution": "superv orders the slots itself",
     "error": "superv writes logs to the nodes' local disks; see `superv logs`",
@@ -74,18 +82,18 @@ _TIME = re.compile(
 _TIME_VALID = "minutes, hours:minutes:seconds or days-hours:minutes:seconds, as 14-00:00:00"
 
 
-def read_slurm(node: Node, at: At) -> dict[str, str]:
-    """sbatch long option → value; a flag that is on has the value `true`, one that is off is gone.
+def read_slurm(node: YamlNode, at: At) -> dict[str, str]:
+    """sbatch long option → value; that of a flag is `true` or `false`.
 
     Raises UserError for an option that superv owns, one it does not know, or a value that no
     sbatch would take.
     """
-    if isinstance(node, Scalar) and node.kind == "null":
+    if isinstance(node, YamlScalar) and node.kind == "null":
         return {}
-    if not isinstance(node, Table):
+    if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of sbatch options to values, got {shown(node)}")
     for name, value in node.entries.items():
-        inner = at.inside(printable(name), value)
+        inner = at.inside(shown_key(name), value)
         if name in OWNED:
             raise inner.error(f"cannot be set here: {OWNED[name]}")
         if name not in OPTIONS:
@@ -93,21 +101,23 @@ def read_slurm(node: Node, at: At) -> dict[str, str]:
     options = {}
     for name, text in read_mapping(node, at).items():
         entry = node.entries[name]
-        checked = _check(name, text, entry, at.inside(name, entry))
-        if checked is not None:
-            options[name] = checked
+        options[name] = _check(name, text, entry, at.inside(name, entry))
     return options
 
 
-def _check(name: str, value: str, node: Node, at: At) -> str | None:
-    truth = isinstance(node, Scalar) and node.kind == "bool"
+def _check(name: str, value: str, node: YamlNode, at: At) -> str:
     if name in _FLAGS:
-        if truth:
-            return "true" if value.lower() in ("true", "yes", "on") else None
+        if (on := truth(node)) is not None:
+            return "true" if on else "false"
         if name == "exclusive" and value in ("user", "mcs"):
             return value
         raise at.error(f"expected true or false, got {shown(node)}")
-    if (truth and value.lower() in ("true", "false")) or not value or not value.isprintable():
+    written_as_truth = isinstance(node, YamlScalar) and node.kind == "bool"
+    if (
+        (written_as_truth and value.lower() in ("true", "false"))
+        or not value
+        or not value.isprintable()
+    ):
         raise at.error(f"expected a value ({OPTIONS[name]}), got {shown(node)}")
     if name == "time" and not _TIME.fullmatch(value):
         raise at.error(f"expected {_TIME_VALID}, got {quoted(value)}")

@@ -7,38 +7,40 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from supervisor.config.document import At, Node, Scalar, Table, printable, quoted, shown
-from supervisor.config.schema import did_you_mean, read_fields, read_mapping, read_path
+from supervisor import hooks
+from supervisor.config.document import (
+    At,
+    YamlList,
+    YamlMapping,
+    YamlNode,
+    YamlScalar,
+    quoted,
+    shown,
+    shown_key,
+)
+from supervisor.config.schema import (
+    did_you_mean,
+    passable,
+    read_fields,
+    read_path,
+    read_text_value,
+)
+from supervisor.core import step_lines
+from supervisor.core.rank_contract import PLACEHOLDERS, reserved
 from supervisor.core.setting import about
 
-PLACEHOLDERS = {
-    "node_rank": "the node's slot, from 0",
-    "nnodes": "number of slots",
-    "master_addr": "the address of slot 0's node",
-    "master_port": "a port that is free there, another one for each attempt",
-    "save_dir": "the directory that this attempt saves into; it does not exist yet",
-    "resume_path": "the verified checkpoint to load; empty when the attempt begins at step 0",
-    "resume_step": "the step of that checkpoint; 0 when the attempt begins there",
-}
 RESUME_PLACEHOLDERS = ("resume_path", "resume_step")
-
-TORCHTITAN_PRELOAD = ("torch", "torchtitan.train")
-
-# torchrun's contract with a rank (torch 2.13, distributed/elastic/agent/server/local_elastic_agent)
-_OWN_VARIABLES = {
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
-}
-_OWN_PREFIXES = ("SUPERV_", "TORCHELASTIC_")
+_ENV_VALID = "a mapping of names to text or {secret: FILE}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class ProgressPatterns:
     """Patterns (Python's `re`, searched in each line without its colour codes)."""
 
     step: str = field(
         metadata=about(
-            "A line that reports a finished step: group `step`, and group `loss` where it has one.",
+            "A line that reports a finished step: group `step`, and groups `loss` and `total` (how "
+            "far it counts) where it has them. Thousands separators are understood.",
             valid="a regular expression with a group (?P<step>…)",
         )
     )
@@ -54,32 +56,27 @@ class Progress:
 
 
 NAMED_PROGRESS = {
-    "plain": Progress(
-        step=r"\b[Ss]tep\s*[:=]\s*(?P<step>\d+)\b(?:.*?\b[Ll]oss\s*[:=]\s*(?P<loss>[-+.\w]+))?",
-        resumed=r"\b(?:[Rr]esum(?:ed|ing) (?:at|from) step (?P<step>\d+)"
-        r"|[Tt]raining starts at step (?P<next>\d+))\b",
-    ),
-    # torchtitan 0.2.2, components/metrics.py and train.py; " - " keeps "validate step:" out
-    "torchtitan": Progress(
-        step=r" - step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>\S+)",
-        resumed=r"Training starts at step (?P<next>\d+)",
-    ),
+    "plain": ProgressPatterns(step=step_lines.STEP, resumed=step_lines.RESUMED),
+    **{
+        name: ProgressPatterns(step=hook.STEP_LINE, resumed=hook.RESUMED_LINE)
+        for name, hook in hooks.ADAPTERS.items()
+    },
 }
 
 
-def read_progress(node: Node, at: At) -> Progress:
+def read_progress(node: YamlNode, at: At) -> ProgressPatterns:
     """A named pair of patterns, or the user's own. Raises UserError."""
     names = tuple(sorted(NAMED_PROGRESS))
-    if isinstance(node, Scalar) and node.kind != "null":
+    if isinstance(node, YamlScalar) and node.kind != "null":
         if node.text not in NAMED_PROGRESS:
             guess = did_you_mean(node.text, names)
             valid = f"one of {', '.join(names)}, or a mapping with step and resumed"
             raise at.error(f"expected {valid}, got {shown(node)}{guess}")
         return NAMED_PROGRESS[node.text]
-    progress = Progress(**read_fields(Progress, node, at))
-    assert isinstance(node, Table)
+    progress = ProgressPatterns(**read_fields(ProgressPatterns, node, at))
+    assert isinstance(node, YamlMapping)
     _check_pattern(
-        progress.step, ("step",), ("step", "loss"), at.inside("step", node.entries["step"])
+        progress.step, ("step",), ("step", "total", "loss"), at.inside("step", node.entries["step"])
     )
     if progress.resumed is not None:
         inner = at.inside("resumed", node.entries["resumed"])
@@ -96,34 +93,56 @@ def _check_pattern(pattern: str, needed: tuple[str, ...], valid: tuple[str, ...]
     if not groups.intersection(needed):
         raise at.error("needs a group " + " or ".join(f"(?P<{name}>…)" for name in needed))
     for name in sorted(groups.difference(valid)):
-        raise at.error(f"the group {printable(name)} has no meaning; valid: {', '.join(valid)}")
+        raise at.error(f"the group {shown_key(name)} has no meaning; valid: {', '.join(valid)}")
 
 
-def read_env(node: Node, at: At) -> dict[str, str]:
-    """Variables for every rank. Raises UserError for names that superv sets."""
-    values = read_mapping(node, at)
-    assert isinstance(node, Table) or not values
-    for name in values:
-        inner = at.inside(printable(name), node.entries[name])  # type: ignore[union-attr]
+def read_env(node: YamlNode, at: At) -> dict[str, str | Path]:
+    """Variables for every rank: text, or the file that a secret is in.
+
+    Raises UserError, also for names that superv sets. No error quotes a value.
+    """
+    if isinstance(node, YamlScalar) and node.kind == "null":
+        return {}
+    if not isinstance(node, YamlMapping):
+        got = "a list" if isinstance(node, YamlList) else "text"
+        raise at.error(f"expected {_ENV_VALID}, got {got}")
+    values: dict[str, str | Path] = {}
+    for name, value in node.entries.items():
+        inner = at.inside(shown_key(name), value)
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise inner.error("not a variable's name: letters, digits and _ only, no digit first")
-        if name in _OWN_VARIABLES or name.startswith(_OWN_PREFIXES):
+        if reserved(name):
             raise inner.error("superv sets this variable for every rank; remove it")
+        values[name] = _read_env_value(value, inner)
     return values
 
 
-def read_python(node: Node, at: At) -> str:
+def _read_env_value(node: YamlNode, at: At) -> str | Path:
+    if isinstance(node, YamlScalar) and node.kind != "null":
+        if not passable(node.text):
+            raise at.error("holds a character that cannot be passed on")
+        return node.text
+    if isinstance(node, YamlMapping) and list(node.entries) == ["secret"]:
+        file = node.entries["secret"]
+        inner = at.inside("secret", file)
+        if isinstance(file, YamlScalar) and re.match(r"~?/", file.text):
+            return read_path(read_text_value(file, inner), inner)
+        raise inner.error("expected the absolute path of a file that holds the secret")
+    got, hint = "a list", ""
+    if isinstance(node, YamlMapping):
+        got, name = "a mapping", next(iter(node.entries), "")
+        hint = f'; quote it: "{{{name}}}"' if name in PLACEHOLDERS else ""
+    elif isinstance(node, YamlScalar):
+        got, hint = "nothing", '; write "" for an empty text'
+    raise at.error(f"expected text or {{secret: FILE}}, got {got}{hint}")
+
+
+def read_python(node: YamlNode, at: At) -> str:
     """A command found on the nodes' PATH, or a path. Raises UserError."""
-    if not isinstance(node, Scalar) or node.kind == "null" or not node.text.strip():
+    if not isinstance(node, YamlScalar) or node.kind == "null" or not node.text.strip():
         raise at.error(f"expected a path or a command, got {shown(node)}")
-    return str(read_path(node.text, at)) if "/" in node.text else node.text
-
-
-def read_switch(node: Node, at: At) -> bool:
-    """Raises UserError."""
-    if not isinstance(node, Scalar) or node.text not in ("true", "false"):
-        raise at.error(f"expected true or false, got {shown(node)}")
-    return node.text == "true"
+    text = read_text_value(node, at)
+    return str(read_path(text, at)) if "/" in text or "$" in text else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,18 +180,25 @@ class Trainer:
         metadata=about("The ranks' working directory.", default="the folder of the job file"),
     )
     ranks_per_node: int = field(
-        default=1, metadata=about("Ranks on each node: usually its GPUs.", least=1, most=1024)
+        default=1, metadata=about("Ranks on each node: usually its GPUs.", ge=1, le=1024)
     )
     env: Mapping[str, str] = field(
         default_factory=dict,
-        metadata=about("Variables for every rank, over those of the agent.", read=read_env),
+        metadata=about(
+            "Variables for every rank, over those of the agent. The value of a secret comes from a "
+            "file of yours of mode 0600, read once at launch: `HF_TOKEN: {secret: ~/.hf-token}`. "
+            "Such values, and those of names like API_KEY, TOKEN or PASSWORD, are shown nowhere.",
+            valid=_ENV_VALID,
+            read=read_env,
+        ),
     )
+    secrets: Mapping[str, Path] = field(default_factory=dict)  # of env: variable → its file
     hook: str = field(
         default="none",
         metadata=about(
             "The trainer's adapter: superv adds its checkpoint arguments at the end of the command "
             "line, knows its log lines, and follows step and phase from inside the ranks.",
-            choices=("none", "torchtitan"),
+            choices=("none", *hooks.ADAPTERS),
         ),
     )
     preload: tuple[str, ...] = field(
@@ -181,7 +207,11 @@ class Trainer:
             "Modules that one process per node imports ahead; ranks are forked from it when that "
             "is safe, so a restart does not wait for imports. An empty list: every rank imports "
             "for itself.",
-            default="torch, torchtitan.train with hook: torchtitan; else none",
+            default="; ".join(
+                f"{', '.join(hook.PRELOAD)} with hook: {name}"
+                for name, hook in hooks.ADAPTERS.items()
+            )
+            + "; else none",
         ),
     )
 
@@ -193,8 +223,6 @@ class Trainer:
             "PYTHONPATH in env, and such that arguments name; on each node's local disk, "
             "read-only. Everything beside them is a link to where it was. "
             "The interpreter and its site-packages are not copied.",
-            valid="true or false",
-            read=read_switch,
         ),
     )
 
@@ -211,17 +239,21 @@ class Trainer:
         return (*self.command, *self.args)
 
 
-def read_trainer(node: Node, at: At) -> Trainer:
+def read_trainer(node: YamlNode, at: At) -> Trainer:
     """Raises UserError, also for keys that contradict each other."""
     values = read_fields(Trainer, node, at)
     ways = [name for name in ("module", "script", "command") if name in values]
     if len(ways) != 1:
         given = " and ".join(ways) or "none"
         raise at.error(f"expected exactly one of module, script, command; got {given}")
-    assert isinstance(node, Table)
+    assert isinstance(node, YamlMapping)
     if "python" in values and ways == ["command"]:
         inner = at.inside("python", node.entries["python"])
         raise inner.error("has no effect on a command; put the interpreter into the command")
+    if "env" in values:
+        given = values["env"]
+        values["env"] = {name: v for name, v in given.items() if isinstance(v, str)}
+        values["secrets"] = {name: v for name, v in given.items() if isinstance(v, Path)}
     trainer = Trainer(**{"workdir": Path(at.file).absolute().parent, **values})
     if trainer.command and trainer.preload:
         inner = at.inside("preload", node.entries["preload"])
@@ -229,22 +261,26 @@ def read_trainer(node: Node, at: At) -> Trainer:
     if trainer.command and trainer.hook != "none":
         inner = at.inside("hook", node.entries["hook"])
         raise inner.error("works with module and script only: a command is started as it is")
-    if trainer.hook == "torchtitan" and "preload" not in values:
-        trainer = replace(trainer, preload=TORCHTITAN_PRELOAD)
+    if trainer.hook != "none" and "preload" not in values:
+        trainer = replace(trainer, preload=hooks.ADAPTERS[trainer.hook].PRELOAD)
     for key in ("args", "command", "env"):
         if key in values:
-            texts = values[key].values() if key == "env" else values[key]
-            _check_placeholders(texts, at.inside(key, node.entries[key]))
+            inner = at.inside(key, node.entries[key])
+            if key == "env":
+                _check_placeholders(values[key].values(), inner, quote=False)
+            else:
+                _check_placeholders(values[key], inner)
     return trainer
 
 
-def _check_placeholders(texts: Iterable[str], at: At) -> None:
+def _check_placeholders(texts: Iterable[str], at: At, *, quote: bool = True) -> None:
     """A misspelt placeholder is an error; braces that are none stay as they are."""
     for text in texts:
         for name in re.findall(r"\{([a-z_]{1,40})\}", text):
             guess = did_you_mean(name, PLACEHOLDERS, cutoff=0.8)
             if name not in PLACEHOLDERS and guess:
-                raise at.error(f"{quoted(text)}: unknown placeholder {{{name}}}{guess}")
+                what = f"{quoted(text)}: unknown" if quote else "unknown"
+                raise at.error(f"{what} placeholder {{{name}}}{guess}")
 
 
 def placeholders(trainer: Trainer) -> frozenset[str]:

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ACTIONS: dict[str, type[Action]] = {}  # by name: each class below puts itself here
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """Something to do. The key names it for ever: done again, it looks before it acts."""
+    """Something to do. The key names it forever: done again, it looks before it acts."""
 
     key: str
+
+    def __init_subclass__(cls) -> None:
+        ACTIONS[cls.__name__] = cls  # with slots a class is made twice; the last one counts
+        for base in cls.__bases__:
+            ACTIONS.pop(base.__name__, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit(Action):
     job_name: str
     nodes: int
+    min_nodes: int = 0  # so few will do; 0: all of `nodes`
     exclude: tuple[str, ...] = ()
 
 
@@ -47,7 +55,7 @@ class StartAgent(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order(Action):
+class AgentCommand(Action):
     """An action that one node's agent carries out."""
 
     node: str
@@ -55,12 +63,12 @@ class Order(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare(Order):
+class Prepare(AgentCommand):
     """Clear the node of older ranks and pick a free port."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start(Order):
+class Start(AgentCommand):
     slot: int
     nnodes: int
     master_addr: str
@@ -71,19 +79,19 @@ class Start(Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop(Order):
+class Stop(AgentCommand):
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collect(Order):
+class Collect(AgentCommand):
     """Bring the process states and, where nothing died, where the ranks stand in their code."""
 
     stacks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe(Order):
+class Probe(AgentCommand):
     """See whether another node answers."""
 
     target: str
@@ -92,7 +100,7 @@ class Probe(Order):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leave(Order):
+class Leave(AgentCommand):
     """End the agent; its ranks are gone."""
 
 
@@ -104,7 +112,7 @@ class Scan(Action):
     directory: str
     known: tuple[
         tuple[int, str, int], ...
-    ]  # step, path and attempt of lineage entries to look at again
+    ]  # step, path and attempt of lineage entries to verify again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,24 +129,3 @@ class Quarantine(Action):
 
     path: str
     home: str
-
-
-ACTIONS: dict[str, type[Action]] = {
-    kind.__name__: kind
-    for kind in (
-        Submit,
-        Cancel,
-        Poll,
-        SendKeys,
-        StartAgent,
-        Prepare,
-        Start,
-        Stop,
-        Collect,
-        Probe,
-        Leave,
-        Scan,
-        Discard,
-        Quarantine,
-    )
-}

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import assert_never
 
-from supervisor.core.types import Evidence, Incident, Node, NodeState, RankExit, Run, Verdict
-
-# Every cause that an incident can have; each has a page docs/runbooks/CAUSE.md.
-CAUSES = (
-    "node-lost",
-    "rank-exit",
-    "hang",
-    "no-first-step",
-    "start-failed",
-    "ranks-lost",
-    "agent-left",
-    "allocation-ended",
-    "wrong-step",
-    "quarantine",
-    "unhealthy-node",
+from supervisor.core.node_life import spares
+from supervisor.core.policy import Policy
+from supervisor.core.types import (
+    Cause,
+    Confidence,
+    Evidence,
+    Incident,
+    Node,
+    NodeState,
+    RankExit,
+    RemedyKind,
+    Run,
+    Verdict,
 )
+
 SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
 SHARED_CAUSE_WINDOW_S = 60.0
 
@@ -32,7 +32,7 @@ SHARED_CAUSE_WINDOW_S = 60.0
 class Remedy:
     """What to do about a Verdict: retry, swap or hold."""
 
-    kind: str
+    kind: RemedyKind
     delay_s: float = 0.0
     exclude: tuple[str, ...] = ()
     text: str = ""
@@ -40,15 +40,33 @@ class Remedy:
 
 def diagnose(run: Run, incident: Incident) -> Verdict:
     """Name the cause and, where the evidence names one, the culprit."""
-    if incident.cause == "node-lost":
-        return _node_lost(run, incident)
-    if incident.cause in HEALTH_EXPLAINS and (ill := _ill(run, incident)):
-        return ill
-    if incident.cause == "rank-exit":
-        return _rank_exit(run, incident)
-    if incident.cause == "start-failed":
-        return _start_failed(run, incident)
-    return Verdict(cause=incident.cause, why="nothing in the evidence names a node")
+    if incident.cause in HEALTH_EXPLAINS and (verdict := _unhealthy(run, incident)):
+        return verdict
+    match incident.cause:
+        case Cause.NODE_LOST:
+            return _node_lost(run, incident)
+        case Cause.RANK_EXIT:
+            return _rank_exit(run, incident)
+        case Cause.START_FAILED:
+            return _start_failed(run, incident)
+        case Cause.ENDED_EARLY:
+            return Verdict(
+                cause=Cause.ENDED_EARLY,
+                why=f"{incident.evidence[0].text}; that names no node",
+            )
+        case (
+            Cause.HANG
+            | Cause.NO_FIRST_STEP
+            | Cause.RANKS_LOST
+            | Cause.AGENT_LEFT
+            | Cause.ALLOCATION_ENDED
+            | Cause.WRONG_STEP
+            | Cause.QUARANTINE
+            | Cause.UNHEALTHY_NODE
+        ):
+            return Verdict(cause=incident.cause, why="nothing in the evidence names a node")
+        case _:
+            assert_never(incident.cause)
 
 
 def _node_lost(run: Run, incident: Incident) -> Verdict:
@@ -63,52 +81,63 @@ def _node_lost(run: Run, incident: Incident) -> Verdict:
     ]
     if len(gone) >= SHARED_CAUSE_NODES:
         return Verdict(
-            cause="node-lost",
+            cause=Cause.NODE_LOST,
             why=f"{len(gone)} nodes went within a minute: a shared cause (switch, power, storage); "
             "they are replaced, and none is blamed",
         )
-    told = {e.node for e in incident.evidence}
-    lost = tuple(n.name for n in gone if n.state is NodeState.LOST and n.name in told)
+    named = {e.node for e in incident.evidence}
+    lost = tuple(n.name for n in gone if n.state is NodeState.LOST and n.name in named)
     if not lost:
-        return Verdict(cause="node-lost", why="the node that was silent is heard again")
+        return Verdict(cause=Cause.NODE_LOST, why="the node that was silent is heard again")
     return Verdict(
-        cause="node-lost",
+        cause=Cause.NODE_LOST,
         culprits=lost,
-        confidence="witnessed",
+        confidence=Confidence.WITNESSED,
         why="silence, and a second witness",
     )
 
 
 # A node whose own health checks fail is the likeliest reason for these.
-HEALTH_EXPLAINS = ("unhealthy-node", "rank-exit", "hang", "no-first-step", "start-failed")
+HEALTH_EXPLAINS = (
+    Cause.UNHEALTHY_NODE,
+    Cause.RANK_EXIT,
+    Cause.HANG,
+    Cause.NO_FIRST_STEP,
+    Cause.START_FAILED,
+)
 
 
-def _ill(run: Run, incident: Incident) -> Verdict | None:
+def _unhealthy(run: Run, incident: Incident) -> Verdict | None:
     """The nodes of the attempt that failed health checks of their own, if these name few.
 
     Those that the incident's own evidence names count also where they pass again by now: a node
     that fails now and then is not well.
     """
     slots = run.attempt.slots if run.attempt else ()
-    told = {e.node: e.text for e in incident.evidence if e.source == "health"}
-    failed = {n.name: failure(n).text for n in run.pool.values() if n.own_faults}
-    ill = {name: text for name, text in {**told, **failed}.items() if name in slots}
-    if not ill:
+    named = {e.node: e.text for e in incident.evidence if e.source == "health"}
+    failed = {n.name: failure(n).text for n in run.pool.values() if n.node_faults}
+    unhealthy = {name: text for name, text in {**named, **failed}.items() if name in slots}
+    if not unhealthy:
         return None
-    why = "; ".join(ill.values())
-    together = max(len(ill), len(_alike(run, incident, ill)))
+    why = "; ".join(unhealthy.values())
+    together = max(len(unhealthy), len(_alike(run, incident, unhealthy)))
     if together >= SHARED_CAUSE_NODES:
         return Verdict(
-            cause="unhealthy-node",
+            cause=Cause.UNHEALTHY_NODE,
             why=f"{together} nodes fail health checks at once: a shared cause; they are replaced, "
             f"and none is blamed ({why})",
         )
-    return Verdict(cause="unhealthy-node", culprits=tuple(ill), confidence="witnessed", why=why)
+    return Verdict(
+        cause=Cause.UNHEALTHY_NODE,
+        culprits=tuple(unhealthy),
+        confidence=Confidence.WITNESSED,
+        why=why,
+    )
 
 
 def failure(node: Node) -> Evidence:
     """That a node failed a health check of its own, and which."""
-    worst = node.own_faults[0]
+    worst = node.node_faults[0]
     return Evidence(
         node=node.name,
         at=node.checked_at or 0.0,
@@ -119,58 +148,78 @@ def failure(node: Node) -> Evidence:
 
 def health_of(run: Run, verdict: Verdict, incident: Incident) -> list[Evidence]:
     """What a verdict on nodes' health rests on, as far as the incident does not say it yet."""
-    told = {e.node for e in incident.evidence if e.source == "health"}
+    named = {e.node for e in incident.evidence if e.source == "health"}
     return [
         failure(run.pool[name])
         for name in verdict.culprits
-        if verdict.cause == "unhealthy-node" and name not in told
+        if verdict.cause is Cause.UNHEALTHY_NODE and name not in named
     ]
 
 
-def _alike(run: Run, incident: Incident, ill: Collection[str]) -> list[str]:
+def _alike(run: Run, incident: Incident, unhealthy: Collection[str]) -> list[str]:
     """Nodes, spares and those blamed a moment ago among them, that began to fail as these do."""
-    checks = {f.check for name in ill if name in run.pool for f in run.pool[name].own_faults}
+    checks = {f.check for name in unhealthy if name in run.pool for f in run.pool[name].node_faults}
     return [
         node.name
         for node in run.pool.values()
-        if any(f.check in checks for f in node.own_faults)
+        if any(f.check in checks for f in node.node_faults)
         and abs(incident.confirmed_at - (node.checked_at or 0.0)) <= SHARED_CAUSE_WINDOW_S
     ]
 
 
 def first_exit(run: Run) -> RankExit | None:
     """The earliest bad end of a rank in the current attempt."""
-    bad = [e for e in run.attempt.exits if not e.clean] if run.attempt else []
+    bad = [e for e in run.attempt.exits.values() if not e.clean] if run.attempt else []
     return min(bad, key=lambda e: e.at, default=None)
 
 
 def _rank_exit(run: Run, incident: Incident) -> Verdict:
     first = first_exit(run)
     if first is None:
-        return Verdict(cause="rank-exit", why="no rank's end was seen")
+        return Verdict(cause=Cause.RANK_EXIT, why="no rank's end was seen")
     before = [i for i in run.incidents if i is not incident and i.verdict is not None]
     last = before[-1] if before else None
     again = (
         last is not None
-        and last.cause == "rank-exit"
-        and first.node == first_told(incident) == first_told(last)
+        and last.cause is Cause.RANK_EXIT
+        and first.node == first_reporter(incident) == first_reporter(last)
         and not _progressed_since(run, last)
     )
     if _everywhere_the_same(run, first):
         return Verdict(
-            cause="rank-exit",
+            cause=Cause.RANK_EXIT,
             why=f"{first.text()}, and so did ranks on other nodes before the first step: "
             "that is the code's or the configuration's fault, and no node's",
         )
+    if again and len(inferred_lately(run, first.node, incident.confirmed_at)) >= SHARED_CAUSE_NODES:
+        return Verdict(
+            cause=Cause.RANK_EXIT,
+            why=f"{first.text()}, twice running, as ranks on other nodes did within a minute: a "
+            "shared cause (code, storage, switch); none more is blamed",
+        )
     if again:
         return Verdict(
-            cause="rank-exit",
+            cause=Cause.RANK_EXIT,
             culprits=(first.node,),
-            confidence="inferred",
+            confidence=Confidence.INFERRED,
             why=f"{first.text()}; ranks on {first.node} ended first in two attempts running, "
             "with no new verified checkpoint in between",
         )
-    return Verdict(cause="rank-exit", why=f"{first.text()}; once is not enough to name the node")
+    return Verdict(
+        cause=Cause.RANK_EXIT, why=f"{first.text()}; once is not enough to name the node"
+    )
+
+
+def inferred_lately(run: Run, node: str, at: float) -> set[str]:
+    """The node, and those that were named by inference within the minute before."""
+    lately = (
+        i.verdict.culprits
+        for i in run.incidents
+        if i.verdict is not None
+        and i.verdict.confidence is Confidence.INFERRED
+        and at - (i.judged_at or 0.0) <= SHARED_CAUSE_WINDOW_S
+    )
+    return {node, *(name for names in lately for name in names)}
 
 
 def _everywhere_the_same(run: Run, first: RankExit) -> bool:
@@ -178,15 +227,15 @@ def _everywhere_the_same(run: Run, first: RankExit) -> bool:
     attempt = run.attempt
     if attempt is None or attempt.step is not None or first.code is None:
         return False
-    return len({e.node for e in attempt.exits if e.code == first.code}) > 1
+    return len({e.node for e in attempt.exits.values() if e.code == first.code}) > 1
 
 
 def _failed_to_start(incident: Incident) -> tuple[str, ...]:
     return tuple(dict.fromkeys(e.node for e in incident.evidence if e.source == "start"))
 
 
-def first_told(incident: Incident) -> str:
-    """The node whose agent told first. Where its clock says otherwise, the order is open."""
+def first_reporter(incident: Incident) -> str:
+    """The node whose agent reported first. Where its clock says otherwise, the order is open."""
     return incident.evidence[0].node
 
 
@@ -196,26 +245,26 @@ def _progressed_since(run: Run, incident: Incident) -> bool:
 
 def _start_failed(run: Run, incident: Incident) -> Verdict:
     failed = _failed_to_start(incident)
-    slots = run.attempt.slots if run.attempt else ()
+    slots: tuple[str, ...] = run.attempt.slots if run.attempt else ()
     started = run.attempt.started if run.attempt else ()
     if set(failed) >= set(slots):
         said = next(e.text for e in incident.evidence if e.source == "start")
-        return Verdict(cause="start-failed", why=said)
+        return Verdict(cause=Cause.START_FAILED, why=said)
     if len(failed) < SHARED_CAUSE_NODES and set(started) - set(failed):
         return Verdict(
-            cause="start-failed",
+            cause=Cause.START_FAILED,
             culprits=failed,
-            confidence="witnessed",
+            confidence=Confidence.WITNESSED,
             why="the trainer can't be started there, and can be on other nodes",
         )
     if run.attempt and run.attempt.slot0_first and not started:
         return Verdict(
-            cause="start-failed",
+            cause=Cause.START_FAILED,
             why=f"the trainer can't be started on {slots[0]}, where it was tried first; the next "
             "attempt asks all nodes at once",
         )
     return Verdict(
-        cause="start-failed",
+        cause=Cause.START_FAILED,
         why=f"the trainer can't be started on {len(failed)} of {len(slots)} nodes",
     )
 
@@ -234,7 +283,59 @@ def nothing_left(run: Run) -> str:
         return ""
     return (
         f"{what}; superv does not start again from step 0 by itself: "
-        "superv launch --from CHECKPOINT or --from scratch begins anew"
+        "superv launch --from CHECKPOINT or --from scratch begins again"
+    )
+
+
+def _replacement(run: Run, culprits: tuple[str, ...]) -> str:
+    """Who takes the culprits' slots, in words."""
+    slots = run.attempt.slots if run.attempt else ()
+    wanted = sum(1 for name in culprits if name in slots) or 1
+    if len(set(spares(run)) - set(culprits)) >= wanted:
+        return "a spare takes the slot"
+    return "no spare is left, so a slot waits for a node"
+
+
+# Causes that are never the trainer's: a run that has trained waits these out.
+OF_THE_WORLD = frozenset(
+    {
+        Cause.NODE_LOST,
+        Cause.RANKS_LOST,
+        Cause.AGENT_LEFT,
+        Cause.ALLOCATION_ENDED,
+        Cause.UNHEALTHY_NODE,
+    }
+)
+LONGEST_PAUSE_S = 300.0  # a world that is well again is noticed within this
+
+
+def over_budget(run: Run, cause: Cause, tries: int) -> bool:
+    """Whether restart number `tries` without progress is one too many.
+
+    Not for what nodes, Slurm and people do to a run that has trained: its configuration works.
+    """
+    over = tries > run.spec.policy.restarts_without_progress
+    return over and not (cause in OF_THE_WORLD and has_trained(run))
+
+
+def longest_pause(policy: Policy) -> float:
+    """No pause before a restart is longer, in seconds."""
+    return max(LONGEST_PAUSE_S, *policy.backoff_s)
+
+
+def growing_pause(run: Run, tries: int) -> float:
+    """The pause before a restart beyond the budget: twice as long each time, up to a bound."""
+    beyond = tries - run.spec.policy.restarts_without_progress
+    return min(LONGEST_PAUSE_S, 5.0 * 2 ** min(beyond, 10)) if beyond > 0 else 0.0
+
+
+def has_trained(run: Run) -> bool:
+    """Whether ranks of the run have made a step: its configuration works."""
+    attempt = run.attempt
+    if attempt is not None and attempt.step is not None:
+        return True
+    return any(c.attempt > 0 for c in run.lineage) or any(
+        incident.first_step_at is not None for incident in run.incidents
     )
 
 
@@ -243,20 +344,27 @@ def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
     policy = run.spec.policy
     limit = policy.restarts_without_progress
     if why := nothing_left(run):
-        return Remedy(kind="hold", text=why)
-    if verdict.cause == "start-failed" and set(_failed_to_start(run.incidents[-1])) >= set(
+        return Remedy(kind=RemedyKind.HOLD, text=why)
+    if verdict.cause is Cause.START_FAILED and set(_failed_to_start(run.incidents[-1])) >= set(
         run.attempt.slots if run.attempt else ()
     ):
-        return Remedy(kind="hold", text="the trainer can't be started on any node")
-    if tries > limit:
+        return Remedy(kind=RemedyKind.HOLD, text="the trainer can't be started on any node")
+    if over_budget(run, verdict.cause, tries):
         return Remedy(
-            kind="hold",
-            text=f"{limit} restarts for {verdict.cause} without new verified progress",
+            kind=RemedyKind.HOLD,
+            text=f"{limit} restart{'' if limit == 1 else 's'} for {verdict.cause} without new "
+            "verified progress",
         )
     if verdict.culprits:
         names = ", ".join(verdict.culprits)
         return Remedy(
-            kind="swap", exclude=verdict.culprits, text=f"{names} excluded; a spare takes the slot"
+            kind=RemedyKind.SWAP,
+            delay_s=growing_pause(run, tries),
+            exclude=verdict.culprits,
+            text=f"{names} excluded; {_replacement(run, verdict.culprits)}",
         )
     delay = policy.backoff_s[min(tries, len(policy.backoff_s)) - 1] if policy.backoff_s else 0.0
-    return Remedy(kind="retry", delay_s=delay, text="the same slots again, but for lost nodes")
+    delay = max(delay, growing_pause(run, tries))
+    return Remedy(
+        kind=RemedyKind.RETRY, delay_s=delay, text="the same slots again, but for lost nodes"
+    )

@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from supervisor.core.types import Checkpoint, Evidence, Fault, RankExit, Rejected, RunSpec
+from supervisor.core.check_status import Status
+from supervisor.core.ports import JobState
+from supervisor.core.types import (
+    Checkpoint,
+    DeadlineKind,
+    Evidence,
+    Exclusion,
+    Fault,
+    ProbeOutcome,
+    RankExit,
+    Rejected,
+    RunSpec,
+)
+
+EVENTS: dict[str, type[Event]] = {}  # by name: each class below puts itself here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +31,21 @@ class Event:
 
     at: float
 
+    def __init_subclass__(cls) -> None:
+        EVENTS[cls.__name__] = cls  # with slots a class is made twice; the last one counts
+        for base in cls.__bases__:
+            EVENTS.pop(base.__name__, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEvent(Event):
+    """Something that the agent of the node where it happened reports, and nobody else may."""
+
+    @property
+    def reporter(self) -> str:
+        """The node whose agent may report it."""
+        return str(getattr(self, "node", ""))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched(Event):
@@ -24,7 +53,52 @@ class Launched(Event):
 
     spec: RunSpec
     seed: Checkpoint | None = None
-    barred: Mapping[str, str] = field(default_factory=dict)  # nodes that people keep out: why
+    operator_excluded: Mapping[str, str] = field(default_factory=dict)  # by people: why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedJob:
+    """A Slurm job of an adopted run; one without nodes waits in the queue."""
+
+    job_id: str
+    job_name: str
+    raw: str
+    nodes: tuple[str, ...] = ()
+    reason: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedAgent:
+    """An agent that answered when a run was adopted, and holds its node's ranks."""
+
+    node: str
+    job_id: str
+    address: str
+    port: int
+    agent: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted(Event):
+    """A person had a run whose journal was lost taken up as its agents and Slurm know it.
+
+    It begins a journal, as Launched does; what it does not tell was lost with the old one.
+    """
+
+    who: str
+    why: str  # what was wrong with the journal before
+    spec: RunSpec
+    endpoint: str
+    jobs: tuple[AdoptedJob, ...]
+    attempt: int | None  # None: no agent holds ranks, or knows of any
+    slots: tuple[str, ...] = ()
+    resume: Checkpoint | None = None  # what that attempt resumed from
+    agents: tuple[AdoptedAgent, ...] = ()
+    lineage: tuple[Checkpoint, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
+    operator_excluded: Mapping[str, str] = field(default_factory=dict)  # by people: why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +115,19 @@ class Submitted(Event):
     key: str
     job_id: str
     job_name: str
+    folder: str = ""  # the job's private folder on each of its nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitRefused(Event):
-    """The scheduler refused the request: a person has to change it."""
+    """The scheduler refused the request, or could not be asked for it from here."""
 
     key: str
     why: str
+    # It says no again when it is asked again; None: journaled by a version that did not tell.
+    definite: bool | None = None
+    lacking: int = 0  # so many nodes it has too few
+    excluded: tuple[str, ...] = ()  # nodes that it has, and that the request leaves out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +143,29 @@ class AllocationSeen(Event):
     """What Slurm says of an allocation, when that changed."""
 
     job_id: str
-    state: str  # a JobState
+    state: JobState
     raw: str
     nodes: tuple[str, ...] = ()
     down: tuple[str, ...] = ()
     reason: str = ""
+    drained: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesLacking(Event):
+    """How many nodes in service Slurm has too few for a job that waits, when that changed."""
+
+    job_id: str
+    lacking: int
+    excluded: tuple[str, ...] = ()  # nodes in service that the job leaves out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayJobSeen(Event):
+    """Slurm has a job of this run that is not in the journal: a submission's answer was lost."""
+
+    job_id: str
+    job_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,38 +186,79 @@ class AgentJoined(Event):
     problems: tuple[str, ...] = ()
     attempt: int | None = None  # the attempt whose ranks it holds
     ranks: int = 0  # how many of them live
+    key: str = ""  # a hash of its own key; empty: an agent of a version that had none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AgentLeft(Event):
+class AgentLeft(AgentEvent):
     node: str
     agent: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSilent(Event):
-    """No beat came for longer than policy.silent_s, though most other agents were heard."""
+class ProblemsSeen(AgentEvent):
+    """What keeps ranks from a node, as its agent found at a later look; empty: nothing does."""
+
+    node: str
+    agent: str
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesRestored(AgentEvent):
+    """Somebody removed files of superv on a node; its agent has made them again."""
+
+    node: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesMissing(AgentEvent):
+    """A node lacks files that only the engine can give."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatLost(Event):
+    """No heartbeat for longer than policy.heartbeat_timeout_s; most other agents were heard."""
 
     node: str
     last_heard: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeHeard(Event):
+class HeartbeatRegained(Event):
     """A silent node's agent was heard again."""
 
     node: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed(Event):
+class EngineIsolated(Event):
+    """Half of the agents or more are silent, and nobody says why; again while that lasts."""
+
+    since: float  # when the last of them was heard
+    silent: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsolationEnded(Event):
+    """Silence counts again: of single nodes, with a second witness each."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed(AgentEvent):
     """A peer tried to reach a silent node."""
 
     key: str
     node: str  # the peer
     target: str
-    outcome: str  # reached, refused, unreachable
+    outcome: ProbeOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +268,11 @@ class StepOverdue(Event):
     last_step: int
     last_at: float
     limit_s: float
+    suspects: tuple[str, ...] = ()  # peers had time to reach them; empty: of a superv before that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stalled(Event):
+class HangDetected(Event):
     """No step for so long that the ranks are taken to hang."""
 
     last_step: int
@@ -142,16 +281,18 @@ class Stalled(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared(Event):
+class Prepared(AgentEvent):
     key: str
     node: str
     attempt: int
     port: int
     problems: tuple[str, ...] = ()
+    stuck: tuple[int, ...] = ()  # of these, pids of older ranks that could not be killed
+    foreign: tuple[str, ...] = ()  # others' processes that hold GPUs: said, and no problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RanksStarted(Event):
+class RanksStarted(AgentEvent):
     """The node's ranks run; forked from a preloaded process, or cold and why."""
 
     key: str
@@ -163,7 +304,7 @@ class RanksStarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartFailed(Event):
+class StartFailed(AgentEvent):
     key: str
     node: str
     attempt: int
@@ -171,13 +312,31 @@ class StartFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankExited(Event):
+class RankExited(AgentEvent):
     attempt: int
     exit: RankExit
 
+    @property
+    def reporter(self) -> str:
+        return self.exit.node
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RanksStopped(Event):
+class RanksExited(AgentEvent):
+    """What RankExited says, of ranks of a node that ended while its agent had others to report."""
+
+    attempt: int
+    node: str
+    exits: tuple[RankExit, ...]
+
+    @property
+    def reporter(self) -> str:
+        """None where it speaks for other nodes too."""
+        return self.node if all(one.node == self.node for one in self.exits) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RanksStopped(AgentEvent):
     """No rank of the attempt is left on the node, but for pids that could not be killed."""
 
     key: str
@@ -187,29 +346,47 @@ class RanksStopped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Resumed(Event):
+class Resumed(AgentEvent):
     """The trainer said which step it resumed from (0: from the beginning)."""
 
     attempt: int
     node: str
     step: int
+    log: bool = False  # by a line; else from inside the rank
+    others: int = 0  # ranks of the node that say the same, beside the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marks(Event):
+class PhaseTimes(AgentEvent):
     """When slot 0's first rank entered its phases, by its node's clock."""
 
     attempt: int
     node: str
-    marks: tuple[tuple[str, float], ...]
+    phase_times: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress(Event):
     attempt: int
     step: int
-    loss: float | None = None
+    loss: float | None = None  # finite; JSON has no word for the others
     interval: float | None = None  # the typical time between steps so far, in seconds
+    loss_not_finite: bool = False  # the trainer says NaN or infinite
+    log: bool = False  # lines say so; else the ranks' hooks
+    slow: float | None = None  # the longest time between steps that is usual, in seconds
+    save: float | None = None  # the typical time between steps with a save between them
+    per_epoch: bool = False  # the lines count each epoch from its beginning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinesUnread(Event):
+    """For a minute or more ranks write lines, and none of them is understood as a step."""
+
+    attempt: int
+    node: str
+    rank: int
+    line: str
+    pattern: str = ""  # for progress.step in job.yaml: what would fit, where that can be told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +399,7 @@ class Scanned(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collected(Event):
+class Collected(AgentEvent):
     key: str
     node: str
     attempt: int
@@ -230,24 +407,24 @@ class Collected(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthSeen(Event):
+class HealthSeen(AgentEvent):
     """A node's agent ran health checks, and they said something new."""
 
     node: str
     agent: str
-    status: str  # OK, WARN, FAIL, UNKNOWN
+    status: Status  # the worst of `faults`; OK where there is none
     faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BarredSeen(Event):
+class OperatorExclusionsChanged(Event):
     """The nodes that people keep out of runs, when that changed."""
 
-    barred: Mapping[str, str]  # why
+    operator_excluded: Mapping[str, str]  # why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopAsked(Event):
+class StopRequested(Event):
     """A person asked for the end of the run."""
 
     who: str
@@ -255,7 +432,7 @@ class StopAsked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeAsked(Event):
+class ResumeRequested(Event):
     """A person wants a run that has ended to go on, from its newest verified checkpoint."""
 
     who: str
@@ -265,7 +442,7 @@ class ResumeAsked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuarantineAsked(Event):
+class QuarantineRequested(Event):
     """A person says that a verified checkpoint is bad, and perhaps all that came of it."""
 
     who: str
@@ -275,7 +452,7 @@ class QuarantineAsked(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PutAway(Event):
+class CheckpointRetired(Event):
     """A checkpoint was deleted or moved; or why it can't be."""
 
     key: str
@@ -284,10 +461,10 @@ class PutAway(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Due(Event):
+class DeadlineExpired(Event):
     """The run's deadline passed."""
 
-    what: str
+    kind: DeadlineKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,42 +472,3 @@ class Done(Event):
     """An action that answers with nothing else was carried out."""
 
     key: str
-
-
-EVENTS: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (
-        Launched,
-        EngineStarted,
-        Submitted,
-        SubmitRefused,
-        Waiting,
-        AllocationSeen,
-        KeysSent,
-        AgentJoined,
-        AgentLeft,
-        NodeSilent,
-        NodeHeard,
-        Probed,
-        StepOverdue,
-        Stalled,
-        Prepared,
-        RanksStarted,
-        StartFailed,
-        RankExited,
-        RanksStopped,
-        Resumed,
-        Marks,
-        Progress,
-        Scanned,
-        Collected,
-        HealthSeen,
-        BarredSeen,
-        StopAsked,
-        ResumeAsked,
-        QuarantineAsked,
-        PutAway,
-        Due,
-        Done,
-    )
-}

@@ -7,33 +7,34 @@ is neither: it takes no node away, and gives none back that failed.
 from __future__ import annotations
 
 from supervisor.core import events as ev
+from supervisor.core.check_status import PASSES, Status
 from supervisor.core.diagnose import failure
-from supervisor.core.placement import back, gathered, mark_ill, place, ranks_on
+from supervisor.core.node_life import mark_ready, mark_unhealthy, ranks_on
+from supervisor.core.placement import assign_slots, try_assign_slots
 from supervisor.core.recovery import open_incident
-from supervisor.core.turn import Turn
-from supervisor.core.types import NodeState, Phase, Run
-
-PASSES = ("OK", "WARN")
+from supervisor.core.transition import Transition, handles
+from supervisor.core.types import Cause, NodeState, Phase, Run
 
 
-def health_seen(t: Turn, event: ev.HealthSeen) -> None:
+@handles(ev.HealthSeen)
+def health_seen(t: Transition, event: ev.HealthSeen) -> None:
     node = t.run.pool.get(event.node)
     if node is None or node.agent != event.agent:
         return
-    t.node(event.node, health=event.status, faults=event.faults, checked_at=t.at)
+    t.update_node(event.node, health=event.status, faults=event.faults, checked_at=t.at)
     if t.run.ended:
         return
-    failed = event.status == "FAIL"
-    if failed and t.run.pool[event.node].own_faults and _not_begun(t.run, event.node):
-        open_incident(t, "unhealthy-node", failure(t.run.pool[event.node]))
+    failed = event.status is Status.FAIL
+    if failed and t.run.pool[event.node].node_faults and _not_begun(t.run, event.node):
+        open_incident(t, Cause.UNHEALTHY_NODE, failure(t.run.pool[event.node]))
     elif failed and node.state is NodeState.READY and not ranks_on(t.run, event.node):
-        mark_ill(t, event.node)
+        mark_unhealthy(t, event.node)
         if t.run.phase is Phase.CHECKING and event.node in t.run.slots:
-            place(t)
-    elif event.status in PASSES and node.state is NodeState.UNFIT and node.ill:
-        back(t, event.node)
+            assign_slots(t)
+    elif event.status in PASSES and node.state is NodeState.UNUSABLE and node.unhealthy:
+        mark_ready(t, event.node)
     if t.run.phase is Phase.GATHERING:
-        gathered(t)
+        try_assign_slots(t)
 
 
 def _not_begun(run: Run, name: str) -> bool:
@@ -47,12 +48,15 @@ def _not_begun(run: Run, name: str) -> bool:
     )
 
 
-def barred_seen(t: Turn, event: ev.BarredSeen) -> None:
+@handles(ev.OperatorExclusionsChanged)
+def operator_exclusions_changed(t: Transition, event: ev.OperatorExclusionsChanged) -> None:
     """People exclude nodes from new runs; this one takes them for no slot any more either."""
     if t.run.ended:
         return
-    t.set(barred=dict(event.barred))
+    t.set(operator_excluded=dict(event.operator_excluded))
     if t.run.phase is Phase.GATHERING:
-        gathered(t)
-    elif t.run.phase is Phase.CHECKING and any(name in event.barred for name in t.run.slots):
-        place(t)  # nothing runs there yet
+        try_assign_slots(t)
+    elif t.run.phase is Phase.CHECKING and any(
+        name in event.operator_excluded for name in t.run.slots
+    ):
+        assign_slots(t)  # nothing runs there yet

@@ -1,190 +1,122 @@
 """`step(run, event) -> (run, actions)`: every decision about a Run, as one pure function.
 
 Time arrives in events. Results of actions come back as events. The engine, a rebuild from the
-journal and every test go through this function and nothing else.
+journal and every test go through this function and nothing else. What an event changes is decided
+by its handler, a function marked `@handles(EVENT)` in the module of its subject.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from supervisor.core import actions as do
+from supervisor.core import actions as act
+from supervisor.core import (
+    adoption,
+    deadlines,
+    files,
+    health,
+    isolation,
+    lineage,
+    liveness,
+    membership,
+    names,
+    operator_requests,
+    placement,
+    recovery,
+    running,
+)
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
-from supervisor.core.ending import cancel, end
-from supervisor.core.health import barred_seen, health_seen
-from supervisor.core.lineage import put_away
-from supervisor.core.membership import (
-    agent_joined,
-    agent_left,
-    allocation_seen,
-    submit_refused,
-    submitted,
-)
-from supervisor.core.people import quarantine_asked, resume_asked
-from supervisor.core.placement import (
-    ask,
-    missing,
-    place,
-    prepared,
-    ranks_started,
-    usable,
-    waiting_for_shared,
-)
-from supervisor.core.recovery import (
-    all_clear,
-    answering,
-    collected,
-    judge,
-    open_incident,
-    ranks_stopped,
-    scanned,
-    stop_ranks,
-)
-from supervisor.core.running import marks, progress, rank_exited, resumed, stalled, start_failed
-from supervisor.core.silence import node_heard, node_silent, probed, step_overdue
-from supervisor.core.turn import Turn
-from supervisor.core.types import Evidence, NodeState, Phase, Run
+from supervisor.core.refusal import guarded
+from supervisor.core.renewal import request_allocation
+from supervisor.core.run_invariants import ENGINE_SLACK_S
+from supervisor.core.transition import HANDLERS, Handlers, Transition, handles
+from supervisor.core.types import AllocationState, Run
 
-ENGINE_SLACK_S = 30.0  # after an engine's start agents get this long before a deadline counts
+# The subjects; importing them registers their handlers.
+SUBJECTS = (
+    adoption,
+    deadlines,
+    files,
+    health,
+    isolation,
+    lineage,
+    liveness,
+    membership,
+    operator_requests,
+    placement,
+    recovery,
+    running,
+)
+
+ENGINE_STARTS = 4  # so many are remembered
 
 
 def step(run: Run | None, event: ev.Event) -> tuple[Run, tuple[Action, ...]]:
-    """Fold one event into the run; the first event of a run is Launched."""
+    """Fold one event into the run; the first of a journal is Launched or Adopted.
+
+    What would break an invariant is left out: supervisor.core.refusal.
+    """
+    t = transition(run, event)
+    return t.run, tuple(t.actions)
+
+
+def transition(run: Run | None, event: ev.Event, handlers: Handlers = HANDLERS) -> Transition:
+    """`step`, with the phases that it went through; other handlers show what is left out."""
     if run is None:
-        assert isinstance(event, ev.Launched), "a journal begins with Launched"
-        run = Run(spec=event.spec, lineage=(event.seed,) if event.seed else ())
-    turn = Turn(run, event.at)
-    key = getattr(event, "key", None)
-    if key is not None and not isinstance(event, ev.Waiting):
-        turn.set(pending={k: a for k, a in turn.run.pending.items() if k != key})
-    _ON[type(event)](turn, event)
+        run = _begun(event)
+    t = Transition(run, event.at)
+    key = getattr(event, "key", "")
+    if key in run.pending and not isinstance(event, ev.Waiting):
+        t.set(pending=run.pending.without(key))
+    handlers[type(event)](t, event)
     # What was ordered and dropped within the same step is not wanted any more.
-    return turn.run, tuple(a for a in turn.actions if a.key in turn.run.pending)
+    t.actions = [a for a in t.actions if a.key in t.run.pending]
+    t.run, t.actions = guarded(run, event, t.run, t.actions)
+    return t
 
 
-def launched(t: Turn, event: ev.Launched) -> None:
+def _begun(event: ev.Event) -> Run:
+    if isinstance(event, ev.Adopted):
+        return adoption.adopted(event)
+    assert isinstance(event, ev.Launched), "a journal begins with Launched or Adopted"
+    return Run(spec=event.spec, lineage=(event.seed,) if event.seed else ())
+
+
+@handles(ev.Launched)
+def launched(t: Transition, event: ev.Launched) -> None:
     if event.seed:
         t.set(best_step=event.seed.step)
-    t.set(barred=dict(event.barred))
-    ask(t)
+    t.set(operator_excluded=dict(event.operator_excluded))
+    request_allocation(t)
 
 
-def engine_started(t: Turn, event: ev.EngineStarted) -> None:
+@handles(ev.EngineStarted)
+def engine_started(t: Transition, event: ev.EngineStarted) -> None:
     moved = bool(t.run.endpoint) and t.run.endpoint != event.endpoint
-    t.set(epoch=event.epoch, endpoint=event.endpoint)
+    starts = (*t.run.engine_starts, t.at)[-ENGINE_STARTS:]
+    t.set(epoch=event.epoch, endpoint=event.endpoint, engine_starts=starts)
+    cut_off = t.run.isolated_since is not None
+    isolation.let_deadlines_run(t)  # whom this engine hears it will say itself
     if t.run.deadline is not None:
         later = max(t.run.deadline.at, t.at + ENGINE_SLACK_S)
         t.set(deadline=replace(t.run.deadline, at=later))
     t.actions.extend(t.run.pending.values())
     if moved:
         for alloc in t.run.allocations.values():
-            if alloc.state == "granted":
-                t.do(do.SendKeys(key=f"keys/{alloc.job_id}/e{event.epoch}", job_id=alloc.job_id))
+            if alloc.state is AllocationState.GRANTED:
+                t.emit(
+                    act.SendKeys(
+                        key=names.send_keys_key(alloc.job_id, event.epoch), job_id=alloc.job_id
+                    )
+                )
+    if cut_off:
+        isolation.decide_what_waited(t)
 
 
-def keys_sent(t: Turn, event: ev.KeysSent) -> None:
-    """The agents of the job can register now; nothing to decide."""
+def record_only(t: Transition, event: ev.Event) -> None:
+    """Kept for the record, or an answer that only ends what was pending; decides nothing."""
 
 
-def stop_asked(t: Turn, event: ev.StopAsked) -> None:
-    if t.run.ended:
-        return
-    t.set(goal=Phase.STOPPED, reason=f"stopped by {event.who}")
-    if t.run.phase in (Phase.STARTING, Phase.RUNNING, Phase.STOPPING):
-        grace = 0.0 if event.now else t.run.spec.policy.stop_grace_s
-        stop_ranks(t, t.run.reason, grace)
-    else:
-        end(t, Phase.STOPPED, t.run.reason)
-
-
-def due(t: Turn, event: ev.Due) -> None:
-    if t.run.deadline is None or t.run.deadline.what != event.what:
-        return
-    t.set(deadline=None)
-    waited = f"{t.at - t.run.since:.0f} s"
-    if event.what == "gather":
-        have, need = len(usable(t.run)), t.run.spec.nodes
-        shared = waiting_for_shared(t.run)
-        if have >= need:
-            place(t)
-        elif have + len(shared) >= need:  # the world's fault: no run is held for that
-            fault = shared[0].faults[0]
-            reason = f"waiting for what nodes share: {fault.check}: {fault.text}"
-            t.phase(
-                Phase.GATHERING,
-                f"{reason} ({len(shared)} nodes)",
-                (t.run.spec.policy.gather_limit_s, "gather"),
-            )
-        else:
-            why = f"{have} of {need} nodes are usable after {waited}"
-            end(t, Phase.HELD, f"{t.run.reason}; {why}{missing(t.run)}")
-    elif event.what in ("spares", "retry"):
-        place(t)
-    elif event.what == "prepare":
-        assert t.run.attempt is not None
-        reason = f"did not confirm within {waited} that it is free of older ranks"
-        unconfirmed(t, set(t.run.attempt.slots) - set(t.run.attempt.prepared), reason)
-        place(t)
-    elif event.what == "start":
-        text = f"no step within {waited} of the start"
-        open_incident(t, "no-first-step", Evidence(node="", at=t.at, source="progress", text=text))
-    elif event.what == "stop":
-        assert t.run.attempt is not None
-        reason = f"did not confirm within {waited} that its ranks are gone"
-        unconfirmed(t, set(answering(t.run, t.run.attempt)) - set(t.run.attempt.gone), reason)
-        all_clear(t)
-    elif event.what == "last look":
-        judge(t)
-    elif event.what == "release":
-        for job in t.run.live_jobs:
-            cancel(t, job, "the run ended and its agents did not end the job by themselves")
-
-
-def unconfirmed(t: Turn, names: set[str], reason: str) -> None:
-    """Ranks don't run there now. A silent node stays suspect: it may be heard again."""
-    for name in names:
-        if t.run.pool[name].state is NodeState.READY:
-            t.node(name, state=NodeState.UNFIT, since=t.at, reason=reason, unconfirmed=True)
-
-
-def noted(t: Turn, event: ev.Event) -> None:
-    """Kept for the record; decides nothing."""
-
-
-_ON: dict[type[ev.Event], Callable[[Turn, Any], None]] = {
-    ev.Launched: launched,
-    ev.EngineStarted: engine_started,
-    ev.Submitted: submitted,
-    ev.SubmitRefused: submit_refused,
-    ev.Waiting: noted,
-    ev.AllocationSeen: allocation_seen,
-    ev.KeysSent: keys_sent,
-    ev.AgentJoined: agent_joined,
-    ev.AgentLeft: agent_left,
-    ev.NodeSilent: node_silent,
-    ev.NodeHeard: node_heard,
-    ev.Probed: probed,
-    ev.StepOverdue: step_overdue,
-    ev.Stalled: stalled,
-    ev.Prepared: prepared,
-    ev.RanksStarted: ranks_started,
-    ev.StartFailed: start_failed,
-    ev.RankExited: rank_exited,
-    ev.RanksStopped: ranks_stopped,
-    ev.Resumed: resumed,
-    ev.Marks: marks,
-    ev.Progress: progress,
-    ev.Scanned: scanned,
-    ev.Collected: collected,
-    ev.HealthSeen: health_seen,
-    ev.BarredSeen: barred_seen,
-    ev.StopAsked: stop_asked,
-    ev.ResumeAsked: resume_asked,
-    ev.QuarantineAsked: quarantine_asked,
-    ev.PutAway: put_away,
-    ev.Due: due,
-    ev.Done: noted,
-}
+for _kind in (ev.Waiting, ev.Done, ev.KeysSent):
+    HANDLERS[_kind] = record_only

@@ -2,126 +2,147 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from dataclasses import replace
 
-from supervisor.core import actions as do
+from supervisor.core import actions as act
 from supervisor.core import events as ev
-from supervisor.core.turn import Turn
-from supervisor.core.types import HAS_RANKS, Attempt, Node, NodeState, Phase, Run
+from supervisor.core import names
+from supervisor.core.actions import Action
+from supervisor.core.check_status import Status
+from supervisor.core.diagnose import nothing_left
+from supervisor.core.node_life import (
+    awaited,
+    in_doubt,
+    keep_ranks_away,
+    kept_out,
+    mark_confirmed,
+    mark_found,
+    unchecked_count,
+    usable,
+    usable_count,
+)
+from supervisor.core.nodeset import natural_sort_key
+from supervisor.core.persistent import Names
+from supervisor.core.renewal import (
+    excluded_here,
+    granted,
+    granted_jobs,
+    request_allocation,
+    trade_back,
+)
+from supervisor.core.shutdown import end
+from supervisor.core.transition import Transition, handles
+from supervisor.core.types import (
+    Attempt,
+    DeadlineKind,
+    NodeState,
+    Phase,
+    Run,
+)
 
 PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts n2 before n10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def confirmed(t: Transition, name: str, *, gone: int, ready: int = 0) -> None:
+    """A node says what is left there of older ranks; where it is usable again, it may be waited
+    for."""
+    if mark_confirmed(t, name, gone=gone, ready=ready) and t.run.phase is Phase.GATHERING:
+        try_assign_slots(t)
 
 
-def usable(run: Run) -> list[str]:
-    """Nodes that may take a slot now, the healthiest first."""
-    ready = [
-        node
-        for node in run.pool.values()
-        if node.state is NodeState.READY
-        and node.name not in run.excluded
-        and node.name not in run.barred
-        and node.health != "FAIL"
-        and not unchecked(run, node)
-    ]
-    return [n.name for n in sorted(ready, key=lambda n: (_RANK.get(n.health, 0), natural(n.name)))]
+def drop_orders(t: Transition) -> None:
+    """Forget what agents were ordered, but for probes and for stops of nodes in doubt: those are
+    asked until they answer."""
+    pool = t.run.pool
 
+    def asks_again(a: Action) -> bool:
+        return isinstance(a, act.Stop) and a.node in pool and pool[a.node].unconfirmed is not None
 
-_RANK = {"OK": 0, "WARN": 1, "UNKNOWN": 2}
-
-
-def unchecked(run: Run, node: Node) -> bool:
-    """Whether the node's health checks have yet to say something. Its agent sees to a deadline."""
-    return run.spec.preflight and not node.health
-
-
-def waiting_for_shared(run: Run) -> list[Node]:
-    """Nodes that would be usable but for a fault that is not theirs: a server, a switch, a user."""
-    return [
-        node
-        for node in run.pool.values()
-        if node.state is NodeState.UNFIT
-        and node.ill
-        and not node.own_faults
-        and node.name not in run.excluded
-        and node.name not in run.barred
-    ]
-
-
-def mark_ill(t: Turn, name: str) -> None:
-    """Ranks don't run there until its health checks pass again."""
-    why = "; ".join(f"{f.check}: {f.text}" for f in t.run.pool[name].faults if f.status == "FAIL")
-    t.node(name, state=NodeState.UNFIT, since=t.at, reason=f"health: {why}", ill=True)
-
-
-def back(t: Turn, name: str, **more: Any) -> None:
-    """Nothing else keeps ranks from the node any more; what its health checks say still counts."""
-    t.node(name, state=NodeState.READY, since=t.at, reason="", ill=False, **more)
-    if t.run.pool[name].health == "FAIL" and not ranks_on(t.run, name):
-        mark_ill(t, name)
-
-
-def ranks_on(run: Run, name: str) -> bool:
-    """Whether ranks may run there, wanted or about to end."""
-    slots = run.attempt.slots if run.attempt else ()
-    return name in slots and run.phase in HAS_RANKS
-
-
-def ask(t: Turn) -> None:
-    """Ask Slurm for the base allocation."""
-    spec, number = t.run.spec, t.run.asked + 1
-    t.set(asked=number, slots=(), pool={})
-    nodes = spec.nodes + spec.spares
-    t.phase(Phase.PENDING, f"waiting for {nodes} nodes")
-    t.do(
-        do.Submit(
-            key=f"submit/{number}",
-            job_name=f"superv-{spec.name}-{spec.run_id[:6]}-{number}",
-            nodes=nodes,
-            exclude=tuple(sorted({*t.run.excluded, *t.run.barred})),
+    t.drop(
+        lambda a: (
+            isinstance(a, act.AgentCommand) and not isinstance(a, act.Probe) and not asks_again(a)
         )
     )
 
 
-def gathered(t: Turn) -> None:
+def try_assign_slots(t: Transition) -> None:
     """Go on when everybody is here, or after a while when enough for every slot are."""
     spec = t.run.spec
-    if len(usable(t.run)) < spec.nodes:
+    lacking = spec.nodes - usable_count(t.run)
+    if lacking > 0 and any(t.run.slots) and not in_doubt(t.run):
+        trade_back(t, lacking, excluded_here(t.run))
+    can = usable_count(t.run)
+    if can < spec.nodes:
+        if shortage := gathering_shortage(t.run):
+            t.set(reason=shortage)
         return
-    granted = {n for a in t.run.allocations.values() if a.state == "granted" for n in a.nodes}
-    here = {n.name for n in t.run.pool.values()}
-    coming = any(unchecked(t.run, n) for n in t.run.pool.values() if n.state is NodeState.READY)
-    if (granted <= here and not coming) or len(usable(t.run)) >= spec.nodes + spec.spares:
-        place(t)
-    elif t.run.deadline is None or t.run.deadline.what != "spares":
-        t.phase(Phase.GATHERING, "waiting for the spares", (spec.policy.gather_s, "spares"))
+    coming = unchecked_count(t.run) or not all_came(t.run)
+    if not coming or can >= spec.nodes + spec.spares:
+        assign_slots(t)
+    elif t.run.deadline is None or t.run.deadline.kind is not DeadlineKind.SPARES:
+        t.enter_phase(
+            Phase.GATHERING,
+            "waiting for the spares",
+            (spec.policy.spare_wait_s, DeadlineKind.SPARES),
+        )
 
 
-def place(t: Turn) -> None:
-    """Put nodes into the slots and let every one of them confirm that it is free."""
-    t.drop(lambda a: isinstance(a, do.Order) and not isinstance(a, do.Probe))
+def all_came(run: Run) -> bool:
+    """Whether every node that Slurm granted has had an agent."""
+    jobs = granted_jobs(run)
+    return all(run.pool.size(("job", job.job_id)) >= len(job.nodes) for job in jobs) and all(
+        name in run.pool for job in jobs for name in job.nodes
+    )
+
+
+def gathering_shortage(run: Run) -> str:
+    """Why a run whose agents have all come still waits for nodes; empty where it does not."""
+    if run.phase is not Phase.GATHERING or any(run.slots):
+        return ""
+    if usable_count(run) + unchecked_count(run) >= run.spec.nodes or not all_came(run):
+        return ""
+    there = granted(run)
+    if not there:
+        return ""
+    can = usable(run)
+    reasons: dict[str, int] = {}
+    for name in there.difference(can):
+        reason = run.pool[name].reason or kept_out(run, name)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    most = max(sorted(reasons), key=lambda reason: reasons[reason], default="")
+    why = f": {most} ({reasons[most]} nodes)" if most else ""
+    return f"all {len(there)} agents came, {len(can)} of {run.spec.nodes} nodes are usable{why}"
+
+
+def assign_slots(t: Transition) -> None:
+    """Put nodes into the slots and let every one of them confirm that it is free.
+
+    A run whose checkpoints have all gone is HELD instead: it does not start over by itself.
+    """
+    if why := nothing_left(t.run):
+        end(t, Phase.HELD, why)
+        return
+    drop_orders(t)
     if not t.run.live_jobs:
-        ask(t)
+        request_allocation(t)
         return
     for there in t.run.pool.values():
-        if there.state is NodeState.READY and there.health == "FAIL":
-            mark_ill(t, there.name)  # found while its ranks ran
-    ready = usable(t.run)
-    old = t.run.slots or ("",) * t.run.spec.nodes
-    free = [name for name in ready if name not in old]
-    if not any(old):  # the healthiest take the slots, in the order of their names
-        free[: len(old)] = sorted(free[: len(old)], key=natural)
-    slots = tuple(name if name in ready else (free.pop(0) if free else "") for name in old)
+        if there.state is NodeState.READY and (there.problems or there.health is Status.FAIL):
+            mark_found(t, there.name)  # while its ranks ran
+    slots = _slots(t.run, usable(t.run))
+    if "" in slots and not in_doubt(t.run) and trade_back(t, slots.count(""), excluded_here(t.run)):
+        slots = _slots(t.run, usable(t.run))
     t.set(slots=slots)
     if "" in slots:
         missing = ", ".join(str(i) for i, name in enumerate(slots) if not name)
         reason = f"no node for slot {missing}: no spare is left"
-        t.phase(Phase.GATHERING, reason, (t.run.spec.policy.gather_limit_s, "gather"))
+        if doubtful := in_doubt(t.run):
+            reason += f"; {awaited(doubtful)}"
+        t.enter_phase(
+            Phase.GATHERING,
+            reason,
+            (t.run.spec.policy.registration_timeout_s, DeadlineKind.REGISTRATION),
+        )
         return
     number = max(t.run.attempt.number + 1 if t.run.attempt else 1, t.run.spec.first_attempt)
     home = t.run.spec.checkpoint_dir
@@ -130,34 +151,60 @@ def place(t: Turn) -> None:
             number=number,
             slots=slots,
             resume=t.run.lineage[-1] if t.run.lineage else None,
-            save_dir=f"{home}/a{number:04d}" if home else None,
+            save_dir=f"{home}/{names.attempt(number)}" if home else None,
             slot0_first=t.run.attempt is not None and t.run.attempt.step is not None,
         )
     )
-    t.phase(Phase.CHECKING, f"attempt {number}: preparing the nodes", (PREPARE_S, "prepare"))
+    t.enter_phase(
+        Phase.CHECKING, f"attempt {number}: preparing the nodes", (PREPARE_S, DeadlineKind.PREPARE)
+    )
     for node in slots:
-        t.do(do.Prepare(key=f"a{number}/prepare/{node}", node=node, attempt=number))
+        t.emit(act.Prepare(key=names.prepare_key(number, node), node=node, attempt=number))
 
 
-def prepared(t: Turn, event: ev.Prepared) -> None:
+def _slots(run: Run, ready: list[str]) -> Names:
+    """Which node takes which slot; an empty name where none is left.
+
+    Nodes stay in their slots, and go back into them: a slot that is empty is first of all for the
+    node that had it in the last attempt.
+    """
+    old = run.slots or Names([""] * run.spec.nodes)
+    last = run.attempt.slots if run.attempt and run.slots else old
+    homes = [name or (was if was not in old else "") for name, was in zip(old, last, strict=True)]
+    taken = {*homes}
+    free = [name for name in ready if name not in taken]
+    if not any(old):  # the healthiest take the slots, in the order of their names
+        free[: len(old)] = sorted(free[: len(old)], key=natural_sort_key)
+    here, next_free = {*ready}, iter(free)
+    return Names(name if name in here else next(next_free, "") for name in homes)
+
+
+@handles(ev.Prepared)
+def prepared(t: Transition, event: ev.Prepared) -> None:
+    """A node is free, or says why not. An agent that said why not says so when that is over."""
     attempt = t.run.attempt
     if attempt is None or event.attempt != attempt.number or t.run.phase is not Phase.CHECKING:
+        if not event.problems:
+            confirmed(t, event.node, gone=event.attempt - 1, ready=event.attempt)
         return
     if event.problems:
-        reason = "; ".join(event.problems)
-        t.node(event.node, state=NodeState.UNFIT, since=t.at, reason=reason)
-        place(t)
+        keep_ranks_away(
+            t,
+            event.node,
+            "; ".join(event.problems),
+            unconfirmed=event.attempt - 1 if event.stuck else None,
+            unprepared=event.attempt if len(event.problems) > bool(event.stuck) else None,
+        )
+        assign_slots(t)
         return
-    t.attempt(prepared=(*attempt.prepared, event.node))
-    if event.node == attempt.slots[0]:
-        t.attempt(master_port=event.port)
-    attempt = t.run.attempt
-    assert attempt is not None
-    if set(attempt.prepared) >= set(attempt.slots):
+    port = event.port if event.node == attempt.slots[0] else attempt.master_port
+    attempt = replace(attempt, prepared=attempt.prepared.add(event.node), master_port=port)
+    t.set(attempt=attempt)
+    if len(attempt.prepared) >= len(attempt.slots) and attempt.prepared >= {*attempt.slots}:
         start_ranks(t, attempt)
 
 
-def start_ranks(t: Turn, attempt: Attempt) -> None:
+def start_ranks(t: Transition, attempt: Attempt) -> None:
     """Order the starts: slot 0's first where the attempt before made a step, else all at once.
 
     A rank that dials torch's TCPStore before rank 0 listens sleeps 0.3 to 0.8 s before it tries
@@ -168,21 +215,24 @@ def start_ranks(t: Turn, attempt: Attempt) -> None:
     """
     resume = attempt.resume
     origin = f"step {resume.step}" if resume else "the beginning"
-    limit = t.run.spec.policy.start_limit_s
-    t.phase(Phase.STARTING, f"attempt {attempt.number} from {origin}", (limit, "start"))
-    t.attempt(started_at=t.at)
+    limit = t.run.spec.policy.first_step_timeout_s
+    t.enter_phase(
+        Phase.STARTING, f"attempt {attempt.number} from {origin}", (limit, DeadlineKind.FIRST_STEP)
+    )
+    t.update_attempt(started_at=t.at)
     order_starts(t, attempt, attempt.slots[:1] if attempt.slot0_first else attempt.slots)
 
 
-def order_starts(t: Turn, attempt: Attempt, nodes: tuple[str, ...]) -> None:
+def order_starts(t: Transition, attempt: Attempt, nodes: tuple[str, ...]) -> None:
     assert attempt.master_port is not None
     resume = attempt.resume
+    ordered = {*nodes}
     for slot, node in enumerate(attempt.slots):
-        if node not in nodes:
+        if node not in ordered:
             continue
-        t.do(
-            do.Start(
-                key=f"a{attempt.number}/start/{node}",
+        t.emit(
+            act.Start(
+                key=names.start_key(attempt.number, node),
                 node=node,
                 attempt=attempt.number,
                 slot=slot,
@@ -196,36 +246,21 @@ def order_starts(t: Turn, attempt: Attempt, nodes: tuple[str, ...]) -> None:
         )
 
 
-def ranks_started(t: Turn, event: ev.RanksStarted) -> None:
+@handles(ev.RanksStarted)
+def ranks_started(t: Transition, event: ev.RanksStarted) -> None:
     attempt = t.run.attempt
     if attempt is None or event.attempt != attempt.number or event.node in attempt.started:
         return
-    t.attempt(started=(*attempt.started, event.node))
-    # RUNNING: ranks that wait for nobody may have made a step before this was told.
+    t.update_attempt(started=attempt.started.add(event.node))
+    # RUNNING: ranks that wait for nobody may have made a step before this was reported.
     wanted = t.run.phase in (Phase.STARTING, Phase.RUNNING)
     if attempt.slot0_first and event.node == attempt.slots[0] and wanted:
         others = tuple(node for node in attempt.slots[1:] if node not in attempt.started)
         order_starts(t, attempt, others)
     if not event.warm:
-        t.attempt(cold=(*attempt.cold, f"{event.node}: {event.why_cold}"))
+        t.update_attempt(cold=attempt.cold.add(f"{event.node}: {event.why_cold}"))
     everywhere = len(attempt.started) + 1 == len(attempt.slots)
     last = t.run.incidents[-1] if t.run.incidents else None
     if everywhere and last and last.relaunched_at is None and last.attempt < attempt.number:
         assert t.run.attempt is not None
-        t.incident(relaunched_at=t.at, warm=not t.run.attempt.cold)
-
-
-def missing(run: Run) -> str:
-    """Which nodes of the allocation can't be used, and why."""
-    granted = [n for a in run.allocations.values() if a.state == "granted" for n in a.nodes]
-    absent = [f"{name}: no agent came" for name in granted if name not in run.pool]
-    unfit = [f"{n.name}: {n.reason}" for n in run.pool.values() if n.state is not NodeState.READY]
-    gone = [f"{x.node}: excluded ({x.reason})" for x in run.excluded.values()]
-    gone += [f"{n}: excluded by people ({why})" for n, why in run.barred.items() if n in run.pool]
-    waited = [
-        f"{n.name}: its health checks have not answered"
-        for n in run.pool.values()
-        if n.state is NodeState.READY and unchecked(run, n)
-    ]
-    told = [*absent, *unfit, *gone, *waited]
-    return f" ({'; '.join(told)})" if told else ""
+        t.update_incident(relaunched_at=t.at, warm=not t.run.attempt.cold)

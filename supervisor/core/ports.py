@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+# What job.yaml may name as `launcher` → where it is: module:class, imported when it is used.
+LAUNCHERS = {
+    "sbatch": "launchers.sbatch:Sbatch",
+    "local": "launchers.local:Local",
+}
+
 
 class JobState(StrEnum):
     """What a Slurm job's state means to superv. The raw state is kept beside it."""
@@ -15,7 +21,11 @@ class JobState(StrEnum):
     RUNNING = "running"
     CANCELLED = "cancelled"
     ENDED = "ended"  # any other end: COMPLETED, FAILED, TIMEOUT, NODE_FAIL, PREEMPTED …
+    FORGOTTEN = "forgotten"  # the scheduler answers, and knows no such job
     UNKNOWN = "unknown"  # could not be read, or a state that superv does not know
+
+
+ENDS_OF_JOBS = (JobState.CANCELLED, JobState.ENDED, JobState.FORGOTTEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +34,13 @@ class LaunchSpec:
 
     job_name: str  # unique to run and allocation; submission is idempotent by it
     nodes: int  # active nodes and spares together
+    min_nodes: int = 0  # so few will do; 0: all of `nodes`
     slurm: Mapping[str, str] = field(default_factory=dict)  # sbatch options: long name → value
     exclude: tuple[str, ...] = ()  # node names
-    # The command that every node runs. A launcher whose nodes share a machine puts the node's name
-    # where `{node}` stands; no other has it in its commands.
-    agent_argv: tuple[str, ...] = ()
-    log_path: str = "/dev/null"  # the batch script's own output; the agents write to local disk
+    agent_argv: tuple[str, ...] = ()  # the command that every node runs
+    # Made on each node, of mode 0700, before its command starts, which finds it in the variable
+    # SUPERV_NODE_FOLDER; never in argv, where other users would read it before it is there.
+    folder: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +62,28 @@ class JobStatus:
     raw: str  # the scheduler's own word
     nodes: tuple[str, ...] = ()
     down: tuple[str, ...] = ()  # nodes of it that the scheduler reports DOWN or not responding
+    drained: tuple[str, ...] = ()  # nodes of it that are to take no new work
+    nodes_read: bool = True  # else nobody could say which are down or drained
     reason: str = ""
+
+    @staticmethod
+    def forgotten(job: str, why: str) -> JobStatus:
+        """The scheduler answers, and knows no such job."""
+        state = JobState.FORGOTTEN
+        return JobStatus(job_id=job, job_name="", state=state, raw="FORGOTTEN", reason=why)
+
+    @staticmethod
+    def unknown(job: str, why: str) -> JobStatus:
+        """Nobody could say how it is with the job."""
+        return JobStatus(job_id=job, job_name="", state=JobState.UNKNOWN, raw="", reason=why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Why a request can't be granted, however long it waits, unless something changes."""
+
+    lacking: int  # so many nodes in service are missing; 0: none
+    excluded: tuple[str, ...] = ()  # nodes in service that the request leaves out
 
 
 class Launcher(Protocol):
@@ -64,31 +96,48 @@ class Launcher(Protocol):
     async def submit(self, plan: Plan) -> str:
         """Submit and return the job's id; an active job of that name is returned, not repeated.
 
-        Raises UserError where the scheduler refuses the request, TransientError where it is not
-        known whether the job exists.
+        Raises RefusalError where the scheduler refuses the request, UserError where it can't be
+        asked from here, TransientError where it is not known whether the job exists.
         """
         ...
 
-    async def find(self, name_prefix: str) -> list[JobStatus]:
-        """The user's jobs, ended ones included, whose name begins so. Raises TransientError."""
+    async def find(self, name_prefix: str, *, past: bool = True) -> list[JobStatus]:
+        """The user's jobs whose name begins so; with `past` those that ended long ago, too.
+
+        Raises TransientError.
+        """
         ...
 
     async def poll(self, jobs: Collection[str]) -> dict[str, JobStatus]:
-        """Status by job id, in one query; a job that can't be read is UNKNOWN. Never raises."""
+        """Status by job id, in one query; a job that can't be read is UNKNOWN. Never raises.
+
+        FORGOTTEN: the scheduler answered, and knows the job no more, nor how it ended.
+        """
+        ...
+
+    async def shortage(self, spec: LaunchSpec) -> Shortage:
+        """Whether enough nodes are in service for a request that waits. Raises TransientError."""
         ...
 
     async def cancel(self, job: str) -> None:
         """End the job; nothing happens where it is gone. Raises TransientError."""
         ...
 
-    async def send_file(self, job: str, content: bytes, path: str) -> None:
-        """Write a file of mode 0600 at a node-local path on every node of a running job.
+    async def send_file(
+        self, job: str, content: bytes, path: str, *, replace: bool = False
+    ) -> None:
+        """Write a new file of mode 0600 on every node of a running job.
 
-        The content never appears in argv, an environment or the script. Raises TransientError.
+        `path` is a name in the job's folder that was never used before: a file that is there is
+        not written to. With `replace` it is, for jobs of superv 0.1, whose agents look at one name
+        only. The content never appears in argv, an environment or the script. Raises
+        TransientError.
         """
         ...
 
-    async def start_agent(self, job: str, node: str, agent_argv: tuple[str, ...]) -> None:
+    async def start_agent(
+        self, job: str, node: str, agent_argv: tuple[str, ...], folder: str
+    ) -> None:
         """Start an agent on one node of a running job, beside the agent step.
 
         Returns when the request is made, not when the agent lives. Raises TransientError.

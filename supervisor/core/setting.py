@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PORT_ROLES = "ports"  # beside the settings of single health checks: what RDMA ports are for
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
@@ -13,8 +15,8 @@ class About:
 
     doc: str
     unit: str = ""
-    least: float | None = None
-    most: float | None = None
+    ge: float | None = None  # bounds, both included, by the names of msgspec.Meta
+    le: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str = ""  # a regular expression that the whole text has to match
     valid: str = ""  # what is valid, in words; made from type and bounds where empty
@@ -24,7 +26,7 @@ class About:
 
 
 def about(doc: str, **more: Any) -> Mapping[str, About]:
-    """The metadata of a dataclass field that is a key: `field(metadata=about("…", least=1))`.
+    """The metadata of a dataclass field that is a key: `field(metadata=about("…", ge=1))`.
 
     The keyword arguments are About's fields.
     """

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from supervisor.core.attention import EngineView, attention
+from supervisor.core.node_life import drained, spares
 from supervisor.core.types import Incident, NodeState, Run
 
 SCHEMA = 1
 
 
-def status(run: Run, now: float) -> dict[str, Any]:
-    """Plain values only. Times are seconds since the epoch; absent ones are null."""
+def state_word(state: str) -> str:
+    """A node's state as people read it: the tag is older than the word."""
+    return "unusable" if state == NodeState.UNUSABLE.value else state
+
+
+def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, Any]:
+    """Plain values only. Times are seconds since the epoch; absent ones are null.
+
+    `seen`: what a running engine knows beside the journal.
+    """
     attempt = run.attempt
-    newest = run.lineage[-1] if run.lineage else None
     return {
         "schema": SCHEMA,
         "name": run.spec.name,
@@ -21,6 +30,10 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "since": run.since,
         "now": now,
         "reason": run.reason,
+        "attention": [
+            {"what": a.what, "since": a.since, "text": a.text, "fix": a.fix}
+            for a in attention(run, now, seen)
+        ],
         "epoch": run.epoch,
         "step": attempt.step if attempt else None,
         "loss": attempt.loss if attempt else None,
@@ -28,6 +41,17 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "attempt": attempt.number if attempt else None,
         "attempt_cold": list(attempt.cold) if attempt else [],
         "attempt_resumed_from": attempt.resume.step if attempt and attempt.resume else None,
+        **_nodes(run),
+        **_allocations(run),
+        **_checkpoints(run),
+        "incidents": [_incident(i) for i in run.incidents],
+        "pending": sorted(run.pending),
+        **_violations(run),
+    }
+
+
+def _nodes(run: Run) -> dict[str, Any]:
+    return {
         "slots": [
             {
                 "slot": slot,
@@ -37,7 +61,8 @@ def status(run: Run, now: float) -> dict[str, Any]:
             }
             for slot, name in enumerate(run.slots)
         ],
-        "spares": list(run.spares),
+        "spares": list(spares(run)),
+        "drained": sorted(drained(run)),
         "unusable": [
             {"node": n.name, "state": n.state.value, "reason": n.reason, "since": n.since}
             for n in run.pool.values()
@@ -49,15 +74,20 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "health": [
             {
                 "node": n.name,
-                "status": n.health or None,
+                "status": n.health,
                 "checked_at": n.checked_at,
                 "faults": [
-                    {"check": f.check, "status": f.status, "text": f.text, "own": f.own}
+                    {"check": f.check, "status": f.status, "text": f.text, "own": f.node_fault}
                     for f in n.faults
                 ],
             }
             for n in run.pool.values()
         ],
+    }
+
+
+def _allocations(run: Run) -> dict[str, Any]:
+    return {
         "allocations": [
             {
                 "job_id": a.job_id,
@@ -66,9 +96,16 @@ def status(run: Run, now: float) -> dict[str, Any]:
                 "raw": a.raw,
                 "nodes": list(a.nodes),
                 "reason": a.reason,
+                "folder": a.folder,
             }
             for a in run.allocations.values()
         ],
+    }
+
+
+def _checkpoints(run: Run) -> dict[str, Any]:
+    newest = run.lineage[-1] if run.lineage else None
+    return {
         "last_checkpoint": None
         if newest is None
         else {
@@ -103,8 +140,22 @@ def status(run: Run, now: float) -> dict[str, Any]:
         "rejected_checkpoints": [
             {"step": r.step, "path": r.path, "why": r.why} for r in run.rejected
         ],
-        "incidents": [_incident(i) for i in run.incidents],
-        "pending": sorted(run.pending),
+    }
+
+
+def _violations(run: Run) -> dict[str, Any]:
+    return {
+        "violations": [
+            {
+                "invariant": v.invariant,
+                "what": v.what,
+                "at": v.at,
+                "times": v.times,
+                "refused": list(v.refused),
+                "undone": v.undone,
+            }
+            for v in run.violations
+        ],
     }
 
 
@@ -126,7 +177,7 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "relaunched": incident.relaunched_at,
         "first_step": incident.first_step_at,
         "warm": incident.warm,
-        "marks": dict(incident.marks),
+        "marks": dict(incident.phase_times),
         "step": incident.step,
         "resumed_from": incident.resumed_from,
         "steps_lost": incident.steps_lost,

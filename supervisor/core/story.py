@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from supervisor.core import events as ev
+from supervisor.core.check_status import PASSES, Status
+from supervisor.core.renewal import granted
 from supervisor.core.types import NodeState, Phase, Retired, Run
 
 
-def tell(before: Run, event: ev.Event, after: Run) -> list[str]:
+def describe(before: Run, event: ev.Event, after: Run) -> list[str]:
     """Lines for a log, a terminal or a timeline; times are the event's."""
     lines = _of_event(before, event, after)
+    if after.excluded is not before.excluded and not isinstance(event, ev.ResumeRequested):
+        back = [x for name, x in before.excluded.items() if name not in after.excluded]
+        lines += [f"{x.node} is used again: the others are too few ({x.reason})" for x in back]
     if after.phase is not before.phase or (after.phase.value, after.since) != (
         before.phase.value,
         before.since,
     ):
         lines.append(f"{after.phase.value}: {after.reason}" if after.reason else after.phase.value)
+    if after.violations is not before.violations:
+        new = [v for v in after.violations if v not in before.violations]
+        lines += [f"{v.text}; this is a fault of superv, please report it" for v in new]
     return lines
 
 
@@ -21,6 +29,45 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
     match event:
         case ev.EngineStarted():
             return [f"engine started on {event.host}, epoch {event.epoch}"]
+        case ev.AgentJoined():
+            here = len(after.pool)
+            want = len(granted(after)) or after.spec.nodes + after.spec.spares
+            taken = after.pool.get(event.node)
+            if taken is None or (taken.agent, taken.job_id) != (event.agent, event.job_id):
+                return [f"{event.node} is not taken: job {event.job_id} is none of this run now"]
+            if event.problems:
+                return [f"{event.node} is unusable: {'; '.join(event.problems)}"]
+            again = " again" if event.node in before.pool else ""
+            held = (
+                f", holding {event.ranks} ranks of attempt {event.attempt}" if event.ranks else ""
+            )
+            return [f"{event.node} registered{again}{held} ({here}/{want})"]
+        case ev.AgentLeft() if not before.ended:
+            return [f"{event.node} left: {event.reason}"]
+        case ev.HeartbeatLost() if _state(before, event.node) is not NodeState.SUSPECT:
+            return [f"{event.node} suspected: silent for {event.at - event.last_heard:.1f} s"]
+        case ev.EngineIsolated() | ev.IsolationEnded() | ev.HeartbeatRegained():
+            return _heard(before, event)
+        case ev.Probed() if _state(before, event.target) is NodeState.SUSPECT:
+            return [f"{event.node} probed {event.target}: {event.outcome}"]
+        case ev.RanksStarted():
+            return _cold(before, event)
+        case ev.Progress():
+            return _progress(before, event, after)
+        case ev.Prepared() if event.foreign:
+            return [f"{event.node}: {text}, and is none of this run" for text in event.foreign]
+        case ev.LinesUnread() if before.attempt and before.attempt.unread is None:
+            return [
+                f"no step is understood in the ranks' lines; rank {event.rank} on {event.node} "
+                f"writes: {event.line}"
+            ]
+        case ev.Scanned():
+            return _scanned(before, event, after)
+    return _of_slurm(before, event) or _of_people(before, event, after)
+
+
+def _of_slurm(before: Run, event: ev.Event) -> list[str]:
+    match event:
         case ev.Submitted():
             return [f"job {event.job_id} ({event.job_name}) submitted"]
         case ev.Waiting():
@@ -29,59 +76,67 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
             names = f" on {len(event.nodes)} nodes" if event.nodes else ""
             reason = f" ({event.reason})" if event.reason and event.reason != "None" else ""
             return [f"job {event.job_id} is {event.raw}{names}{reason}"]
-        case ev.AgentJoined():
-            here, want = len(after.pool), after.spec.nodes + after.spec.spares
-            if event.problems:
-                return [f"{event.node} is unfit: {'; '.join(event.problems)}"]
-            again = " again" if event.node in before.pool else ""
-            held = (
-                f", holding {event.ranks} ranks of attempt {event.attempt}" if event.ranks else ""
-            )
-            return [f"{event.node} registered{again}{held} ({here}/{want})"]
-        case ev.AgentLeft() if not before.ended:
-            return [f"{event.node} left: {event.reason}"]
-        case ev.NodeSilent():
-            return [f"{event.node} suspected: silent for {event.at - event.last_heard:.1f} s"]
-        case ev.NodeHeard():
+        case ev.NodesLacking() if event.lacking:
+            return [f"job {event.job_id} lacks {event.lacking} nodes in service"]
+        case ev.StrayJobSeen() if event.job_id not in before.live_jobs:
+            return [f"job {event.job_id} ({event.job_name}) is a twin, and is cancelled"]
+    return []
+
+
+def _heard(
+    before: Run, event: ev.EngineIsolated | ev.IsolationEnded | ev.HeartbeatRegained
+) -> list[str]:
+    since = before.isolated_since
+    match event:
+        case ev.EngineIsolated() if since is None:
+            few = f"{len(event.silent)} of {len(before.pool)} agents are silent"
+            return [f"cut off: {few}; nothing is concluded from that until more is known"]
+        case ev.IsolationEnded() if since is not None:
+            return [f"no longer cut off, after {event.at - since:.0f} s: {event.why}"]
+        case ev.HeartbeatRegained():
             return [f"{event.node} is heard again"]
-        case ev.Probed() if (
-            event.target in before.pool and before.pool[event.target].state is NodeState.SUSPECT
-        ):
-            return [f"{event.node} probed {event.target}: {event.outcome}"]
-        case ev.RanksStarted():
-            return _cold(before, event)
-        case ev.Progress():
-            return _progress(before, event, after)
-        case ev.Scanned():
-            return _scanned(before, event, after)
-    return _of_people(before, event, after)
+    return []
+
+
+def _state(run: Run, name: str) -> NodeState | None:
+    return run.pool[name].state if name in run.pool else None
 
 
 def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
     """What people ask for, what checks found, and what became of checkpoints."""
     match event:
+        case ev.ProblemsSeen():
+            found = "; ".join(event.problems)
+            return [f"{event.node}: {found or 'what kept ranks from it is over'}"]
+        case ev.FilesMissing():
+            return [f"{event.node}: {event.why}; it is sent again"]
+        case ev.FilesRestored():
+            what = ", ".join(event.files)
+            return [f"{event.node}: somebody removed files of superv there; made again: {what}"]
         case ev.HealthSeen():
             return _health(before, event)
-        case ev.BarredSeen():
+        case ev.OperatorExclusionsChanged():
             return [
                 f"{node} is excluded by people: {why}"
-                for node, why in event.barred.items()
-                if node in after.pool and node not in before.barred
+                for node, why in event.operator_excluded.items()
+                if node in after.pool and node not in before.operator_excluded
             ]
-        case ev.StopAsked():
+        case ev.StopRequested():
             return [f"{event.who} asked for the end of the run"]
-        case ev.ResumeAsked() if before.ended and not after.ended:
-            back = f"; no longer excluded: {', '.join(event.include)}" if event.include else ""
-            return [f"{event.who} resumed the run{f'; {event.note}' if event.note else ''}{back}"]
-        case ev.QuarantineAsked():
+        case ev.ResumeRequested() if before.ended and not after.ended:
+            included = f"; no longer excluded: {', '.join(event.include)}" if event.include else ""
+            return [
+                f"{event.who} resumed the run{f'; {event.note}' if event.note else ''}{included}"
+            ]
+        case ev.QuarantineRequested():
             steps = ", ".join(str(r.step) for r in after.retired.values() if r.at == event.at)
             return [f"{event.who} put step {steps} into quarantine: {event.reason}"]
-        case ev.PutAway() if event.path in after.retired:
-            return _put_away(after.retired[event.path])
+        case ev.CheckpointRetired() if event.path in after.retired:
+            return _retired(after.retired[event.path])
     return []
 
 
-def _put_away(one: Retired) -> list[str]:
+def _retired(one: Retired) -> list[str]:
     what = "moved into quarantine" if one.quarantined else "removed"
     if one.problem:
         return [f"checkpoint of step {one.step} can't be {what}: {one.problem}; left at {one.path}"]
@@ -98,19 +153,19 @@ def _health(before: Run, event: ev.HealthSeen) -> list[str]:
         for f in event.faults
         if (f.check, f.status) not in known
     ]
-    if event.status in ("OK", "WARN") and old.health in ("FAIL", "UNKNOWN"):
+    if event.status in PASSES and old.health in (Status.FAIL, Status.UNKNOWN):
         lines.append(f"{event.node} passes its health checks again")
     return lines
 
 
 def _cold(before: Run, event: ev.RanksStarted) -> list[str]:
     """Why ranks were not forked: each reason once for an attempt, and not what the user chose."""
-    told = before.attempt.cold if before.attempt else ()
+    known = before.attempt.cold if before.attempt else ()
     if (
         event.warm
         or event.by_choice
         or not event.why_cold
-        or any(why.endswith(event.why_cold) for why in told)
+        or any(why.endswith(event.why_cold) for why in known)
     ):
         return []
     return [f"{event.node} started its ranks cold: {event.why_cold}"]

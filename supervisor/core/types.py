@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from supervisor.core.actions import Action
+from supervisor.core.actions import Action, Submit
+from supervisor.core.check_status import Status
+from supervisor.core.persistent import Names, PersistentList, PersistentMap, PersistentSet
 from supervisor.core.policy import Policy
+
+
+def _kept_as(value: object, field_name: str, kind: type) -> None:
+    """Keep a field as the collection that grows without a copy, whatever it was given as."""
+    given = getattr(value, field_name)
+    if type(given) is not kind:
+        object.__setattr__(value, field_name, kind(given))
 
 
 class Phase(StrEnum):
@@ -26,7 +35,7 @@ class Phase(StrEnum):
     STOPPED = "stopped"
 
 
-ENDS = frozenset({Phase.DONE, Phase.HELD, Phase.STOPPED})
+ENDED = frozenset({Phase.DONE, Phase.HELD, Phase.STOPPED})
 HAS_RANKS = frozenset({Phase.STARTING, Phase.RUNNING, Phase.STOPPING})
 
 
@@ -36,8 +45,74 @@ class NodeState(StrEnum):
     READY = "ready"
     SUSPECT = "suspect"  # silent; no second witness yet
     LOST = "lost"  # silent, and a second witness said so
-    UNFIT = "unfit"  # its agent found something that keeps ranks from running
+    UNUSABLE = "unfit"  # its agent found something that keeps ranks from running
     LEFT = "left"  # its agent said goodbye
+
+
+class AllocationState(StrEnum):
+    """Where a Slurm job that holds nodes for the Run stands."""
+
+    REQUESTED = "asked"
+    GRANTED = "granted"
+    ENDED = "ended"
+
+
+class DeadlineKind(StrEnum):
+    """What a Run waits for with a deadline; core/machine.py says what comes after it."""
+
+    REGISTRATION = "gather"  # enough agents for every slot
+    SPARES = "spares"  # the agents beyond that
+    PREPARE = "prepare"  # every slot's node confirms that it is free of older ranks
+    FIRST_STEP = "start"
+    STOP = "stop"  # every node confirms that its ranks are gone
+    LAST_RANKS = "last ranks"  # some ranks have ended well; the others do so too
+    FINAL_SCAN = "last look"  # storage says what the last attempt of an ending run saved
+    RETRY = "retry"  # a pause before the next attempt
+    ASK_AGAIN = "ask again"  # a pause before a request that Slurm refused is made again
+    RELEASE = "release"  # agents that were told to leave have ended their job
+    REFUSED = "refused"  # an action that was refused (core/refusal.py); nothing else is waited for
+
+
+class Cause(StrEnum):
+    """Why an attempt ended badly; each has a page docs/runbooks/CAUSE.md."""
+
+    NODE_LOST = "node-lost"
+    RANK_EXIT = "rank-exit"
+    HANG = "hang"
+    NO_FIRST_STEP = "no-first-step"
+    START_FAILED = "start-failed"
+    RANKS_LOST = "ranks-lost"
+    AGENT_LEFT = "agent-left"
+    ALLOCATION_ENDED = "allocation-ended"
+    WRONG_STEP = "wrong-step"
+    QUARANTINE = "quarantine"
+    UNHEALTHY_NODE = "unhealthy-node"
+    ENDED_EARLY = "ended-early"
+
+
+class Confidence(StrEnum):
+    """How sure a Verdict is of its culprits."""
+
+    UNNAMED = "unnamed"  # there are none
+    INFERRED = "inferred"  # from a pattern over attempts
+    WITNESSED = "witnessed"  # something saw the fault on that node
+
+
+class RemedyKind(StrEnum):
+    """What is done about a Verdict."""
+
+    RETRY = "retry"
+    SWAP = "swap"
+    HOLD = "hold"
+
+
+class ProbeOutcome(StrEnum):
+    """Whether a peer reaches a node whose heartbeats stopped."""
+
+    REACHED = "reached"  # its agent answers
+    MUTE = "mute"  # the host takes the connection for it, and it says nothing: it is stopped
+    REFUSED = "refused"  # the host answers, and nobody listens there
+    UNREACHABLE = "unreachable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +129,7 @@ class RunSpec:
     first_attempt: int = 1  # higher where the directory holds attempts of an earlier run
     keep: int = 0  # verified checkpoints that retention leaves; 0: all of them
     keep_every: int = 0  # those of steps that this divides are never removed; 0: no such steps
+    shows_work: bool = False  # a hook tells steps, or checkpoints are saved: who trains shows it
     preflight: bool = False  # a node takes a slot only once its health checks have said something
 
 
@@ -62,9 +138,9 @@ class Fault:
     """What a health check found on a node."""
 
     check: str
-    status: str  # FAIL, UNKNOWN, WARN
+    status: Status
     text: str
-    own: bool = True  # the node's own fault, not a server's, a switch's or a user's
+    node_fault: bool = True  # the node's own fault, not a server's, a switch's or a user's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,23 +152,51 @@ class Node:
     address: str  # where its peers reach it
     port: int  # the agent's echo port, for peers' probes
     agent: str  # this life of the agent; a restarted agent has another
+    key: str = ""  # a hash of what lives on there between agents; empty where there is none
     state: NodeState = NodeState.READY
     since: float = 0.0
     reason: str = ""
-    unconfirmed: bool = False  # UNFIT until it says that no rank of an older attempt is left
-    unreachable: tuple[str, ...] = ()  # peers that could not reach it while it was suspect
-    reachable: tuple[str, ...] = ()  # peers that could
-    health: str = (
-        ""  # the worst of its health checks: OK, WARN, FAIL, UNKNOWN; empty: not yet known
-    )
+    unconfirmed: int | None = None  # UNUSABLE until it says that no rank up to this attempt is left
+    unprepared: int | None = None  # UNUSABLE until it is ready for this attempt, or for a later one
+    problems: tuple[str, ...] = ()  # UNUSABLE until its agent finds none of these any more
+    listed: bool = True  # Slurm has it among its job's nodes
+    trouble: str = ""  # what makes it UNUSABLE, kept while it is silent
+    looked_at: float | None = None  # when Slurm and peers were asked last where it is
+    unreachable: tuple[str, ...] = ()  # peers that could not reach it at that look
+    reachable: tuple[str, ...] = ()  # peers whose connection its host took or refused
+    answering: tuple[str, ...] = ()  # of these, peers that its agent answered
+    mute: tuple[str, ...] = ()  # of these, peers that its agent keeps waiting
+    health: Status | None = None  # the worst of its health checks; None: not yet known
     faults: tuple[Fault, ...] = ()
     checked_at: float | None = None
-    ill: bool = False  # UNFIT until its health checks pass
+    unhealthy: bool = False  # UNUSABLE until its health checks pass
 
     @property
-    def own_faults(self) -> tuple[Fault, ...]:
+    def node_faults(self) -> tuple[Fault, ...]:
         """Failures that are the node's own: neither a server's nor a user's."""
-        return tuple(f for f in self.faults if f.status == "FAIL" and f.own)
+        return tuple(f for f in self.faults if f.status is Status.FAIL and f.node_fault)
+
+
+class Pool(PersistentMap[str, Node]):
+    """Nodes by name; grouped by state, by state and health, and by job; and those not listed."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def groups_of(value: Node) -> tuple[object, ...]:
+        found = (value.state, (value.state, value.health), ("job", value.job_id))
+        return found if value.listed else (*found, "unlisted")
+
+
+class Orders(PersistentMap[str, Action]):
+    """Actions by key; grouped by type, by node and by the node that is probed."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def groups_of(value: Action) -> tuple[object, ...]:
+        node, target = getattr(value, "node", None), getattr(value, "target", None)
+        return type(value), ("node", node), ("target", target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +207,8 @@ class Exclusion:
     reason: str
     since: float
     attempt: int
+    cause: Cause | None = None
+    confidence: Confidence = Confidence.WITNESSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +217,18 @@ class Allocation:
 
     job_id: str
     job_name: str
-    state: str  # asked, granted, ended
+    state: AllocationState
     raw: str = ""  # Slurm's own word
-    nodes: tuple[str, ...] = ()
+    nodes: Names = field(default_factory=Names)
     down: tuple[str, ...] = ()  # those that Slurm reports DOWN or not responding
+    drained: tuple[str, ...] = ()  # those that people or superv drain in Slurm
     reason: str = ""
+    lacking: int = 0  # while it waits: nodes that Slurm has too few in service for it
     cancelled: bool = False  # superv asked for its end
+    folder: str = ""  # on its nodes; empty: submitted by a superv that had none
+
+    def __post_init__(self) -> None:
+        _kept_as(self, "nodes", Names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +240,7 @@ class Checkpoint:
     attempt: int  # 0: it was there before the run
     verified_at: float
     bytes: int = 0
+    fingerprint: str = ""  # of its files' names, sizes and times; empty where it was not taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +251,12 @@ class Rejected:
     path: str
     why: str
     incomplete: bool = False  # it was never finished; what is left of it is good for nothing
+    unreadable: bool = False  # storage did not let us look, though an older one could be read
+
+    @property
+    def final(self) -> bool:
+        """Whether it stays rejected whatever a later look finds."""
+        return not self.incomplete and not self.unreadable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +296,16 @@ class RankExit:
         return f"rank {self.rank} on {self.node} exited with code {self.code}"
 
 
+class Exits(PersistentMap[int, RankExit]):
+    """Ends of ranks by rank; grouped by node."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def groups_of(value: RankExit) -> tuple[object, ...]:
+        return (value.node,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Something that was seen: where, when, and the line that says so."""
@@ -187,13 +316,23 @@ class Evidence:
     text: str
 
 
+class EvidenceLog(PersistentList[Evidence]):
+    """Evidence in the order in which it came. The same again, at another time, is not new."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def told_apart_by(item: Evidence) -> Hashable:
+        return item.node, item.source, item.text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the evidence means."""
 
-    cause: str
+    cause: Cause
     culprits: tuple[str, ...] = ()  # empty: nobody is named
-    confidence: str = "unnamed"  # unnamed, inferred, witnessed
+    confidence: Confidence = Confidence.UNNAMED
     why: str = ""
 
 
@@ -202,8 +341,8 @@ class Incident:
     """An Attempt that ended badly: what was seen, what it meant, what was done."""
 
     attempt: int
-    cause: str
-    evidence: tuple[Evidence, ...] = ()
+    cause: Cause
+    evidence: EvidenceLog = field(default_factory=EvidenceLog)
     fault_at: float | None = None  # where the evidence itself carries the time of the fault
     suspected_at: float | None = None
     confirmed_at: float = 0.0
@@ -216,7 +355,10 @@ class Incident:
     step: int | None = None  # the last step seen before it
     resumed_from: int | None = None  # the step of the checkpoint that was loaded
     warm: bool | None = None  # whether all ranks of the relaunch were forked, once known
-    marks: tuple[tuple[str, float], ...] = ()  # phases of the relaunch's first rank
+    phase_times: tuple[tuple[str, float], ...] = ()  # phases of the relaunch's first rank
+
+    def __post_init__(self) -> None:
+        _kept_as(self, "evidence", EvidenceLog)
 
     @property
     def steps_lost(self) -> int | None:
@@ -226,29 +368,64 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadLine:
+    """A line of a rank, where none was understood as a step."""
+
+    node: str
+    rank: int
+    line: str
+    pattern: str  # for progress.step in job.yaml; empty: no number in the lines grows
+    since: float
+    at: float  # when there were new ones last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One start of the ranks on N slots."""
 
     number: int
-    slots: tuple[str, ...]  # node names, by group rank
+    slots: Names  # by group rank
     resume: Checkpoint | None
     save_dir: str | None
     slot0_first: bool = False  # the other nodes' ranks are ordered once slot 0's are started
-    prepared: tuple[str, ...] = ()
+    prepared: PersistentSet[str] = field(default_factory=PersistentSet)
     master_port: int | None = None
-    started: tuple[str, ...] = ()  # nodes whose ranks run
+    started: PersistentSet[str] = field(default_factory=PersistentSet)  # nodes whose ranks run
     started_at: float | None = None  # the start was ordered
-    cold: tuple[str, ...] = ()  # nodes whose ranks were not forked from a preloaded process: why
-    marks: tuple[tuple[str, float], ...] = ()  # when slot 0's first rank entered its phases
-    resumed_step: int | None = None  # the step that the trainer says it resumed from
+    # nodes whose ranks were not forked from a preloaded process: why
+    cold: PersistentSet[str] = field(default_factory=PersistentSet)
+    phase_times: tuple[tuple[str, float], ...] = ()  # when slot 0's first rank entered its phases
     first_step_at: float | None = None
+    first_step: int | None = None  # that ranks told
     step: int | None = None
     step_at: float | None = None
-    loss: float | None = None
+    loss: float | None = None  # the last finite one
+    loss_not_finite_since: float | None = None  # None: the newest loss is finite
     interval: float | None = None  # the typical time between its steps, in seconds
-    exits: tuple[RankExit, ...] = ()
-    gone: tuple[str, ...] = ()  # nodes that confirmed that no rank of it is left
+    log_steps: bool = False  # lines told its step, not its ranks' hooks
+    by_checkpoint: bool = False  # no step was understood: a verified checkpoint told it
+    below: int | None = None  # a first step before the promised one, which nothing confirms yet
+    resumed_well: bool = False  # some rank said that it resumed where it was promised
+    resumed_elsewhere: tuple[tuple[str, int, int], ...] = ()  # node, step, ranks: lines say so
+    unread: UnreadLine | None = None  # while no step is understood
+    exits: Exits = field(default_factory=Exits)
+    # nodes that confirmed that no rank of it is left
+    confirmed_stopped: PersistentSet[str] = field(default_factory=PersistentSet)
     tainted_from: int | None = None  # from this step on its checkpoints don't count
+
+    def __post_init__(self) -> None:
+        _kept_as(self, "slots", Names)
+        for name in ("prepared", "started", "cold", "confirmed_stopped"):
+            _kept_as(self, name, PersistentSet)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rhythm:
+    """How long the run's steps and saves take, in seconds; None while that is unknown."""
+
+    step: float | None = None  # the median between reported steps
+    slow: float | None = None  # the longest that is usual
+    save: float | None = None  # the median between reported steps with a save between them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +433,26 @@ class Deadline:
     """What happens at a time if nothing else does."""
 
     at: float
+    kind: DeadlineKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """An invariant that a step would have broken: a fault of superv's own, kept to be shown."""
+
+    at: float  # the newest time
+    invariant: int  # its number in "What it never does" of docs/invariants.md
     what: str
+    refused: tuple[str, ...] = ()  # keys of the actions that were left out
+    nodes: tuple[str, ...] = ()  # nodes that were to be excluded for it, and were not
+    undone: bool = False  # the whole step was not taken
+    times: int = 1
+
+    @property
+    def text(self) -> str:
+        done = "refused" if self.refused or self.nodes or self.undone else "noticed"
+        often = f", {self.times} times" if self.times > 1 else ""
+        return f"{done}: {self.what} (invariant {self.invariant}{often})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,43 +464,43 @@ class Run:
     since: float = 0.0
     reason: str = ""  # why it is in this phase, in words
     epoch: int = 0
+    engine_starts: tuple[float, ...] = ()  # the newest ones
     endpoint: str = ""
     deadline: Deadline | None = None
     allocations: Mapping[str, Allocation] = field(default_factory=dict)  # by job id
-    asked: int = 0  # allocations asked for so far
-    pool: Mapping[str, Node] = field(default_factory=dict)  # by node name
-    slots: tuple[str, ...] = ()  # by group rank; an empty name waits for a node
-    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
-    barred: Mapping[str, str] = field(default_factory=dict)  # by people, for all runs: why
+    allocations_requested: int = 0  # allocations asked for so far
+    asked_by_person: bool = True  # the last request is the first since a launch or a resume
+    request: Submit | None = None  # the newest one
+    refusals: int = 0  # of the same request, one after the other
+    pool: Pool = field(default_factory=Pool)
+    slots: Names = field(default_factory=Names)  # by group rank; an empty name waits for a node
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)  # by this run itself
+    operator_excluded: Mapping[str, str] = field(default_factory=dict)  # from all runs: why
     attempt: Attempt | None = None
     lineage: tuple[Checkpoint, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     retired: Mapping[str, Retired] = field(default_factory=dict)  # by path
-    leftovers: tuple[Checkpoint, ...] = ()  # never finished, and nobody is left to finish them
+    incomplete_checkpoints: tuple[Checkpoint, ...] = ()  # nobody is left to finish them
     incidents: tuple[Incident, ...] = ()
-    fruitless: Mapping[str, int] = field(
-        default_factory=dict
-    )  # restarts without progress, by cause
-    best_step: int = 0  # the newest verified step when `fruitless` was last reset
-    goal: Phase | None = None  # the end that a stop is for
-    pending: Mapping[str, Action] = field(default_factory=dict)  # actions without a result yet
+    restarts_without_progress: Mapping[Cause, int] = field(default_factory=dict)  # by cause
+    best_step: int = 0  # the newest verified step when that was last reset
+    stopping_as: Phase | None = None  # the end that a stop is for
+    rhythm: Rhythm = Rhythm()
+    isolated_since: float | None = None  # this engine is cut off: most agents are silent
+    pending: Orders = field(default_factory=Orders)  # actions without a result yet
+    violations: tuple[Violation, ...] = ()  # the newest ones; empty unless superv is at fault
+
+    def __post_init__(self) -> None:
+        _kept_as(self, "pool", Pool)
+        _kept_as(self, "slots", Names)
+        _kept_as(self, "pending", Orders)
 
     @property
     def ended(self) -> bool:
-        return self.phase in ENDS
+        return self.phase in ENDED
 
     @property
     def live_jobs(self) -> tuple[str, ...]:
-        return tuple(a.job_id for a in self.allocations.values() if a.state != "ended")
-
-    @property
-    def spares(self) -> tuple[str, ...]:
-        """Nodes that could take a slot now."""
         return tuple(
-            n.name
-            for n in self.pool.values()
-            if n.state is NodeState.READY
-            and n.name not in self.slots
-            and n.name not in self.excluded
-            and n.name not in self.barred
+            a.job_id for a in self.allocations.values() if a.state is not AllocationState.ENDED
         )

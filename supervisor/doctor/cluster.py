@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from healthchecks.frame.report import Finding
 from launchers.slurm import Partition, Slurm
 from supervisor.config import Job
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress
-from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
+from supervisor.doctor.finding import fail, ok, unknown, warn
 
 ASK_S = 10.0
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "sbcast")
@@ -138,7 +139,7 @@ def parse(text: str) -> dict[str, str]:
 def _version(version: str) -> Finding:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if len(numbers) != 2:
-        return unknown("slurm", f"it answers, but tells no version ({version!r})")
+        return unknown("slurm", f"it answers, but reports no version ({version!r})")
     if numbers < OLDEST:
         text = f"Slurm {version}: superv needs srun --overlap, which came with 20.11"
         return fail("slurm", text, "use a newer Slurm")
@@ -149,7 +150,7 @@ def judge(setting: Setting, config: dict[str, str]) -> Finding:
     """What a setting's value means."""
     check = setting.key
     if setting.key not in config:
-        return unknown(check, f"not told by this Slurm; {setting.why}")
+        return unknown(check, f"not reported by this Slurm; {setting.why}")
     value = config[setting.key]
     problem = setting.problem(value)
     if problem:
@@ -167,14 +168,18 @@ async def _partition(slurm: Slurm, job: Job | None, partitions: list[Partition])
         return [fail(check, text, "write slurm: {partition: …} into the job file")]
     if unheard := [name for name in asked if name not in known]:
         text = f"{unheard[0]!r} is unknown; there: {valid}"
-        return [fail(check, text, "mend slurm.partition in the job file")]
+        return [fail(check, text, "fix slurm.partition in the job file")]
     found = []
-    wanted = job.nodes + job.spares if job else 1
+    wanted, least = (job.nodes + job.spares, job.nodes) if job else (1, 1)
     for name in asked:
         nodes = known[name].nodes
+        if len(nodes) < least:
+            text = f"{name} has {len(nodes)} nodes, the job needs {least}"
+            found.append(fail(check, text, "ask for fewer nodes, or another partition"))
+            continue
         if len(nodes) < wanted:
-            text = f"{name} has {len(nodes)} nodes, the job wants {wanted}"
-            found.append(fail(check, text, "ask for fewer nodes and spares, or another partition"))
+            text = f"{name} has {len(nodes)} nodes, the job wants {wanted}: it gets fewer spares"
+            found.append(warn(check, text, "ask for fewer spares, or another partition"))
             continue
         found.append(await _usable(slurm, name, len(nodes), wanted))
     return found
@@ -182,14 +187,12 @@ async def _partition(slurm: Slurm, job: Job | None, partitions: list[Partition])
 
 async def _usable(slurm: Slurm, name: str, size: int, wanted: int) -> Finding:
     """How many of a partition's nodes could run something."""
-    argv = ("sinfo", "--noheader", "--Node", "--format=%N|%T", f"--partition={name}")
     try:
-        done = await slurm.run(*argv)
+        nodes = await slurm.nodes(partition=name)
     except (TransientError, UserError) as error:
         return unknown("partition", f"{name}: {error}")
-    states = dict(line.split("|") for line in done.out.splitlines() if "|" in line)
     good = ("idle", "mixed", "allocated", "completing", "reserved", "planned")
-    bad = [n for n, state in states.items() if not state.startswith(good) or "*" in state]
+    bad = [n.name for n in nodes.values() if not n.word.startswith(good) or not n.answers]
     text = f"{name}: {size} nodes, {size - len(bad)} usable, {wanted} wanted"
     if size - len(bad) < wanted:
         fix = f"see `sinfo -R -n {compress(bad)}`; the job waits until they are back"

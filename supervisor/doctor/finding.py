@@ -1,41 +1,27 @@
-"""One line of the doctor's report."""
+"""One line of the doctor's report: a Finding, as of a health check."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding
 
 
-class State(StrEnum):
-    """UNKNOWN: could not be measured; neither good nor bad."""
-
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
-    UNKNOWN = "UNKNOWN"
+def ok(check: str, seen: str) -> Finding:
+    return _finding(check, Status.OK, seen)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What was found, and what to do about it."""
-
-    check: str
-    state: State
-    text: str
-    fix: str = ""
+def warn(check: str, seen: str, fix: str) -> Finding:
+    return _finding(check, Status.WARN, seen, fix)
 
 
-def ok(check: str, text: str) -> Finding:
-    return Finding(check=check, state=State.OK, text=text)
+def fail(check: str, seen: str, fix: str) -> Finding:
+    return _finding(check, Status.FAIL, seen, fix)
 
 
-def warn(check: str, text: str, fix: str) -> Finding:
-    return Finding(check=check, state=State.WARN, text=text, fix=fix)
+def unknown(check: str, seen: str, fix: str = "") -> Finding:
+    """It could not be measured: neither good nor bad."""
+    return _finding(check, Status.UNKNOWN, seen, fix)
 
 
-def fail(check: str, text: str, fix: str) -> Finding:
-    return Finding(check=check, state=State.FAIL, text=text, fix=fix)
-
-
-def unknown(check: str, text: str, fix: str = "") -> Finding:
-    return Finding(check=check, state=State.UNKNOWN, text=text, fix=fix)
+def _finding(check: str, status: Status, seen: str, fix: str = "") -> Finding:
+    return Finding(check=check, result=Result(status=status, seen=seen, fix=fix))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from supervisor import __version__, proc, runs
-from supervisor.app import engine_address
+from healthchecks.frame.report import Finding
+from supervisor import __version__, proc
 from supervisor.config import Job, PortRange, Site
 from supervisor.core.errors import UserError
-from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
+from supervisor.doctor.finding import fail, ok, unknown, warn
+from supervisor.engine.address import engine_address
+from supervisor.host import emptied, private, trusted
+from supervisor.host.interfaces import interface_of
+from supervisor.run import folder
 
 STAT_S = 5.0
 LITTLE_MB, TOO_LITTLE_MB = 1000, 100  # a journal grows by some MB a day
@@ -50,11 +55,27 @@ def packages() -> list[Finding]:
                 "install superv into an environment of its own",
             ),
         ]
-    return [*found, ok("packages", "no other distribution here installs a package `supervisor`")]
+    found.append(ok("packages", "no other distribution here installs a package `supervisor`"))
+    return [*found, for_root(Path(__file__).parents[1])]
+
+
+def for_root(place: Path) -> Finding:
+    """Whether slurm.conf may name this installation: root must not run what others can change."""
+    places = (place, Path(sys.prefix))
+    why = next((why for at in places if (why := trusted.problem(at, as_root=True))), "")
+    if not why:
+        return ok("as root", "only root can change this installation: slurm.conf may name it")
+    fix = (
+        "for Prolog and HealthCheckProgram install superv where only root may write: "
+        "python3 -m venv /opt/superv, as root (docs/slurm.md)"
+    )
+    if os.geteuid() == 0:
+        return warn("as root", why, fix)
+    return ok("as root", f"yours to use, and not root's: {why}; {fix}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class FileSystem:
     """A file system, asked through a child."""
 
     path: Path  # the wanted one, or its nearest parent that is there
@@ -62,14 +83,14 @@ class Storage:
     free_mb: int
 
 
-async def storage(path: Path) -> Storage | str:
-    """The file system that the path is or would be on; or why it can't be told."""
+async def file_system(path: Path) -> FileSystem | str:
+    """The file system that the path is or would be on; or why that is unknown."""
     for place in (path, *path.parents):
         argv = ("stat", "--file-system", "--format=%T|%a|%S", str(place))
         done = await proc.run(argv, deadline_s=STAT_S, env={**os.environ, "LC_ALL": "C"})
         if done.rc == 0:
             kind, blocks, size = done.out.strip().split("|")
-            return Storage(path=place, kind=kind, free_mb=int(blocks) * int(size) // 1_000_000)
+            return FileSystem(path=place, kind=kind, free_mb=int(blocks) * int(size) // 1_000_000)
         if done.rc is None or "No such file" not in done.err:
             return f"{place}: {done.why()}"
     return f"{path}: no parent is there"
@@ -78,7 +99,7 @@ async def storage(path: Path) -> Storage | str:
 async def state(site: Site, job: Job | None) -> list[Finding]:
     """Journals and keys need a local directory that is the user's alone."""
     check, path, fix = "state_dir", site.state_dir, "set state_dir in site.yaml to a local disk"
-    seen = await storage(path)
+    seen = await file_system(path)
     if isinstance(seen, str):
         return [unknown(check, seen, fix)]
     there = seen.path
@@ -90,30 +111,34 @@ async def state(site: Site, job: Job | None) -> list[Finding]:
     elif seen.kind not in LOCAL:
         found.append(unknown(check, f"{path} is on {seen.kind}; is that a local disk?", fix))
     if seen.free_mb < LITTLE_MB:
-        mend = f"make room on the file system of {there}"
+        room = f"make room on the file system of {there}"
         text = f"{there}: {seen.free_mb} MB are free"
-        found.append((fail if seen.free_mb < TOO_LITTLE_MB else warn)(check, text, mend))
-    info = there.stat()
-    if there == path and info.st_uid != os.getuid():
-        mine = "set state_dir in site.yaml to a directory of your own"
-        found.append(
-            fail(check, f"{path} belongs to uid {info.st_uid}, you are {os.getuid()}", mine)
-        )
-    if there == path and info.st_mode & 0o022:
-        mode = f"{path} has mode {info.st_mode & 0o7777:04o}: others may write there"
-        found.append(fail(check, mode, f"chmod 700 {path}"))
-    open_ones = [r.path for r in runs.every(path) if r.path.stat().st_mode & 0o077]
+        found.append((fail if seen.free_mb < TOO_LITTLE_MB else warn)(check, text, room))
+    if why := private.problem(path) or private.problem(folder.runs_dir(path)):
+        found.append(fail(check, why, folder.MINE))
+    open_ones = [r.path for r in folder.every(path) if r.path.stat().st_mode & 0o077]
     if open_ones:
         text = f"{open_ones[0]} holds keys and is open to others"
         found.append(fail(check, text, f"chmod 700 {open_ones[0]}"))
     if not os.access(there, os.W_OK | os.X_OK):
         found.append(fail(check, f"{there} can't be written by you", fix))
-    longest = runs.runs_dir(path) / (job.name if job else "x" * 20) / "control.sock"
-    if len(os.fsencode(longest)) > runs.SOCKET_LIMIT:
-        text = f"{longest} is longer than a socket's path may be ({runs.SOCKET_LIMIT} bytes)"
+    longest = folder.runs_dir(path) / (job.name if job else "x" * 20) / "control.sock"
+    if len(os.fsencode(longest)) > folder.SOCKET_LIMIT:
+        text = f"{longest} is longer than a socket's path may be ({folder.SOCKET_LIMIT} bytes)"
         found.append(fail(check, text, "set a shorter state_dir in site.yaml"))
     new = "" if there == path else ", not there yet"
     return found or [ok(check, f"{path} ({seen.kind}, {seen.free_mb // 1000} GB free{new})")]
+
+
+def places(site: Site, job: Job | None) -> list[Finding]:
+    """Whether what is to stay lies where nobody empties it."""
+    checkpoints = job.checkpoints.dir if job is not None and job.checkpoints else None
+    found = []
+    for note in emptied.notes(site.state_dir, site.node_dir, checkpoints):
+        text, _, fix = note.rpartition("; ")
+        found.append(warn("places", text, fix))
+    text = "the run's folder, node_dir and checkpoints are where nobody empties them"
+    return found or [ok("places", text)]
 
 
 def address(site: Site, job: Job | None) -> list[Finding]:
@@ -133,26 +158,10 @@ def address(site: Site, job: Job | None) -> list[Finding]:
                 continue
         chosen = f"engine_address: {site.engine_address}" if site.engine_address else "host name"
         why = "launcher: local" if job is not None and job.launcher == "local" else chosen
-        return [ok(check, f"{there} ({why}, interface {_interface(there)}), port {port} is free")]
+        name = interface_of(there) or "?"
+        return [ok(check, f"{there} ({why}, interface {name}), port {port} is free")]
     text = f"no port of {site.engine_ports} is free on {there}"
     return [fail(check, text, "set another engine_ports in site.yaml")]
-
-
-def _interface(address: str) -> str:
-    """The name of the interface that has the address; `?` where that can't be told."""
-    import fcntl
-    import struct
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        for _, name in socket.if_nameindex():
-            try:
-                packed = struct.pack("256s", name.encode()[:15])
-                answer = fcntl.ioctl(asked.fileno(), 0x8915, packed)  # SIOCGIFADDR
-            except OSError:
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return "lo" if address.startswith("127.") else "?"
 
 
 def ports(site: Site) -> list[Finding]:

@@ -11,15 +11,17 @@ import sys
 import time
 from typing import Any
 
+from healthchecks.frame.report import Finding
 from launchers.slurm import client_env
 from supervisor import __version__, proc
-from supervisor.app import engine_address
 from supervisor.config import Job, Site
 from supervisor.core.errors import UserError
+from supervisor.core.secret import looks_secret
 from supervisor.doctor import trainer
 from supervisor.doctor.cluster import step_options
-from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
+from supervisor.doctor.finding import fail, ok, unknown, warn
 from supervisor.doctor.machine import LITTLE_MB, NETWORK
+from supervisor.engine.address import engine_address
 
 WAIT_NODE_S = 30  # for a free node
 STEP_S = 120.0  # for all of it
@@ -28,7 +30,7 @@ CLOCK_S = 1.0  # evidence is put in order by the nodes' clocks
 NAME = "superv-doctor"
 
 
-class Visit:
+class NodeCall:
     """What came of a node's call."""
 
     def __init__(self, job: Job | None, nonce: str) -> None:
@@ -79,11 +81,11 @@ async def look(job: Job | None, site: Site, *, probe: bool) -> list[Finding]:
     except UserError as error:
         return [unknown(check, f"no address to dial: {error}")]
     nonce = secrets.token_hex(16)
-    visit = Visit(job, nonce)
+    call = NodeCall(job, nonce)
     server = None
     for port in range(site.engine_ports.first, site.engine_ports.last + 1):
         with contextlib.suppress(OSError):
-            server = await asyncio.start_server(visit.welcome, host=address, port=port)
+            server = await asyncio.start_server(call.welcome, host=address, port=port)
             break
     if server is None:
         return [unknown(check, f"no port of {site.engine_ports} can be listened on at {address}")]
@@ -95,17 +97,26 @@ async def look(job: Job | None, site: Site, *, probe: bool) -> list[Finding]:
         "node_dir": str(site.node_dir),
         "trainer": trainer.python_command(job) if job else None,
         "workdir": str(job.trainer.workdir) if job else "/",
-        "env": {k: v for k, v in job.trainer.env.items() if "{" not in v} if job else {},
+        "env": told_env(job) if job else {},
     }
     try:
         done = await _step(job, order)
     finally:
         server.close()
-    if not visit.found:
+    if not call.found:
         return [_no_call(done, address, port, site)]
-    if not visit.done.is_set() or done.rc != 0:
-        visit.found.append(unknown(check, f"the probe's step ended early: {done.why()}"))
-    return visit.found
+    if not call.done.is_set() or done.rc != 0:
+        call.found.append(unknown(check, f"the probe's step ended early: {done.why()}"))
+    return call.found
+
+
+def told_env(job: Job) -> dict[str, str]:
+    """The trainer's variables for a look at what it imports, without secrets.
+
+    srun's standard input crosses the network as it is, and no import needs a password.
+    """
+    env = job.trainer.env.items()
+    return {k: v for k, v in env if "{" not in v and not looks_secret(k, v)}
 
 
 async def _step(job: Job | None, order: dict[str, Any]) -> proc.Completed:
@@ -114,7 +125,7 @@ async def _step(job: Job | None, order: dict[str, Any]) -> proc.Completed:
     argv += step_options(job)
     argv += [sys.executable, "-I", "-m", "supervisor.doctor.on_node"]
     env = client_env(os.environ)
-    # By standard input: the trainer's variables may hold secrets, and argv is for everybody.
+    # By standard input: argv is for everybody, and the trainer's variables are not.
     stdin = json.dumps(order).encode()
     done = await proc.run(argv, deadline_s=STEP_S, env=env, stdin=stdin)
     if done.timed_out:
@@ -168,19 +179,19 @@ def clock(trip_s: float, offset_s: float) -> Finding:
     return ok("clocks", text)
 
 
-def facts(told: dict[str, Any]) -> list[Finding]:
-    """What the node has told of itself."""
-    node, found = told["node"], []
-    if told["version"] == __version__:
+def facts(answer: dict[str, Any]) -> list[Finding]:
+    """What the node says of itself."""
+    node, found = answer["node"], []
+    if answer["version"] == __version__:
         found.append(ok("superv on nodes", f"{node}: version {__version__}, as here"))
     else:
-        text = f"{node}: version {told['version']}, here {__version__}"
+        text = f"{node}: version {answer['version']}, here {__version__}"
         fix = "install the same version, at one path that all see"
         found.append(fail("superv on nodes", text, fix))
-    found += [warn("node", f"{node}: {problem}", "see the node") for problem in told["problems"]]
-    found.append(_node_dir(node, told))
-    if "trainer" in told:
-        there = told["trainer"]
+    found += [warn("node", f"{node}: {problem}", "see the node") for problem in answer["problems"]]
+    found.append(_node_dir(node, answer))
+    if "trainer" in answer:
+        there = answer["trainer"]
         done = proc.Completed(
             argv=("python",),
             rc=there["rc"],
@@ -192,15 +203,21 @@ def facts(told: dict[str, Any]) -> list[Finding]:
     return found
 
 
-def _node_dir(node: str, told: dict[str, Any]) -> Finding:
+def _node_dir(node: str, answer: dict[str, Any]) -> Finding:
     check, fix = "node_dir", "set node_dir in site.yaml to a local disk of the nodes"
-    if not told["node_dir"]:
-        return fail(check, f"{node}: {told['node_dir_why']}", fix)
-    kind, blocks, size = told["node_dir"].split("|")
+    if not answer["node_dir"]:
+        return fail(check, f"{node}: {answer['node_dir_why']}", fix)
+    kind, blocks, size = answer["node_dir"].split("|")
     free = int(blocks) * int(size) // 1_000_000
     text = f"{node}: {kind}, {free / 1000:.1f} GB free"
     if kind in NETWORK:
         return fail(check, f"{text}: not a local disk", fix)
-    if not told["node_dir_writable"]:
+    if not answer["node_dir_writable"]:
         return fail(check, f"{text}: can't be written by you", fix)
+    if answer["node_dir_open"]:
+        return fail(
+            check,
+            f"{text}: other users may rename what is in it",
+            "chmod +t it as root, or set node_dir in site.yaml to a folder that is root's or yours",
+        )
     return ok(check, text) if free >= LITTLE_MB else warn(check, text, "make room there")

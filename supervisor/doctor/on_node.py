@@ -19,32 +19,34 @@ from typing import Any
 
 from supervisor import __version__, proc
 from supervisor.agent.node import problems
+from supervisor.host import private
 
 LIVES_S = 90.0
-LOOK_S = 60.0
+TRAINER_S = 60.0
 DIAL_S = 10.0
 
 
 async def facts(order: dict[str, Any]) -> dict[str, Any]:
     """What this node is like."""
     node_dir = Path(order["node_dir"])
-    stat = ("stat", "--file-system", "--format=%T|%a|%S", str(node_dir))
-    disk = await proc.run(stat, deadline_s=5.0)
-    told: dict[str, Any] = {
+    ask = ("stat", "--file-system", "--format=%T|%a|%S", str(node_dir))
+    disk = await proc.run(ask, deadline_s=5.0)
+    answer: dict[str, Any] = {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "version": __version__,
         "problems": list(problems({})[0]),
         "node_dir": disk.out.strip() if disk.rc == 0 else "",
         "node_dir_why": "" if disk.rc == 0 else disk.why(),
+        "node_dir_open": disk.rc == 0 and private.problem(node_dir, inside=True) != "",
         "node_dir_writable": disk.rc == 0 and os.access(node_dir, os.W_OK | os.X_OK),
     }
     if order["trainer"]:
         cwd = order["workdir"] if Path(order["workdir"]).is_dir() else "/"
         done = await proc.run(
-            order["trainer"], deadline_s=LOOK_S, env={**os.environ, **order["env"]}, cwd=cwd
+            order["trainer"], deadline_s=TRAINER_S, env={**os.environ, **order["env"]}, cwd=cwd
         )
-        told["trainer"] = {"rc": done.rc, "out": done.out[-4000:], "why": done.why()}
-    return told
+        answer["trainer"] = {"rc": done.rc, "out": done.out[-4000:], "why": done.why()}
+    return answer
 
 
 async def _listen(

@@ -6,32 +6,33 @@ import json
 import os
 import shutil
 
+from healthchecks.frame.report import Finding
 from supervisor import proc
 from supervisor.config import Job
-from supervisor.doctor.finding import Finding, fail, ok, unknown, warn
-from supervisor.doctor.machine import LOCAL, storage
+from supervisor.doctor.finding import fail, ok, unknown, warn
+from supervisor.doctor.machine import LOCAL, file_system
 
 IMPORT_S = 120.0  # torch and TorchTitan take 9 s where nothing is cached
 
 # Runs in the trainer's python: prints one JSON line at its end, whatever modules print.
-LOOK = """
+PROBE = """
 import importlib, json, platform, sys
 folder, *modules = sys.argv[1:]
 sys.path[0] = folder or ""
-told = {"python": platform.python_version(), "failed": {}, "modules": ", ".join(modules)}
+seen = {"python": platform.python_version(), "failed": {}, "modules": ", ".join(modules)}
 for name in modules:
     try:
         importlib.import_module(name)
     except BaseException as error:
-        told["failed"][name] = [type(error).__name__, str(error).strip().split("\\n")[0][:200]]
+        seen["failed"][name] = [type(error).__name__, str(error).strip().split("\\n")[0][:200]]
 try:
     import torch
-    told["torch"], told["cuda"] = torch.__version__, torch.version.cuda
+    seen["torch"], seen["cuda"] = torch.__version__, torch.version.cuda
 except ModuleNotFoundError:
     pass
 except BaseException as error:
-    told["failed"].setdefault("torch", [type(error).__name__, str(error)[:200]])
-print("\\n" + json.dumps(told))
+    seen["failed"].setdefault("torch", [type(error).__name__, str(error)[:200]])
+print("\\n" + json.dumps(seen))
 """
 
 
@@ -42,7 +43,7 @@ def python_command(job: Job) -> list[str] | None:
         return None
     folder = str(trainer.script.parent) if trainer.script else ""
     modules = dict.fromkeys([*trainer.preload, *([trainer.module] if trainer.module else [])])
-    return [trainer.python, "-c", LOOK, folder, *modules]
+    return [trainer.python, "-c", PROBE, folder, *modules]
 
 
 async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
@@ -52,15 +53,15 @@ async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     if argv is None:
         command = job.trainer.command[0]
         if shutil.which(command) is None:
-            fix = "mend trainer.command, or see that the nodes have it"
+            fix = "fix trainer.command, or see that the nodes have it"
             return [*found, warn("trainer", f"{command}: not here", fix)]
         return [*found, ok("trainer", f"{command} is here")]
     if shutil.which(argv[0]) is None:
         text = f"trainer.python: {argv[0]}: not here, or not to be run"
-        return [*found, fail("trainer", text, "mend trainer.python in the job file")]
+        return [*found, fail("trainer", text, "fix trainer.python in the job file")]
     if job.trainer.script is not None and not job.trainer.script.is_file():
         text = f"trainer.script: {job.trainer.script}: no such file"
-        return [*found, fail("trainer", text, "mend trainer.script in the job file")]
+        return [*found, fail("trainer", text, "fix trainer.script in the job file")]
     env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
     done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
@@ -73,14 +74,14 @@ async def _directories(job: Job) -> list[Finding]:
     if job.checkpoints is not None:
         wanted["checkpoints"] = job.checkpoints.dir
     for check, path in wanted.items():
-        seen = await storage(path)
+        seen = await file_system(path)
         if isinstance(seen, str):
             found.append(unknown(check, seen, "see whether that storage answers"))
         elif check == "workdir" and seen.path != path:
-            mend = "make it, or mend trainer.workdir in the job file"
-            found.append(fail(check, f"{path}: no such directory", mend))
+            fix = "make it, or fix trainer.workdir in the job file"
+            found.append(fail(check, f"{path}: no such directory", fix))
         elif not os.access(seen.path, os.W_OK | os.X_OK) and check == "checkpoints":
-            found.append(fail(check, f"{seen.path}: can't be written by you", "mend its mode"))
+            found.append(fail(check, f"{seen.path}: can't be written by you", "fix its mode"))
         elif seen.kind in LOCAL and job.launcher == "sbatch":
             text = f"{path} is on {seen.kind}: nodes see it only if it is exported to them"
             found.append(warn(check, text, "use storage that all nodes share"))
@@ -90,29 +91,29 @@ async def _directories(job: Job) -> list[Finding]:
 
 
 def judge(check: str, where: str, done: proc.Completed) -> list[Finding]:
-    """What LOOK has printed."""
+    """What PROBE has printed."""
     if done.timed_out:
         text = f"its modules were not imported {where} within {done.took_s:.0f} s"
         return [unknown(check, text, "see whether the storage that holds them answers")]
     try:
-        told = json.loads(done.out.strip().splitlines()[-1])
+        seen = json.loads(done.out.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        return [fail(check, f"{where}: {done.why()}", "mend trainer.python or its environment")]
-    return [verdict(check, where, told)]
+        return [fail(check, f"{where}: {done.why()}", "fix trainer.python or its environment")]
+    return [verdict(check, where, seen)]
 
 
-def verdict(check: str, where: str, told: dict[str, object]) -> Finding:
-    """What LOOK found."""
-    text = f"{where}: Python {told['python']}, "
-    text += f"torch {told['torch']}" if "torch" in told else "no torch"
-    text += f" for CUDA {told['cuda']}" if told.get("cuda") else ""
-    failed = told["failed"]
+def verdict(check: str, where: str, seen: dict[str, object]) -> Finding:
+    """What PROBE found."""
+    text = f"{where}: Python {seen['python']}, "
+    text += f"torch {seen['torch']}" if "torch" in seen else "no torch"
+    text += f" for CUDA {seen['cuda']}" if seen.get("cuda") else ""
+    failed = seen["failed"]
     assert isinstance(failed, dict)
     if not failed:
-        names = told["modules"]
+        names = seen["modules"]
         return ok(check, f"{text}; {names} can be imported" if names else text)
     name, (kind, words) = next(iter(failed.items()))
     says = f"{text}; importing {name}: {kind}: {words}"
     if kind in ("ModuleNotFoundError", "SyntaxError"):
-        return fail(check, says, "install it there, or mend trainer.module, preload or python")
+        return fail(check, says, "install it there, or fix trainer.module, preload or python")
     return warn(check, says, "a login node may lack a GPU; --probe looks on a node")

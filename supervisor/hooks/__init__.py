@@ -1,3 +1,13 @@
-"""Adapters to trainers, one file each: the flags superv adds, and the hook inside the ranks."""
+"""Adapters to trainers, one file each: what superv knows of the trainer, and the hook in the ranks.
 
-NAMES = ("torchtitan",)
+An adapter is a module with FRESH and RESUMED (arguments that superv adds), PRELOAD (modules of the
+warm starter), STEP_LINE and RESUMED_LINE (patterns of its log), STATE_KEYS (what a whole checkpoint
+holds), and `patches(rank)`.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+
+from supervisor.hooks import torchtitan
+
+ADAPTERS: Mapping[str, ModuleType] = {"torchtitan": torchtitan}

@@ -30,6 +30,14 @@ RESUMED = (
 )
 
 
+PRELOAD = ("torch", "torchtitan.train")
+# components/checkpoint.py: the parts of its full training state
+STATE_KEYS = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")
+# components/metrics.py and train.py; " - " keeps "validate step:" out
+STEP_LINE = r" - step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>\S+)"
+RESUMED_LINE = r"Training starts at step (?P<next>\d+)"
+
+
 def patches(rank: Callable[[], Any]) -> dict[str, Callable[[Any], None]]:
     """What to change in TorchTitan's modules once they are imported.
 

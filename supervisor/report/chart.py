@@ -32,7 +32,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ChartLine:
     """A node that stands out."""
 
     node: str
@@ -50,7 +50,7 @@ class Chart:
     right: float  # where the lines end
     rest: str  # one path for all other nodes
     rest_dots: tuple[tuple[float, float], ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     lowest: tuple[float, float]
@@ -88,7 +88,7 @@ def chart(trend: Trend, since: float, until: float) -> Chart:
         rest="".join(rest),
         rest_dots=tuple(dict.fromkeys(rest_dots)),
         lines=tuple(
-            Line(node=node, path=path, dots=dots, end=end, label=height)
+            ChartLine(node=node, path=path, dots=dots, end=end, label=height)
             for (node, path, dots, end), height in zip(lines, heights, strict=True)
         ),
         x_ticks=tuple(

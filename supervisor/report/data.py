@@ -9,32 +9,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from healthchecks.causes import BAD, Cause, causes_of, urgency
-from healthchecks.check import WORST_FIRST, Status, worst
-from healthchecks.registry import registered
-from healthchecks.report import Report
-from supervisor.core.placement import natural
-from supervisor.fleet import DAY_S, STRIKES_OVER_S, Change, Fleet, NodeHealth, Standing
-from supervisor.report.areas import area_of, in_order
+from healthchecks.frame.areas import area_of, in_order, page_of
+from healthchecks.frame.registry import registered
+from healthchecks.frame.report import Report
+from healthchecks.many.causes import FindingCause, causes_of, urgency
+from supervisor.core.check_status import NOT_FINE, WORST_FIRST, Status, worst
+from supervisor.core.nodeset import natural_sort_key
+from supervisor.core.status import state_word
+from supervisor.fleet.record import DAY_S, STRIKES_OVER_S, Fleet
+from supervisor.fleet.types import Change, CurrentFinding, NodeHealth
+from supervisor.host.terminal import one_line
 from supervisor.report.model import (
     Cell,
+    ChangeGroup,
     Drained,
-    Exclusion,
-    Incident,
+    EvidenceLine,
+    NodeExclusion,
     Offender,
     Page,
     Problem,
     Row,
+    RunAttention,
+    RunIncident,
     RunPart,
-    Seen,
-    Turn,
     names,
-    one_line,
     some,
 )
 from supervisor.report.slower import slower_than_accepted
 from supervisor.report.trends import trends_of
-from supervisor.report.verdict import answer_of, groups_of, hands_of, run_hands, verdict_of
+from supervisor.report.verdict import (
+    action_items_of,
+    answer_of,
+    groups_of,
+    run_action_items,
+    verdict_of,
+)
 
 STALE_S = DAY_S  # what was last asked before that is not known any more
 TOGETHER_S = 1800.0  # changes of one kind on several nodes within this time are one
@@ -51,12 +60,12 @@ def gather(
     `status` is the document of docs/status.md of the run that is asked about, which needs `need`
     nodes. Raises TransientError where the record does not answer.
     """
-    standing: dict[str, dict[str, Standing]] = {}
-    for item in fleet.standing():
+    standing: dict[str, dict[str, CurrentFinding]] = {}
+    for item in fleet.current_findings():
         standing.setdefault(item.node, {})[item.finding.name] = item
     every = fleet.nodes(now)
     old = {n.name for n in every if now - n.looked_at > STALE_S}
-    fine = [n.name for n in every if n.state == "healthy" and n.name not in old]
+    healthy = [n.name for n in every if n.state == "healthy" and n.name not in old]
     problems = problems_of(standing, {n.name for n in every if n.excluded is not None})
     run = _run(status, since, need) if status is not None else None
     exclusions = _exclusions(fleet, every, since, now)
@@ -67,31 +76,31 @@ def gather(
     )
     groups = groups_of(every, old)
     answer = answer_of(run, groups) if run is not None else None
-    hands = list(run_hands(run, answer)) if run is not None and answer is not None else []
-    hands += hands_of(problems, every, exclusions, old, now)
+    items = [] if run is None or answer is None else list(run_action_items(run, answer))
+    items += action_items_of(problems, every, exclusions, old, now)
     rows = _rows(every, standing, old, now)
     trends_since = min(since, now - TRENDS_OVER_S)
-    trends, quiet = trends_of(fleet, trends_since, now)
+    trends, all_zero = trends_of(fleet, trends_since, now)
     return Page(
         at=now,
         since=since,
         record=str(fleet.path),
         looked_at=max((n.looked_at for n in every if n.looked_at), default=None),
-        verdict=verdict_of(groups, hands, problems, run, answer),
-        hands=tuple(hands),
+        verdict=verdict_of(groups, items, problems, run, answer),
+        action_items=tuple(items),
         run=run,
         areas=_areas(rows),
         rows=rows,
-        fine=tuple(fine),
+        healthy=tuple(healthy),
         problems=tuple(problems),
-        changes=_turns(fleet.changes(since)),
+        changes=_change_groups(fleet.changes(since)),
         exclusions=exclusions,
         drains=drains,
         offenders=_offenders(fleet, now),
         slower=slower_than_accepted(fleet, standing),
         trends_since=trends_since,
         trends=trends,
-        quiet=quiet,
+        all_zero=all_zero,
     )
 
 
@@ -99,7 +108,7 @@ def gather(
 
 
 def problems_of(
-    standing: Mapping[str, Mapping[str, Standing]], excluded: set[str]
+    standing: Mapping[str, Mapping[str, CurrentFinding]], excluded: set[str]
 ) -> list[Problem]:
     """What the checks say at present, by cause: the worst first, then the widest.
 
@@ -115,13 +124,13 @@ def problems_of(
 
 
 def _problem(
-    cause: Cause, standing: Mapping[str, Mapping[str, Standing]], excluded: set[str]
+    cause: FindingCause, standing: Mapping[str, Mapping[str, CurrentFinding]], excluded: set[str]
 ) -> Problem:
     members = [
         item
         for node in cause.nodes
         for item in standing[node].values()
-        if item.finding.status in BAD
+        if item.finding.not_fine
         and (
             item.finding.result.shared == cause.shared
             if cause.shared
@@ -140,7 +149,7 @@ def _problem(
         nodes=cause.nodes,
         checks=cause.checks,
         shared=one_line(cause.shared),
-        seen=tuple(Seen(text=one_line(text), nodes=nodes) for text, nodes in cause.seen),
+        seen=tuple(EvidenceLine(text=one_line(text), nodes=nodes) for text, nodes in cause.seen),
         expected=one_line(cause.expected),
         fix=one_line(cause.fix),
         since=min(item.since for item in members),
@@ -151,13 +160,13 @@ def _problem(
 
 
 def _page(check: str) -> str:
-    """Where a check is described, with the anchor that forges make of its heading."""
+    """Where a check is described."""
     known = registered().get(check)
     if known is None:  # what the asking itself finds: that a node does not answer
         return "docs/preflight.md"
-    if not known.look.__module__.startswith("healthchecks."):
-        return f"the module {known.look.__module__}"
-    return f"docs/checks.md#{check.lower().replace('.', '')}"
+    if not known.run.__module__.startswith("healthchecks."):
+        return f"the module {known.run.__module__}"
+    return page_of(check)
 
 
 # --- nodes by check ---
@@ -165,11 +174,11 @@ def _page(check: str) -> str:
 
 def _rows(
     every: Sequence[NodeHealth],
-    standing: Mapping[str, Mapping[str, Standing]],
+    standing: Mapping[str, Mapping[str, CurrentFinding]],
     old: set[str],
     now: float,
 ) -> tuple[Row, ...]:
-    """Nodes that are not fine, the worst first; nodes alike are one row."""
+    """Nodes that are not healthy, the worst first; nodes alike are one row."""
     groups: dict[str, list[Row]] = {}
     for node in every:
         if node.state == "healthy" and node.name not in old:
@@ -189,14 +198,16 @@ def _rows(
         rows += [_joined(alike)] if len(alike) >= ALIKE else alike
     order = ("failed", "unknown", "degraded", "excluded", "healthy")
     return tuple(
-        sorted(rows, key=lambda r: (order.index(r.state), -len(r.nodes), natural(r.nodes[0])))
+        sorted(
+            rows, key=lambda r: (order.index(r.state), -len(r.nodes), natural_sort_key(r.nodes[0]))
+        )
     )
 
 
 def _areas(rows: Sequence[Row]) -> tuple[str, ...]:
     """Those in which something is wrong come first: a phone shows few columns."""
     cells = [(area, cell) for row in rows for area, cell in row.cells.items()]
-    wrong = {area for area, cell in cells if cell.status in BAD}
+    wrong = {area for area, cell in cells if cell.status in NOT_FINE}
     return (*in_order(wrong), *in_order({area for area, _ in cells} - wrong))
 
 
@@ -213,17 +224,20 @@ def _joined(rows: Sequence[Row]) -> Row:
     )
 
 
-def _cells(items: Mapping[str, Standing], now: float) -> dict[str, Cell]:
-    by_area: dict[str, list[Standing]] = {}
+def _cells(items: Mapping[str, CurrentFinding], now: float) -> dict[str, Cell]:
+    by_area: dict[str, list[CurrentFinding]] = {}
     for item in items.values():
         by_area.setdefault(area_of(item.finding.check), []).append(item)
     cells = {}
     for area, group in by_area.items():
-        status = worst(s.finding.status for s in group)
-        telling = [s for s in group if s.finding.status is status]
+        measured = [s for s in group if s.finding.gap is None]
+        status = worst(s.finding.status for s in measured)
+        telling = [s for s in measured or group if s.finding.status is status]
         cells[area] = Cell(
             status=status,
-            findings=tuple(one_line(s.finding.name, 200) for s in telling) if status in BAD else (),
+            findings=tuple(one_line(s.finding.name, 200) for s in telling)
+            if status in NOT_FINE
+            else (),
             stale=all(now - s.at > STALE_S for s in telling),
         )
     return cells
@@ -232,7 +246,7 @@ def _cells(items: Mapping[str, Standing], now: float) -> dict[str, Cell]:
 # --- what changed ---
 
 
-def _turns(changes: Sequence[Change]) -> tuple[Turn, ...]:
+def _change_groups(changes: Sequence[Change]) -> tuple[ChangeGroup, ...]:
     """Newest first; one for what several nodes did at once, or a node again and again."""
     groups: dict[tuple[str, Status | None, Status], list[list[Change]]] = {}
     for change in changes:
@@ -244,24 +258,24 @@ def _turns(changes: Sequence[Change]) -> tuple[Turn, ...]:
                 break
         else:
             runs.append([change])
-    alike: dict[tuple[object, ...], list[Turn]] = {}
-    for turn in (_turn(group) for runs in groups.values() for group in runs):
-        key = (turn.at, turn.was, turn.status, turn.nodes, turn.times, turn.seen)
-        alike.setdefault(key, []).append(turn)
-    turns = [replace(turns[0], also=len(turns) - 1) for turns in alike.values()]
-    return tuple(sorted(turns, key=lambda t: (-t.at, WORST_FIRST.index(t.status), t.finding)))
+    alike: dict[tuple[object, ...], list[ChangeGroup]] = {}
+    for one in (_change_group(group) for runs in groups.values() for group in runs):
+        key = (one.at, one.was, one.status, one.nodes, one.times, one.seen)
+        alike.setdefault(key, []).append(one)
+    shown = [replace(same[0], also=len(same) - 1) for same in alike.values()]
+    return tuple(sorted(shown, key=lambda c: (-c.at, WORST_FIRST.index(c.status), c.finding)))
 
 
-def _turn(group: Sequence[Change]) -> Turn:
+def _change_group(group: Sequence[Change]) -> ChangeGroup:
     newest = group[0]
-    return Turn(
+    return ChangeGroup(
         at=newest.at,
         first=group[-1].at,
         finding=one_line(newest.finding, 200),
         also=0,
         was=newest.was,
         status=newest.status,
-        nodes=tuple(sorted({c.node for c in group}, key=natural)),
+        nodes=tuple(sorted({c.node for c in group}, key=natural_sort_key)),
         times=len(group),
         origin=one_line(newest.origin, 60),
         seen=one_line(newest.seen),
@@ -273,7 +287,7 @@ def _turn(group: Sequence[Change]) -> Turn:
 
 def _exclusions(
     fleet: Fleet, every: Sequence[NodeHealth], since: float, now: float
-) -> tuple[Exclusion, ...]:
+) -> tuple[NodeExclusion, ...]:
     """Those in force, the next to end first; then those that ended within the period."""
     groups: dict[tuple[float, float | None, float | None, str, str], list[str]] = {}
     for node in every:
@@ -286,7 +300,7 @@ def _exclusions(
             past.node
         )
     found = [
-        Exclusion(
+        NodeExclusion(
             nodes=tuple(nodes),
             since=start,
             until=until,
@@ -305,7 +319,7 @@ def _exclusions(
 def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
     """Nodes by strikes, the most first."""
     by_node: dict[str, list[tuple[str, int]]] = {}
-    for node, check, day in fleet.struck(now):
+    for node, check, day in fleet.strike_details(now):
         by_node.setdefault(node, []).append((check, day))
     today = int(now / DAY_S)
     found = []
@@ -320,12 +334,12 @@ def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
         found.append(
             Offender(node=names([node]), strikes=len(strikes), checks=ordered, days=tuple(days))
         )
-    return tuple(sorted(found, key=lambda o: (-o.strikes, natural(o.node))))
+    return tuple(sorted(found, key=lambda o: (-o.strikes, natural_sort_key(o.node))))
 
 
 def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
     incidents = [
-        Incident(
+        RunIncident(
             at=i["confirmed"] or i["suspected"],
             cause=i["cause"],
             culprits=tuple(i["culprits"]),
@@ -346,8 +360,20 @@ def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
         slots={str(s["slot"]): s["node"] or "" for s in status["slots"]},
         spares=tuple(status["spares"]),
         unusable={
-            **{n["node"]: one_line(f"{n['state']}: {n['reason']}") for n in status["unusable"]},
+            **{
+                n["node"]: one_line(f"{state_word(n['state'])}: {n['reason']}")
+                for n in status["unusable"]
+            },
             **{n["node"]: one_line(f"excluded: {n['reason']}") for n in status["excluded"]},
         },
         incidents=tuple(i for i in reversed(incidents) if i.at >= since),
+        attention=tuple(
+            RunAttention(
+                what=one["what"],
+                since=one["since"],
+                text=one_line(one["text"]),
+                fix=one_line(one["fix"]),
+            )
+            for one in status.get("attention", [])  # an engine of an older superv has none
+        ),
     )

@@ -1,4 +1,4 @@
-"""The JSON document of docs/report.md."""
+"""The JSON document of docs/report-json.md."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import Any
 
 from supervisor.report.model import SCHEMA, Page, Trend
 
+# Keys that scripts read under the name of schema 1, whatever the field is called today.
+KEYS = {"action_items": "hands", "healthy": "fine", "all_zero": "quiet"}
+
 
 def document(page: Page) -> dict[str, Any]:
     """Plain values only: the fields of the model, but of the plots only who stands out."""
-    rest = asdict(page)
-    trends = [_trend(trend) for trend in page.trends]
-    verdict = {**rest.pop("verdict"), "usable": page.verdict.usable, "nodes": page.verdict.nodes}
-    return {"schema": SCHEMA, "verdict": verdict, **rest, "trends": trends}
+    values = {KEYS.get(name, name): value for name, value in asdict(page).items()}
+    values["trends"] = [_trend(trend) for trend in page.trends]
+    values["verdict"] |= {"usable": page.verdict.usable, "nodes": page.verdict.nodes}
+    return {"schema": SCHEMA, **values}
 
 
 def _trend(trend: Trend) -> dict[str, Any]:
-    told = asdict(trend)
-    del told["rest"]
-    return told
+    values = asdict(trend)
+    del values["rest"]
+    return values

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 
 import jinja2
 
-from healthchecks.registry import registered
+from healthchecks.frame.registry import registered
+from supervisor.host.terminal import day_time, duration, one_line, printable
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
-from supervisor.report.model import Cell, Page, count, names, one_line, printable, some
+from supervisor.report.model import Cell, Page, count, names, some
 from supervisor.report.text import LETTERS
-from supervisor.report.words import ago, amount, ends, fallen, point, span, when, zone
+from supervisor.report.words import amount, ends, fallen, point, zone
 
-MOST_CHANGES = 200
-MOST_OFFENDERS = 30
+MAX_CHANGES = 200
+MAX_OFFENDERS = 30
 LABEL = 12  # characters of a node's name beside its line
 
 
@@ -30,8 +31,8 @@ def html(page: Page) -> str:
             charts=[chart(t, page.trends_since, page.at) for t in page.trends],
             checks=_checks(page),
             place=_Places(page),
-            most_changes=MOST_CHANGES,
-            most_offenders=MOST_OFFENDERS,
+            max_changes=MAX_CHANGES,
+            max_offenders=MAX_OFFENDERS,
             letters=LETTERS,
         )
     )
@@ -48,11 +49,10 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "when": when,
+        "when": day_time,
         "iso": lambda at: time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at)),
         "zone": zone,
-        "span": span,
-        "ago": ago,
+        "duration": duration,
         "names": names,
         "some": some,
         "label": lambda name: one_line(name, LABEL),
@@ -85,7 +85,7 @@ def _checks(page: Page) -> Mapping[str, list[str]]:
     return {
         name: [
             " ".join(paragraph.split())
-            for paragraph in inspect.cleandoc(known[name].look.__doc__ or "").split("\n\n")
+            for paragraph in inspect.cleandoc(known[name].run.__doc__ or "").split("\n\n")
         ]
         for name in wanted
         if name in known

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from supervisor.report.model import Page, Problem, count, names, one_line, some
-from supervisor.report.words import ends, fallen, point, when, zone
+from supervisor.host.terminal import day_time, one_line
+from supervisor.report.model import Page, Problem, count, names, some
+from supervisor.report.words import ends, fallen, point, zone
 
 LONGEST = 300  # characters of one text
-MOST_CHANGES = 15
-MOST_OFFENDERS = 10
+MAX_CHANGES = 15
+MAX_OFFENDERS = 10
 _MARKUP = re.compile(r"([\\`*_{}\[\]|~$])")  # CommonMark 2.4: a backslash takes its meaning
 _NAMES = re.compile(r"([@#]|:(?=//))")  # people, tickets and links, which forges find in any text
 
@@ -43,29 +44,21 @@ def _top(page: Page) -> Iterator[str]:
         word = f"Can {plain(page.run.name)} run? {(verdict.can_run or '').upper()}"
     yield f"## {word}: {plain(verdict.text)}"
     yield ""
-    yield f"superv report of {when(page.at)} {zone(page.at)}, newest look {when(page.looked_at)}."
+    made = f"{day_time(page.at)} {zone(page.at)}"
+    yield f"superv report of {made}, newest look {day_time(page.looked_at)}."
     yield ""
-    groups = (
-        ("failed", verdict.failed),
-        ("unknown", verdict.unknown),
-        ("stale", verdict.stale),
-        ("degraded", verdict.degraded),
-        ("excluded", verdict.excluded),
-        ("healthy", verdict.healthy),
-    )
     if verdict.nodes:
         yield "| state | nodes | |"
         yield "|---|---|---|"
-    for name, nodes in groups:
-        if nodes:
-            yield f"| {name} | {len(nodes)} | {plain(names(nodes))} |"
-    if page.hands:
+    for name, nodes in verdict.groups.items():
+        yield f"| {name} | {len(nodes)} | {plain(names(nodes))} |"
+    if page.action_items:
         yield ""
-        yield "### Needs a hand"
+        yield "### Action required"
         yield ""
-    for hand in page.hands:
-        yield f"1. {hand.status.value} **{plain(hand.who)}** {plain(hand.what)}"
-        yield f"   → {plain(hand.do)}"
+    for item in page.action_items:
+        yield f"1. {item.status.value} **{plain(item.who)}** {plain(item.what)}"
+        yield f"   → {plain(item.do)}"
 
 
 def _problems(page: Page) -> Iterator[str]:
@@ -83,7 +76,7 @@ def _problem(problem: Problem) -> Iterator[str]:
     out = ", excluded already" if problem.excluded else ""
     yield (
         f"- {problem.status.value} **{plain(problem.title)}**: {who}{many}, "
-        f"since {when(problem.since)}{out}"
+        f"since {day_time(problem.since)}{out}"
     )
     for seen in problem.seen[:3]:
         on = f"{plain(names(seen.nodes))}: " if len(problem.seen) > 1 else ""
@@ -98,24 +91,24 @@ def _problem(problem: Problem) -> Iterator[str]:
 
 
 def _changes(page: Page) -> Iterator[str]:
-    yield f"### Changed since {when(page.since)}"
+    yield f"### Changed since {day_time(page.since)}"
     yield ""
     if not page.changes:
         yield "Nothing."
         return
     yield "| when | what | nodes | check | seen |"
     yield "|---|---|---|---|---|"
-    for turn in page.changes[:MOST_CHANGES]:
-        was = turn.was.value if turn.was else "new"
-        again = f", {turn.times} times" if turn.times > len(turn.nodes) else ""
-        also = f" and {turn.also} more" if turn.also else ""
+    for group in page.changes[:MAX_CHANGES]:
+        was = group.was.value if group.was else "new"
+        again = f", {group.times} times" if group.times > len(group.nodes) else ""
+        also = f" and {group.also} more" if group.also else ""
         yield (
-            f"| {when(turn.at)} | {was} → {turn.status.value}{again} | {plain(names(turn.nodes))} "
-            f"| {plain(turn.finding)}{also} | {plain(turn.seen)} |"
+            f"| {day_time(group.at)} | {was} → {group.status.value}{again} "
+            f"| {plain(names(group.nodes))} | {plain(group.finding)}{also} | {plain(group.seen)} |"
         )
-    if len(page.changes) > MOST_CHANGES:
+    if len(page.changes) > MAX_CHANGES:
         yield ""
-        yield f"and {len(page.changes) - MOST_CHANGES} more"
+        yield f"and {len(page.changes) - MAX_CHANGES} more"
 
 
 def _out(page: Page) -> Iterator[str]:
@@ -130,7 +123,7 @@ def _out(page: Page) -> Iterator[str]:
         )
     for drain in page.drains:
         yield (
-            f"- **{plain(drain.node)}** drained by superv since {when(drain.since)}: "
+            f"- **{plain(drain.node)}** drained by superv since {day_time(drain.since)}: "
             f"{plain(drain.reason)}"
         )
 
@@ -140,11 +133,11 @@ def _offenders(page: Page) -> Iterator[str]:
         return
     yield "### Worst nodes over 28 days"
     yield ""
-    for one in page.offenders[:MOST_OFFENDERS]:
+    for one in page.offenders[:MAX_OFFENDERS]:
         checks = ", ".join(f"{name} {n}" for name, n in one.checks.items())
         yield f"- **{plain(one.node)}** {count(one.strikes, 'strike')}: {plain(checks)}"
-    if len(page.offenders) > MOST_OFFENDERS:
-        yield f"- and {len(page.offenders) - MOST_OFFENDERS} more"
+    if len(page.offenders) > MAX_OFFENDERS:
+        yield f"- and {len(page.offenders) - MAX_OFFENDERS} more"
 
 
 def _slower(page: Page) -> Iterator[str]:
@@ -152,17 +145,17 @@ def _slower(page: Page) -> Iterator[str]:
         return
     yield "### Slower than when accepted"
     yield ""
-    for one in page.slower[:MOST_OFFENDERS]:
+    for one in page.slower[:MAX_OFFENDERS]:
         yield f"- **{plain(one.node)}** {plain(fallen(one))}"
-    if len(page.slower) > MOST_OFFENDERS:
-        yield f"- and {len(page.slower) - MOST_OFFENDERS} more"
+    if len(page.slower) > MAX_OFFENDERS:
+        yield f"- and {len(page.slower) - MAX_OFFENDERS} more"
 
 
 def _trends(page: Page) -> Iterator[str]:
     odd = [(trend, outlier) for trend in page.trends for outlier in trend.outliers]
     if not odd:
         return
-    yield f"### Far from the others since {when(page.trends_since)}"
+    yield f"### Far from the others since {day_time(page.trends_since)}"
     yield ""
     for trend, outlier in odd:
         yield (

@@ -1,19 +1,19 @@
-"""What a report holds. Plain values: the JSON document of docs/report.md is these fields."""
+"""What a report holds. Plain values: the JSON document of docs/report-json.md is these fields."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from healthchecks.check import Status
+from supervisor.core.check_status import Status
 from supervisor.core.nodeset import compress
+from supervisor.host.terminal import one_line
 
 SCHEMA = 1
-LONGEST = 600  # characters of a text from outside; what is longer is cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class PageVerdict:
     """The top of the page. Every node is in exactly one of the tuples."""
 
     status: Status
@@ -28,17 +28,30 @@ class Verdict:
     stale: tuple[str, ...] = ()  # it would be usable, but was not looked at for a day
 
     @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """By state, the worst first; those without a node are left out."""
+        every = {
+            "failed": self.failed,
+            "unknown": self.unknown,
+            "stale": self.stale,
+            "degraded": self.degraded,
+            "excluded": self.excluded,
+            "healthy": self.healthy,
+        }
+        return {state: nodes for state, nodes in every.items() if nodes}
+
+    @property
     def usable(self) -> int:
         return len(self.healthy) + len(self.degraded)
 
     @property
     def nodes(self) -> int:
-        return self.usable + sum(map(len, (self.failed, self.unknown, self.excluded, self.stale)))
+        return sum(map(len, self.groups.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hand:
-    """Something that a person must see to."""
+class ActionItem:
+    """Something that a person has to do."""
 
     status: Status
     who: str
@@ -57,7 +70,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A node that is not fine, or several of which the same is to be said."""
+    """A node that is not healthy, or several of which the same is to be said."""
 
     nodes: tuple[str, ...]
     state: str
@@ -69,8 +82,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """Evidence."""
+class EvidenceLine:
+    """One thing that was seen, and on which nodes."""
 
     text: str
     nodes: tuple[str, ...]
@@ -85,7 +98,7 @@ class Problem:
     nodes: tuple[str, ...]
     checks: tuple[str, ...]
     shared: str
-    seen: tuple[Seen, ...]
+    seen: tuple[EvidenceLine, ...]
     expected: str
     fix: str
     since: float
@@ -95,7 +108,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class ChangeGroup:
     """Checks that said something else than before: the same on one or several nodes."""
 
     at: float  # the newest
@@ -111,8 +124,8 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exclusion:
-    """Nodes that somebody keeps out of new runs, or kept until lately."""
+class NodeExclusion:
+    """Nodes that somebody keeps out of new runs, or kept until recently."""
 
     nodes: tuple[str, ...]
     since: float
@@ -190,7 +203,7 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incident:
+class RunIncident:
     """What happened to the run within the period."""
 
     at: float
@@ -199,6 +212,16 @@ class Incident:
     why: str
     remedy: str
     runbook: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAttention:
+    """What needs attention in the run though nothing is stopped for it."""
+
+    what: str
+    since: float | None
+    text: str
+    fix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +238,8 @@ class RunPart:
     slots: Mapping[str, str]  # slot → node, "" where it waits for one
     spares: tuple[str, ...]
     unusable: Mapping[str, str]  # node → why
-    incidents: tuple[Incident, ...]  # of the period, newest first
+    incidents: tuple[RunIncident, ...]  # of the period, newest first
+    attention: tuple[RunAttention, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,32 +250,21 @@ class Page:
     since: float
     record: str
     looked_at: float | None  # the newest look at any node
-    verdict: Verdict
-    hands: tuple[Hand, ...]
+    verdict: PageVerdict
+    action_items: tuple[ActionItem, ...]
     run: RunPart | None
     areas: tuple[str, ...]
     rows: tuple[Row, ...]
-    fine: tuple[str, ...]
+    healthy: tuple[str, ...]  # those without a row
     problems: tuple[Problem, ...]
-    changes: tuple[Turn, ...]
-    exclusions: tuple[Exclusion, ...]
+    changes: tuple[ChangeGroup, ...]
+    exclusions: tuple[NodeExclusion, ...]
     drains: tuple[Drained, ...]
     offenders: tuple[Offender, ...]
     slower: tuple[Slower, ...]
     trends_since: float
     trends: tuple[Trend, ...]
-    quiet: tuple[str, ...]  # measured, and nought on every node all the time
-
-
-def printable(text: str) -> str:
-    """The text without what steers a terminal or turns the direction of writing."""
-    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
-
-
-def one_line(text: str, most: int = LONGEST) -> str:
-    """Text from outside as one printable line of at most `most` characters."""
-    shown = printable(" ".join(text.split())[: most + 1])
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    all_zero: tuple[str, ...]  # measured, and zero on every node at every look
 
 
 def names(nodes: Iterable[str]) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from healthchecks.check import Metric
-from healthchecks.registry import registered
-from healthchecks.report import Finding
-from supervisor.fleet import Fleet, Standing
-from supervisor.report.model import Slower, names, one_line
+from healthchecks.frame.check import Metric
+from healthchecks.frame.registry import registered
+from healthchecks.frame.report import Finding
+from supervisor.fleet.record import Fleet
+from supervisor.fleet.types import CurrentFinding
+from supervisor.host.terminal import one_line
+from supervisor.report.model import Slower, names
 
-SHARE = 0.95  # of the baseline; less is told. Repeated runs differ by less (superv's proposal)
+SHARE = 0.95  # of the baseline; less is shown. Repeated runs differ by less (superv's proposal)
 _SPEEDS = ("FLOP/s", "B/s")
 
 
 def slower_than_accepted(
-    fleet: Fleet, standing: Mapping[str, Mapping[str, Standing]]
+    fleet: Fleet, standing: Mapping[str, Mapping[str, CurrentFinding]]
 ) -> tuple[Slower, ...]:
     """The slowest against its baseline first."""
     found = []

@@ -1,13 +1,23 @@
-"""The report for a terminal and a pager: WIDTH columns, and the same without colours."""
+"""The report for a terminal and a pager: the same words with and without colours."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from healthchecks.check import Status
+from supervisor.core.check_status import Status
+from supervisor.host.terminal import (
+    WIDTH,
+    Entry,
+    day_time,
+    duration,
+    entry,
+    one_line,
+    rendered,
+    style_of,
+    styled,
+)
 from supervisor.report.model import (
-    Hand,
     Page,
     Problem,
     Row,
@@ -15,15 +25,17 @@ from supervisor.report.model import (
     Trend,
     count,
     names,
-    one_line,
     some,
 )
-from supervisor.report.words import ago, amount, ends, fallen, point, when, zone
+from supervisor.report.words import amount, ends, fallen, point, zone
 
-WIDTH = 100
-MOST_HANDS = 12
-MOST_CHANGES = 20
-MOST_OFFENDERS = 10
+if TYPE_CHECKING:
+    from supervisor.host.terminal import Text
+
+MAX_NAME = 24  # columns of the heat map
+MAX_ACTION_ITEMS = 12
+MAX_CHANGES = 20
+MAX_OFFENDERS = 10
 # Each status has a letter of its own: colours only help.
 LETTERS = {
     Status.FAIL: "F",
@@ -32,275 +44,238 @@ LETTERS = {
     Status.OK: ".",
     Status.SKIP: "-",
 }
-_COLOURS = {
-    Status.FAIL: "31",
-    Status.UNKNOWN: "35",
-    Status.WARN: "33",
-    Status.OK: "32",
-    Status.SKIP: "2",
-}
-Paint = Callable[[Status, str], str]
+_STATUS_WIDTH = 10  # columns of a status at the beginning of an entry
+_LABEL_WIDTH = 12
+
+Lines = Iterator["str | Text | Entry"]
 
 
 def text(page: Page, *, colour: bool) -> str:
     """The whole report."""
-    paint: Paint = _painted if colour else lambda _, shown: shown
     sections = (
-        _top(page, paint),
-        _run(page.run, page),
-        _map(page, paint),
-        _problems(page, paint),
-        _changes(page, paint),
+        _top(page),
+        _run(page.run),
+        _map(page),
+        _problems(page),
+        _changes(page),
         _exclusions(page),
         _drains(page),
         _offenders(page),
         _slower(page),
         _trends(page),
     )
-    lines: list[str] = []
+    lines: list[str | Text | Entry] = []
     for section in sections:
         part = list(section)
-        lines += ([""] if lines and part else []) + part
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+        lines += ["", *part] if lines and part else part
+    return rendered(lines, colour=colour)
 
 
-def _painted(status: Status, shown: str) -> str:
-    return f"\x1b[{_COLOURS[status]}m{shown}\x1b[0m"
-
-
-def _wrapped(shown: str, first: str = "", rest: str = "", width: int = 0) -> list[str]:
-    """Lines of WIDTH columns; `first` may hold colours: `width` is what it takes without."""
-    lines = textwrap.wrap(shown, WIDTH - max(len(rest), width), break_on_hyphens=False) or [""]
-    return [first + lines[0], *(rest + line for line in lines[1:])]
-
-
-def _heading(shown: str) -> str:
-    return f"{shown.upper()}"
+def _status(status: Status) -> Text:
+    return styled("  ", (status.value, style_of(status.value)))
 
 
 # --- the top ---
 
 
-def _top(page: Page, paint: Paint) -> Iterator[str]:
+def _top(page: Page) -> Lines:
     verdict = page.verdict
-    looked = f"newest look {when(page.looked_at)}" if page.looked_at else "no look yet"
-    told = f"superv report of {when(page.at)} {zone(page.at)}, {looked}, record {page.record}"
-    yield from _wrapped(told, rest="  ")
+    looked = f"newest look {day_time(page.looked_at)}" if page.looked_at else "no look yet"
+    made = f"superv report of {day_time(page.at)} {zone(page.at)}, {looked}, record {page.record}"
+    yield entry("", made, 0, hang=2)
     yield ""
     word = verdict.status.value
     if verdict.can_run is not None:
         word = f"Can {page.run.name if page.run else 'it'} run? {verdict.can_run.upper()}"
-    head = paint(verdict.status, word)
-    lines = _wrapped(f"{word}: {verdict.text}", rest="  ")
-    yield lines[0].replace(word, head, 1)
-    yield from lines[1:]
-    groups = (
-        ("failed", verdict.failed),
-        ("unknown", verdict.unknown),
-        ("stale", verdict.stale),
-        ("degraded", verdict.degraded),
-        ("excluded", verdict.excluded),
-        ("healthy", verdict.healthy),
-    )
-    for name, nodes in groups:
-        if nodes:
-            first = f"  {name:<9} {len(nodes):>4}  "
-            yield from _wrapped(names(nodes), first, " " * len(first), len(first))
+    head = styled((word, style_of(verdict.status.value)), f": {verdict.text}")
+    yield entry("", head, 0, hang=2)
+    for name, nodes in verdict.groups.items():
+        label = styled("  ", (f"{name:<9}", style_of(name)), f" {len(nodes):>4}  ")
+        yield entry(label, names(nodes), 18)
     yield ""
-    if not page.hands:
-        yield "Nothing needs a hand." if verdict.nodes else "Nothing is known."
+    if not page.action_items:
+        yield "No action is required." if verdict.nodes else "Nothing is known."
         return
-    yield _heading("needs a hand")
-    for hand in page.hands[:MOST_HANDS]:
-        yield from _hand(hand, paint)
-    if len(page.hands) > MOST_HANDS:
-        yield f"  and {len(page.hands) - MOST_HANDS} more, below"
+    yield "ACTION REQUIRED"
+    for item in page.action_items[:MAX_ACTION_ITEMS]:
+        yield entry(_status(item.status), f"{item.who}  {item.what}", _STATUS_WIDTH)
+        yield entry(f"{'':{_STATUS_WIDTH}}→ ", item.do, _STATUS_WIDTH + 2)
+    if len(page.action_items) > MAX_ACTION_ITEMS:
+        yield f"  and {len(page.action_items) - MAX_ACTION_ITEMS} more, below"
 
 
-def _hand(hand: Hand, paint: Paint) -> Iterator[str]:
-    head = f"  {paint(hand.status, f'{hand.status.value:<7}')} "
-    pad = " " * 10
-    yield from _wrapped(f"{hand.who}  {hand.what}", head, pad, 10)
-    yield from _wrapped(hand.do, pad + "→ ", pad + "  ", 12)
-
-
-def _run(run: RunPart | None, page: Page) -> Iterator[str]:
+def _run(run: RunPart | None) -> Lines:
     if run is None:
         return
-    yield _heading(f"run {run.name}")
+    yield f"run {run.name}".upper()
     step = f", step {run.step}" if run.step is not None else ""
-    told = "" if run.engine else " (read from its journal)"
+    source = "" if run.engine else " (read from its journal)"
     why = f": {run.reason}" if run.reason else ""
-    yield from _wrapped(f"{run.phase} since {when(run.since)}{step}{told}{why}", "  ", "  ", 2)
-    waits = [slot for slot, node in run.slots.items() if not node]
-    filled = names(node for node in run.slots.values() if node) or "none"
-    yield from _wrapped(filled, "  slots     ", " " * 12, 12)
-    if waits:
-        yield from _wrapped(", ".join(waits), "  waiting   ", " " * 12, 12)
-    yield from _wrapped(names(run.spares) or "none", "  spares    ", " " * 12, 12)
-    for node, reason in run.unusable.items():
-        yield from _wrapped(f"{node} {reason}", "  not used  ", " " * 12, 12)
+    yield entry("", f"{run.phase} since {day_time(run.since)}{step}{source}{why}", 2)
+    waits = ", ".join(slot for slot, node in run.slots.items() if not node)
+    rows = [("slots", names(node for node in run.slots.values() if node) or "none")]
+    rows += [("waiting", waits)] if waits else []
+    rows += [("spares", names(run.spares) or "none")]
+    rows += [("not used", f"{node} {reason}") for node, reason in run.unusable.items()]
     for incident in run.incidents:
         who = names(incident.culprits) or "nobody named"
-        shown = f"{when(incident.at)} {incident.cause}, {who}: {incident.remedy}"
-        yield from _wrapped(f"{shown} ({incident.runbook})", "  incident  ", " " * 12, 12)
+        shown = f"{day_time(incident.at)} {incident.cause}, {who}: {incident.remedy}"
+        rows.append(("incident", f"{shown} ({incident.runbook})"))
+    for label, words in rows:
+        yield entry(f"  {label}", words, _LABEL_WIDTH)
 
 
 # --- nodes by check ---
 
 
-def _map(page: Page, paint: Paint) -> Iterator[str]:
+def _map(page: Page) -> Lines:
     if not page.rows:
         return
-    yield _heading("nodes by check") + "   F failed  ? unknown  w warning  . fine  - does not apply"
+    yield "NODES BY CHECK   F failed  ? unknown  w warning  . ok  - does not apply"
     if any(row.stale for row in page.rows):
         yield "  * not looked at for more than a day"
-    told = [a for a in page.areas if any(_tells(row, a) for row in page.rows)]
-    wide = min(24, max(len(_cut(names(row.nodes), 24)) for row in page.rows))
+    areas = [a for a in page.areas if any(_is_bad(row, a) for row in page.rows)]
+    wide = min(MAX_NAME, max(len(_name(row)) for row in page.rows))
     room = (WIDTH - wide - 14) // 2
-    for start in range(0, max(len(told), 1), room):
-        part = told[start : start + room]
+    for start in range(0, max(len(areas), 1), room):
+        part = areas[start : start + room]
         yield from _header(part, wide)
         for row in page.rows:
-            yield _row(row, part, wide, paint)
-    if page.fine:
-        yield from _wrapped(names(page.fine), "  fine: ", " " * 8, 8)
+            yield _row(row, part, wide)
+    if page.healthy:
+        yield entry("  healthy: ", names(page.healthy), 11)
 
 
-def _tells(row: Row, area: str) -> bool:
+def _name(row: Row) -> str:
+    return one_line(names(row.nodes), MAX_NAME)
+
+
+def _is_bad(row: Row, area: str) -> bool:
     cell = row.cells.get(area)
     return cell is not None and cell.status not in (Status.OK, Status.SKIP)
 
 
-def _header(areas: Sequence[str], wide: int) -> Iterator[str]:
+def _header(areas: Sequence[str], wide: int) -> Lines:
     """A staircase of names, so that a column needs two characters."""
     left = " " * (wide + 14)
     for index in range(len(areas) - 1, -1, -1):
         yield left + "│ " * index + areas[index]
 
 
-def _row(row: Row, areas: Sequence[str], wide: int, paint: Paint) -> str:
-    cells = []
+def _row(row: Row, areas: Sequence[str], wide: int) -> Text:
+    state = f"{row.state}*" if row.stale else row.state
+    cells: list[str | tuple[str, str]] = []
     for area in areas:
         cell = row.cells.get(area)
-        cells.append(paint(cell.status, LETTERS[cell.status]) if cell else " ")
-    state = f"{row.state}*" if row.stale else row.state
-    return f"  {_cut(names(row.nodes), wide):<{wide}}  {state:<9} " + " ".join(cells)
-
-
-def _cut(shown: str, room: int) -> str:
-    return one_line(shown, room)
+        letter = (LETTERS[cell.status], style_of(cell.status.value)) if cell else " "
+        cells += [letter, " "]
+    return styled(f"  {_name(row):<{wide}}  {state:<9} ", *cells)
 
 
 # --- what is wrong, and what changed ---
 
 
-def _problems(page: Page, paint: Paint) -> Iterator[str]:
+def _problems(page: Page) -> Lines:
     if not page.problems:
         return
-    yield _heading("findings by cause")
+    yield "FINDINGS BY CAUSE"
     for problem in page.problems:
-        yield from _problem(problem, page, paint)
+        yield from _problem(problem, page)
 
 
-def _problem(problem: Problem, page: Page, paint: Paint) -> Iterator[str]:
+def _problem(problem: Problem, page: Page) -> Lines:
     many = f"{count(len(problem.nodes), 'node')}, " if len(problem.nodes) > 1 else ""
-    title = f"{problem.title}: {many}{names(problem.nodes)}, since {when(problem.since)}"
-    pad = " " * 10
-    yield from _wrapped(title, f"  {paint(problem.status, f'{problem.status.value:<7}')} ", pad, 10)
-    for seen in problem.seen[:3]:
-        who = f"{names(seen.nodes)}: " if len(problem.seen) > 1 else ""
-        yield from _wrapped(f"{who}{seen.text}", pad, pad + "  ", 10)
+    title = f"{problem.title}: {many}{names(problem.nodes)}, since {day_time(problem.since)}"
+    yield entry(_status(problem.status), title, _STATUS_WIDTH)
+    lines = [
+        (f"{names(seen.nodes)}: " if len(problem.seen) > 1 else "") + seen.text
+        for seen in problem.seen[:3]
+    ]
     if len(problem.seen) > 3:
-        yield f"{pad}and {len(problem.seen) - 3} more like these"
+        lines.append(f"and {len(problem.seen) - 3} more like these")
     if problem.expected:
-        yield from _wrapped(f"expected: {problem.expected}", pad, pad + "  ", 10)
+        lines.append(f"expected: {problem.expected}")
+    for line in lines:
+        yield entry("", line, _STATUS_WIDTH, hang=2)
     if problem.fix:
-        yield from _wrapped(problem.fix, pad + "→ ", pad + "  ", 12)
-    old = f"; last asked {ago(page.at - problem.asked)}" if page.at - problem.asked > 3600 else ""
+        yield entry(f"{'':{_STATUS_WIDTH}}→ ", problem.fix, _STATUS_WIDTH + 2)
+    age = page.at - problem.asked
+    old = f"; last asked {duration(age)} ago" if age > 3600 else ""
     out = "; excluded already" if problem.excluded else ""
-    yield from _wrapped(f"{some(problem.pages)}{old}{out}", pad, pad, 10)
+    yield entry("", f"{some(problem.pages)}{old}{out}", _STATUS_WIDTH)
 
 
-def _changes(page: Page, paint: Paint) -> Iterator[str]:
-    yield _heading(f"changed since {when(page.since)}")
+def _changes(page: Page) -> Lines:
+    yield f"CHANGED SINCE {day_time(page.since)}"
     if not page.changes:
         yield "  nothing"
-    for turn in page.changes[:MOST_CHANGES]:
-        again = f" ({turn.times} times)" if turn.times > len(turn.nodes) else ""
-        was = turn.was.value if turn.was else "new"
-        head = f"  {when(turn.at)} {was:>7} → {paint(turn.status, f'{turn.status.value:<7}')} "
-        also = f" and {turn.also} more" if turn.also else ""
-        shown = f"{names(turn.nodes)} {turn.finding}{also}{again}: {turn.seen}"
-        pad = " " * 32
-        yield from _wrapped(one_line(shown, 180), head, pad, 32)
-    if len(page.changes) > MOST_CHANGES:
-        yield f"  and {len(page.changes) - MOST_CHANGES} more; superv nodes NODE has a history"
+    for group in page.changes[:MAX_CHANGES]:
+        again = f" ({group.times} times)" if group.times > len(group.nodes) else ""
+        was = group.was.value if group.was else "new"
+        status = (f"{group.status.value:<7}", style_of(group.status.value))
+        head = styled(f"  {day_time(group.at)} {was:>7} → ", status, " ")
+        also = f" and {group.also} more" if group.also else ""
+        shown = f"{names(group.nodes)} {group.finding}{also}{again}: {group.seen}"
+        yield entry(head, one_line(shown, 180), 32)
+    if len(page.changes) > MAX_CHANGES:
+        yield f"  and {len(page.changes) - MAX_CHANGES} more; superv nodes NODE has a history"
 
 
 # --- people, drains, repeat offenders, trends ---
 
 
-def _exclusions(page: Page) -> Iterator[str]:
+def _exclusions(page: Page) -> Lines:
     if not page.exclusions:
         return
-    yield _heading("excluded by people")
+    yield "EXCLUDED BY PEOPLE"
     for out in page.exclusions:
         shown = f"{names(out.nodes)} {ends(out, page.at)}, by {out.by}: {out.reason}"
-        yield from _wrapped(shown, "  ", "    ", 4)
+        yield entry("", shown, 2, hang=2)
 
 
-def _drains(page: Page) -> Iterator[str]:
+def _drains(page: Page) -> Lines:
     if not page.drains:
         return
-    yield _heading("drained by superv")
+    yield "DRAINED BY SUPERV"
     for drain in page.drains:
-        yield from _wrapped(f"{drain.node} since {when(drain.since)}: {drain.reason}", "  ", "    ")
+        shown = f"{drain.node} since {day_time(drain.since)}: {drain.reason}"
+        yield entry("", shown, 2, hang=2)
 
 
-def _offenders(page: Page) -> Iterator[str]:
+def _offenders(page: Page) -> Lines:
     if not page.offenders:
         return
-    yield _heading("worst nodes over 28 days") + "   (days on which a check of its own failed)"
-    for one in page.offenders[:MOST_OFFENDERS]:
+    yield "WORST NODES OVER 28 DAYS   (days on which a check of its own failed)"
+    for one in page.offenders[:MAX_OFFENDERS]:
         strip = "".join(str(min(n, 9)) if n else "·" for n in one.days)
         checks = ", ".join(f"{name} {n}" for name, n in one.checks.items())
-        pad = " " * 56
-        head = f"  {_cut(one.node, 18):<18} {one.strikes:>3} x  {strip}  "
-        yield from _wrapped(checks, head, pad, 56)
-    if len(page.offenders) > MOST_OFFENDERS:
-        yield f"  and {len(page.offenders) - MOST_OFFENDERS} more"
+        yield entry(f"  {one_line(one.node, 18):<18} {one.strikes:>3} x  {strip}  ", checks, 56)
+    if len(page.offenders) > MAX_OFFENDERS:
+        yield f"  and {len(page.offenders) - MAX_OFFENDERS} more"
 
 
-def _slower(page: Page) -> Iterator[str]:
+def _slower(page: Page) -> Lines:
     if not page.slower:
         return
-    yield _heading("slower than when accepted")
+    yield "SLOWER THAN WHEN ACCEPTED"
     for one in page.slower:
-        yield from _wrapped(f"{one.node} {fallen(one)}", "  ", "    ", 4)
+        yield entry("", f"{one.node} {fallen(one)}", 2, hang=2)
 
 
-def _trends(page: Page) -> Iterator[str]:
-    if not page.trends and not page.quiet:
+def _trends(page: Page) -> Lines:
+    if not page.trends and not page.all_zero:
         return
-    yield _heading(f"measured since {when(page.trends_since)}") + "   (each node's worst device)"
+    yield f"MEASURED SINCE {day_time(page.trends_since)}   (each node's worst device)"
     for trend in page.trends:
         yield from _trend(trend)
-    if page.quiet:
-        yield from _wrapped(f"nought everywhere: {', '.join(page.quiet)}", "  ", "    ", 4)
+    if page.all_zero:
+        yield entry("", f"zero on every node: {', '.join(page.all_zero)}", 2, hang=2)
 
 
-def _trend(trend: Trend) -> Iterator[str]:
+def _trend(trend: Trend) -> Lines:
     low, high = amount(trend.lowest.value, trend.unit), amount(trend.highest.value, trend.unit)
     spread = low if low == high else f"{low} to {high}"
-    yield from _wrapped(
-        f"{trend.title}: {spread}, usual worst {amount(trend.median, trend.unit)}, "
-        f"{count(trend.nodes, 'node')}",
-        "  ",
-        "    ",
-        4,
-    )
+    usual = f"usual worst {amount(trend.median, trend.unit)}, {count(trend.nodes, 'node')}"
+    yield entry("", f"{trend.title}: {spread}, {usual}", 2, hang=2)
     for outlier in trend.outliers:
-        yield from _wrapped(
-            f"{outlier.node} {point(outlier.worst, trend.unit)}", "    ! ", " " * 6, 6
-        )
+        yield entry("    ! ", f"{outlier.node} {point(outlier.worst, trend.unit)}", 6)

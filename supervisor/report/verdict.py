@@ -1,33 +1,41 @@
-"""The top of the page: can the job run, and what needs a hand?"""
+"""The top of the page: can the job run, and which actions are required?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from healthchecks.check import Status, worst
-from supervisor.core.types import Phase
-from supervisor.fleet import DAY_S, NodeHealth
-from supervisor.report.model import Exclusion, Hand, Problem, RunPart, Verdict, count, names
-from supervisor.report.words import span
+from supervisor.core.check_status import Status, worst
+from supervisor.core.types import ENDED, Phase
+from supervisor.fleet.record import DAY_S
+from supervisor.fleet.types import NodeHealth
+from supervisor.host.terminal import day_time, duration
+from supervisor.report.model import (
+    ActionItem,
+    NodeExclusion,
+    PageVerdict,
+    Problem,
+    RunPart,
+    count,
+    names,
+)
 
-_ENDED = (Phase.DONE, Phase.HELD, Phase.STOPPED)
 _TRAINS = (Phase.RUNNING, Phase.STARTING, Phase.CHECKING)
 
 Groups = Mapping[str, tuple[str, ...]]  # what a node is → nodes; each node is in one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RunAnswer:
     """Whether a run can go on."""
 
     can_run: str  # yes, no, unknown
     text: str
-    lacks: int = 0  # so many nodes more are needed
+    nodes_short: int = 0  # so many nodes more are needed
 
 
 def groups_of(every: Sequence[NodeHealth], old: set[str]) -> Groups:
-    """`old`: nodes that were not looked at lately; a good word about them counts no more."""
+    """`old`: nodes that were not looked at recently: that they were healthy counts no more."""
     of: dict[str, list[str]] = {}
     for node in every:
         good = node.state in ("healthy", "degraded")
@@ -35,18 +43,18 @@ def groups_of(every: Sequence[NodeHealth], old: set[str]) -> Groups:
     return {state: tuple(nodes) for state, nodes in of.items()}
 
 
-def answer_of(run: RunPart, groups: Groups) -> Answer:
+def answer_of(run: RunPart, groups: Groups) -> RunAnswer:
     """A run that trains can run. Others need enough nodes: their own, or before and after a run
     those of the fleet."""
     bad = {*groups.get("failed", ()), *groups.get("excluded", ())}
-    if run.phase in _ENDED or run.phase == Phase.PENDING:
+    if run.phase in ENDED or run.phase == Phase.PENDING:
         usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
         doubtful = len(groups.get("stale", ())) + len(groups.get("unknown", ()))
         text = f"{run.name} is {run.phase} and needs {count(run.need, 'node')}"
         if usable >= run.need:
-            return Answer(can_run="yes", text=text)
+            return RunAnswer(can_run="yes", text=text)
         answer = "unknown" if usable + doubtful >= run.need else "no"
-        return Answer(can_run=answer, text=text, lacks=run.need - usable)
+        return RunAnswer(can_run=answer, text=text, nodes_short=run.need - usable)
     filled = [node for node in run.slots.values() if node]
     spares = [node for node in run.spares if node not in bad]
     text = (
@@ -54,24 +62,24 @@ def answer_of(run: RunPart, groups: Groups) -> Answer:
         f"{count(len(spares), 'good spare')}"
     )
     if run.phase in _TRAINS:
-        ill = bad & set(filled)
-        text += f", {names(ill)} in it failed or is excluded" if ill else ""
-        return Answer(can_run="yes", text=text)
+        unhealthy = bad & set(filled)
+        text += f", {names(unhealthy)} in it failed or excluded" if unhealthy else ""
+        return RunAnswer(can_run="yes", text=text)
     out = bad | run.unusable.keys()
     fit = len({*filled, *spares} - out)
     if fit >= run.need:
-        return Answer(can_run="yes", text=text)
-    return Answer(can_run="no", text=text, lacks=run.need - fit)
+        return RunAnswer(can_run="yes", text=text)
+    return RunAnswer(can_run="no", text=text, nodes_short=run.need - fit)
 
 
 def verdict_of(
     groups: Groups,
-    hands: Sequence[Hand],
+    action_items: Sequence[ActionItem],
     problems: Sequence[Problem],
     run: RunPart | None,
-    answer: Answer | None,
-) -> Verdict:
-    """Without a run as bad as the worst that needs a hand; a run that can go on is no failure."""
+    answer: RunAnswer | None,
+) -> PageVerdict:
+    """Without a run as bad as the worst action item; a run that can go on is no failure."""
     usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
     total = sum(map(len, groups.values()))
     fleet = f"{usable} of {count(total, 'node')} can be used"
@@ -80,14 +88,14 @@ def verdict_of(
     if warnings := sum(p.status is Status.WARN for p in problems):
         fleet += f", {count(warnings, 'warning')}"
     can_run = answer.can_run if answer is not None else None
-    status = worst([Status.OK, *(h.status for h in hands)])
+    status = worst([Status.OK, *(item.status for item in action_items)])
     if can_run == "no":
         status = Status.FAIL
     elif can_run == "unknown" or not total:
         status = Status.UNKNOWN
     elif can_run == "yes" and status is not Status.OK:
         status = Status.WARN
-    return Verdict(
+    return PageVerdict(
         status=status,
         can_run=can_run,
         text=f"{answer.text}; {fleet}" if answer is not None else fleet,
@@ -96,25 +104,25 @@ def verdict_of(
     )
 
 
-def hands_of(
+def action_items_of(
     problems: Sequence[Problem],
     every: Sequence[NodeHealth],
-    exclusions: Sequence[Exclusion],
+    exclusions: Sequence[NodeExclusion],
     old: set[str],
     now: float,
-) -> Iterator[Hand]:
-    """What a person must see to, the most urgent first. Warnings can wait: they are not in it."""
+) -> Iterator[ActionItem]:
+    """What a person has to do, the most urgent first. Warnings can wait: they are not in it."""
     out = {n.name for n in every if n.excluded is not None}
     failing = {n for p in problems if p.status is Status.FAIL for n in p.nodes}
     for problem in problems:
-        # What can't be asked of a node that fails may well come of that: mend this first.
+        # What can't be asked of a node that fails may well come of that: fix this first.
         seen_to = out if problem.status is Status.FAIL else out | failing
         nodes = [node for node in problem.nodes if node not in seen_to]
         if nodes and problem.status in (Status.FAIL, Status.UNKNOWN):
-            yield _hand(problem, nodes)
+            yield _action_item(problem, nodes)
     stale = [n.name for n in every if n.name in old and n.name not in out]
     if stale:
-        yield Hand(
+        yield ActionItem(
             status=Status.UNKNOWN,
             who=names(stale),
             what="not looked at for more than a day: what was said of it counts no more",
@@ -125,37 +133,41 @@ def hands_of(
             yield from _of_exclusion(exclusion, failing, now)
 
 
-def run_hands(run: RunPart, answer: Answer) -> Iterator[Hand]:
+def run_action_items(run: RunPart, answer: RunAnswer) -> Iterator[ActionItem]:
     """What the run itself waits for."""
     who = f"run {run.name}"
-    if not run.engine and run.phase not in _ENDED:
-        yield Hand(
+    for one in run.attention:
+        since = f" (since {day_time(one.since)})" if one.since else ""
+        yield ActionItem(status=Status.WARN, who=who, what=f"{one.text}{since}", do=one.fix)
+    mute = any(one.what == "engine" for one in run.attention)
+    if not run.engine and run.phase not in ENDED and not mute:
+        yield ActionItem(
             status=Status.FAIL,
             who=who,
             what="no engine watches it",
             do=f"superv attach {run.name}",
         )
     if run.phase == Phase.HELD:
-        yield Hand(
+        yield ActionItem(
             status=Status.FAIL,
             who=who,
             what=f"held: {run.reason}",
-            do=f"mend it, then superv resume {run.name}",
+            do=f"fix it, then superv resume {run.name}",
         )
-    if answer.lacks and run.phase not in (Phase.DONE, Phase.STOPPED):
-        yield Hand(
+    if answer.nodes_short and run.phase not in (Phase.DONE, Phase.STOPPED):
+        yield ActionItem(
             status=Status.FAIL if answer.can_run == "no" else Status.UNKNOWN,
             who=who,
-            what=f"{run.phase}: {count(answer.lacks, 'usable node')} too few",
+            what=f"{run.phase}: {count(answer.nodes_short, 'usable node')} too few",
             do="repair or include what is listed here, or free nodes in Slurm",
         )
 
 
-def _hand(problem: Problem, nodes: Sequence[str]) -> Hand:
+def _action_item(problem: Problem, nodes: Sequence[str]) -> ActionItem:
     what = problem.seen[0].text if problem.seen else ""
     if len(problem.seen) > 1:
         what += f" (and {len(problem.seen) - 1} more like it)"
-    return Hand(
+    return ActionItem(
         status=problem.status,
         who=names(nodes),
         what=f"{problem.title}: {what}",
@@ -163,21 +175,21 @@ def _hand(problem: Problem, nodes: Sequence[str]) -> Hand:
     )
 
 
-def _of_exclusion(exclusion: Exclusion, failing: set[str], now: float) -> Iterator[Hand]:
+def _of_exclusion(exclusion: NodeExclusion, failing: set[str], now: float) -> Iterator[ActionItem]:
     """Nodes that are out for good though they pass, and nodes that are soon in though they fail."""
     if exclusion.until is None and exclusion.passed:
         who = names(exclusion.passed)
-        yield Hand(
+        yield ActionItem(
             status=Status.OK,
             who=who,
             what=f"passed its checks since {exclusion.by} excluded it: {exclusion.reason}",
             do=f"superv include {who}, if the reason is gone",
         )
-    ill = [node for node in exclusion.nodes if node in failing]
-    if exclusion.until is not None and exclusion.until < now + DAY_S and ill:
-        yield Hand(
+    unhealthy = [node for node in exclusion.nodes if node in failing]
+    if exclusion.until is not None and exclusion.until < now + DAY_S and unhealthy:
+        yield ActionItem(
             status=Status.WARN,
-            who=names(ill),
-            what=f"fails, and its exclusion ends in {span(exclusion.until - now)}",
-            do=f"superv exclude {names(ill)} --reason … --for 2d, or repair it",
+            who=names(unhealthy),
+            what=f"fails, and its exclusion ends in {duration(exclusion.until - now)}",
+            do=f"superv exclude {names(unhealthy)} --reason … --for 2d, or repair it",
         )

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import time
 
-from supervisor.report.model import Exclusion, Point, Slower
+from supervisor.host.terminal import day_time, duration
+from supervisor.report.model import NodeExclusion, Point, Slower
 
 _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
-
-
-def when(at: float | None) -> str:
-    return time.strftime("%m-%d %H:%M", time.localtime(at)) if at else "-"
 
 
 def zone(at: float) -> str:
     return time.strftime("%Z", time.localtime(at))
 
 
-def span(seconds: float) -> str:
-    """2 d, 5 h, 12 min."""
-    if seconds >= 2 * 86_400:
-        return f"{seconds / 86_400:.0f} d"
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.0f} h"
-    return f"{seconds / 60:.0f} min"
-
-
-def ago(seconds: float) -> str:
-    return f"{span(seconds)} ago"
-
-
-def ends(out: Exclusion, now: float) -> str:
+def ends(out: NodeExclusion, now: float) -> str:
     """Since when a node is out, and how long yet."""
     if out.ended is not None:
-        return f"was out from {when(out.since)} to {when(out.ended)}"
+        return f"was out from {day_time(out.since)} to {day_time(out.ended)}"
     if out.until is None:
-        return f"since {when(out.since)}, until superv include"
-    return f"since {when(out.since)}, until {when(out.until)} (in {span(out.until - now)})"
+        return f"since {day_time(out.since)}, until superv include"
+    return (
+        f"since {day_time(out.since)}, until {day_time(out.until)} (in {duration(out.until - now)})"
+    )
 
 
 def amount(value: float, unit: str) -> str:
@@ -56,10 +42,10 @@ def fallen(one: Slower) -> str:
     share = 100 * (1 - one.value / one.accepted)
     return (
         f"{one.what}: {amount(one.value, one.unit)}, {share:.0f} % below the "
-        f"{amount(one.accepted, one.unit)} it was accepted with on {when(one.accepted_at)}"
+        f"{amount(one.accepted, one.unit)} it was accepted with on {day_time(one.accepted_at)}"
     )
 
 
 def point(one: Point, unit: str) -> str:
     on = f" {one.on}" if one.on else ""
-    return f"{amount(one.value, unit)}{on} at {when(one.at)}"
+    return f"{amount(one.value, unit)}{on} at {day_time(one.at)}"

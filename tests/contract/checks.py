@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
-from healthchecks.check import Result, Status, worst
-from healthchecks.context import Ctx, Memory
-from healthchecks.lane import Probe, look
-from healthchecks.registry import registered, settings_for
+from healthchecks.frame.check import Check, Result
+from healthchecks.frame.context import Ctx, Memory
+from healthchecks.frame.lane import CheckCall, run_probe
+from healthchecks.frame.registry import registered, settings_for
+from supervisor.core.check_status import Status, worst
+from supervisor.core.setting import PORT_ROLES
 from tests.hardware.tree import BOOT_ID, Tree, borrowed, empty
 
 NOW = 1_764_000_000.0
@@ -68,6 +70,7 @@ class Case:
     status: Status
     seen: str = ""  # a piece of Result.seen
     options: Mapping[str, Any] = field(default_factory=dict)  # as site.yaml would have them
+    ports: Mapping[str, Sequence[str]] = field(default_factory=dict)  # its roles of ports
     memory: Mapping[str, Any] = field(default_factory=dict)  # {"boot": …, "lasting": …}
     earlier: Sequence[tuple[float, Change]] = ()  # looks before: seconds ago (oldest first), change
     programs: Mapping[str, str] = field(default_factory=dict)  # what those on PATH print; or "#!…"
@@ -109,47 +112,59 @@ def looks(case: Case, tmp_path: Path) -> list[Result]:
     memories: dict[str, dict[str, Any]] = {}
     found = []
     with borrowed() as tree, patch.dict(os.environ, {"PATH": str(place), **case.env}):
-        root = empty(tmp_path).root if case.empty else tree.root
+        there = Tree(empty(tmp_path).root) if case.empty else tree
         for ago, change in [*case.earlier, (0.0, case.change)]:
-            change(tree if not case.empty else Tree(root))
-            ctx = Ctx(
-                root=root,
-                node="node-017",
-                now=NOW - ago,
-                boot_id=BOOT_ID,
-                memory=Memory(case.memory, NOW),
+            change(there)
+            site = {PORT_ROLES: case.ports}
+            results = looked(
+                check, there, options, NOW - ago, memories, case.memory, case.on, site=site
             )
-            found.append(_look(case, ctx, options, memories))
+            bad = worst(r.status for r in results)
+            found.append(next(r for r in results if r.status is bad))
     return found
 
 
-def _look(
-    case: Case, ctx: Ctx, options: dict[str, Any], memories: dict[str, dict[str, Any]]
-) -> Result:
-    """All targets, of which the worst; with the memory of earlier looks."""
-    check = registered()[case.check]
-    targets: list[str] = [case.on]
-    if check.each is not None and not case.on:
+def looked(
+    check: Check,
+    tree: Tree,
+    options: Mapping[str, Any],
+    at: float,
+    memories: dict[str, Any],
+    memory: Mapping[str, Any] | None = None,
+    on: str = "",
+    site: Mapping[str, Any] | None = None,
+) -> list[Result]:
+    """One look at a tree, on each of its targets, with the memories of earlier looks by target.
+
+    `memory`: what a target has that was never looked at.
+    """
+    ctx = Ctx(
+        root=tree.root,
+        node="node-017",
+        now=at,
+        boot_id=BOOT_ID,
+        memory=Memory(memory or {}, NOW),
+        site=site or {},
+    )
+    targets: list[str] = [on]
+    if check.targets is not None and not on:
         targets = []
 
         def ask(ctx: Ctx, **given: Any) -> Result:
-            assert check.each is not None
-            targets.extend(check.each(ctx, **given))
+            assert check.targets is not None
+            targets.extend(check.targets(ctx, **given))
             return Result(status=Status.SKIP, seen="nothing here that it applies to")
 
-        from dataclasses import replace
-
-        none = look(Probe(check=replace(check, look=ask, each=None), on="", options=options), ctx)
+        choosing = replace(check, run=ask, targets=None)
+        none = run_probe(CheckCall(check=choosing, on="", options=options), ctx)
         if not targets:
-            return none
+            return [none]
     results = []
     for target in targets:
-        memory = Memory(memories.get(target, case.memory), ctx.now)
-        ctx.memory = memory
-        results.append(look(Probe(check=check, on=target, options=options), ctx))
-        memories[target] = memory.data
-    bad = worst(r.status for r in results)
-    return next(r for r in results if r.status is bad)
+        ctx.memory = Memory(memories.get(target, memory or {}), at)
+        results.append(run_probe(CheckCall(check=check, on=target, options=options), ctx))
+        memories[target] = ctx.memory.data
+    return results
 
 
 def program(place: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from worlds import LocalWorld, SlurmWorld, World
+from worlds import LauncherWorld, LocalWorld, SbatchWorld
 
 from lab.cluster import Lab
 
@@ -29,13 +29,13 @@ def cluster() -> Iterator[Lab]:
 
 
 @pytest.fixture(params=["local", pytest.param("sbatch", marks=pytest.mark.lab)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LauncherWorld]:
     """A launcher with four nodes for jobs of three; at the end its jobs are gone."""
     name = "sv-" + re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-")
-    made: World
+    made: LauncherWorld
     if request.param == "local":
         made = LocalWorld(name, tmp_path)
     else:
-        made = SlurmWorld(f"{name}-{next(_numbers)}", request.getfixturevalue("cluster"))
+        made = SbatchWorld(f"{name}-{next(_numbers)}", request.getfixturevalue("cluster"))
     yield made
     made.end()

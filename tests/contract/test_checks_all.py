@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from checks import Case, looks
 
-from healthchecks import catalogue
-from healthchecks.check import Status
-from healthchecks.registry import registered
+from healthchecks.frame.check import Status
+from healthchecks.frame.registry import registered
+from healthchecks.frame.symptoms import SYMPTOMS, meant
 
 _HERE = Path(__file__).parent
 _WANTED = {
@@ -82,14 +82,17 @@ def test_every_check_is_documented(name: str) -> None:
     assert check.deadline_s <= 60 or check.tags == {"deep"}
 
 
-def test_the_page_of_checks_is_up_to_date() -> None:
-    page = _HERE.parents[1] / "docs" / "checks.md"
-    assert page.read_text() == catalogue.page(), "python -m healthchecks.catalogue > docs/checks.md"
+def test_every_check_has_a_symptom_and_every_symptom_checks() -> None:
+    checks = registered().items()
+    ours = {name for name, check in checks if check.run.__module__.startswith("healthchecks.")}
+    words = {word for row in SYMPTOMS.values() for word in row}
+    assert ours - set(meant(words, ours)) == set()
+    assert [word for word in words if not meant([word], ours)] == []
 
 
 def test_no_module_of_checks_imports_anything_heavy() -> None:
     code = (
-        "import json, sys; from healthchecks.registry import registered; registered(); "
+        "import json, sys; from healthchecks.frame.registry import registered; registered(); "
         "print(json.dumps(sorted(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

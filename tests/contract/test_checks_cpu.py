@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from checks import Case, both, each_of, garbled, looks, lost, nothing, run, wrote
 
-from healthchecks import topology
-from healthchecks.check import Status, Unknown
+from healthchecks.frame.check import Status, Unknown
+from healthchecks.sources import topology
 from tests.hardware.tree import GPU_BDFS, GPUS, Tree
 
 OK, WARN, FAIL, UNKNOWN, SKIP = (
@@ -344,7 +344,23 @@ BINDING = [
         change=bound(),
         options={"ranks_per_node": 64},
         status=FAIL,
-        seen="a rank gets 1.875 CPUs",
+        seen="a rank gets 1.875 CPUs: the node has no more",
+    ),
+    Case(
+        check="cpu.binding",
+        name="more ranks than CPUs on a node without GPUs",
+        change=both(bound(), no_gpus),
+        options={"ranks_per_node": 64},
+        status=WARN,
+        seen="a rank gets 1.875 CPUs: the node has no more",
+    ),
+    Case(
+        check="cpu.binding",
+        name="bound on a node without GPUs",
+        change=both(bound("0-9"), no_gpus),
+        options={"ranks_per_node": 8},
+        status=FAIL,
+        seen="a rank gets 1.25 CPUs, by the affinity",
     ),
     Case(
         check="cpu.binding",
@@ -427,10 +443,10 @@ def test_equal_machines_tell_the_same_and_others_do_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0-3", "0-3,8", "1,3,5", "0-119"])
 def test_lists_of_cpus(text: str) -> None:
-    assert topology.listed(topology.numbers(text)) == text
+    assert topology.cpu_list_text(topology.parse_cpu_list(text)) == text
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "3-x", "0-3;5"])
 def test_no_lists_of_cpus(text: str) -> None:
     with pytest.raises(Unknown):
-        topology.numbers(text)
+        topology.parse_cpu_list(text)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from checks import Case, each_of
 
-from healthchecks.check import Status
+from healthchecks.frame.check import Status
 from tests.hardware.nvml import SCRIPT, Worker, build
 from tests.hardware.tree import GPUS, Tree
 
@@ -24,7 +24,7 @@ OK, WARN, FAIL, UNKNOWN, SKIP = (
     Status.UNKNOWN,
     Status.SKIP,
 )
-PROBE = Path(__file__).parents[2] / "healthchecks" / "torch_probe.py"
+PROBE = Path(__file__).parents[2] / "healthchecks" / "probes" / "torch_probe.py"
 
 
 def no_gpus(tree: Tree) -> None:

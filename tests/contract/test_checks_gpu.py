@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checks import NOW, Case, Change, both, each_of, garbled, lost, run, wrote
+from checks import NOW, Case, Change, both, each_of, garbled, lost, nothing, run, wrote
 
-from healthchecks.check import Status
-from healthchecks.registry import registered
+from healthchecks.frame.check import Status
+from healthchecks.frame.registry import registered
 from tests.hardware.nvml import ROOT, SCRIPT, Worker, build, environment
 from tests.hardware.tree import BOOT_ID, GPU_BDFS, LPF, Tree, borrowed
 
@@ -113,6 +113,9 @@ SLOW = says("nvmlDeviceGetCurrentClocksEventReasons 2 value 64")
 COUNTED = "nvmlDeviceGetMemoryErrorCounter/{} 3 value {}".format
 NVLINK = "nvmlDeviceGetFieldValues/{}.{} 3 value {}".format
 PCIE = "nvmlDeviceGetFieldValues/{} 3 value {}".format
+SECOND_VERSION = says(
+    "nvmlDeviceGetGpuFabricInfoV/3 * rc 25", "nvmlDeviceGetGpuFabricInfoV/2 3 value 2"
+)
 UNMANAGED = [lost(f"sys/class/infiniband/{name}") for name in LPF]
 MANAGED = both(
     wrote("proc/2101/comm", "nv-fabricmanage"),
@@ -387,7 +390,7 @@ _GPU = [
 
 _MEMORY = [
     *(
-        Case(check=name, name="healthy", status=OK, seen="8 GPUs")
+        Case(check=name, name="healthy", earlier=[(60.0, nothing)], status=OK, seen="8 GPUs")
         for name in CALLS
         if name.startswith(("ecc.", "sram.", "remap.", "repair."))
     ),
@@ -460,8 +463,16 @@ _MEMORY = [
         name="a burst too short to judge",
         earlier=((5.0, says(COUNTED("0.0.2", 1000))),),
         change=says(COUNTED("0.0.2", 100_000)),
-        status=OK,
+        status=UNKNOWN,
         seen="no rate yet",
+    ),
+    Case(
+        check="ecc.corrected_rate",
+        name="looks two hours apart",
+        earlier=((7200.0, says(COUNTED("0.0.2", 0))),),
+        change=says(COUNTED("0.0.2", 7_200_000)),
+        status=WARN,
+        seen="gpu3: 1000 corrected DRAM errors/s over 7200 s",
     ),
     Case(
         check="ecc.corrected_rate",
@@ -554,7 +565,7 @@ _MEMORY = [
         name="cleared by a repair",
         earlier=((3 * DAY, says(REMAPPED(100, 9, 0, 0))),),
         change=says(REMAPPED(0, 0, 0, 0)),
-        status=OK,
+        status=UNKNOWN,
     ),
     Case(
         check="repair.pending",
@@ -657,9 +668,27 @@ _CLOCKS = [
     Case(
         check="thermal",
         name="hot",
+        earlier=[(60.0, says("nvmlDeviceGetMarginTemperature 3 value 0"))],
         change=says("nvmlDeviceGetMarginTemperature 3 value -1"),
         status=FAIL,
         seen="gpu3: -1 °C",
+    ),
+    Case(
+        check="thermal",
+        name="hot in one look",
+        change=says("nvmlDeviceGetMarginTemperature 3 value -1"),
+        status=WARN,
+        seen="gpu3: -1 °C",
+    ),
+    Case(
+        check="thermal",
+        name="at the highest operating temperature, slowdown is 2 degrees away",
+        earlier=[(60.0, nothing)],
+        change=says(
+            "nvmlDeviceGetMarginTemperature 3 value 0", "nvmlDeviceGetFieldValues/194 * value -2"
+        ),
+        status=WARN,
+        seen="gpu3: 2 °C",
     ),
     Case(check="power.limit", name="healthy", status=OK, seen="1000 W on 8 GPUs"),
     Case(
@@ -689,7 +718,6 @@ _LINKS = [
             seen=f"gpu3: {text}",
         )
         for name, values, text in (
-            ("in progress", "2", "fabric state 2 (in progress)"),
             ("status", "3 15", "fabric status 15"),
             ("degraded", "3 0 1", "degraded bandwidth"),
             ("insufficient NVLinks", f"3 0 {5 << 8}", "insufficient NVLinks"),
@@ -701,12 +729,59 @@ _LINKS = [
             ("not in it", "0", "is in no fabric"),
         )
     ),
+    *(
+        Case(
+            check="fabric.state",
+            name=f"{name}, {text}",
+            earlier=earlier,
+            change=says(f"nvmlDeviceGetGpuFabricInfoV {gpu} value {values}"),
+            status=status,
+            seen=f"gpu3: {text}",
+        )
+        for gpu, values, text in (
+            ("3", "2", "fabric state 2 (in progress)"),
+            ("3", "3 0 4", "a route is being recovered"),
+            ("3", f"3 0 {1 << 6} 2", "recovering from an access timeout"),
+        )
+        for name, earlier, status in (
+            ("once", (), WARN),
+            ("a minute", [(60.0, says(f"nvmlDeviceGetGpuFabricInfoV 3 value {values}"))], FAIL),
+        )
+    ),
+    Case(
+        check="fabric.state",
+        name="all start",
+        change=says("nvmlDeviceGetGpuFabricInfoV * value 2"),
+        status=UNKNOWN,
+        seen="it may pass",
+    ),
+    Case(
+        check="fabric.state",
+        name="all have been starting for a minute",
+        earlier=[(60.0, says("nvmlDeviceGetGpuFabricInfoV * value 2"))],
+        status=FAIL,
+        change=nothing,
+        seen="gpu0: fabric state 2",
+    ),
+    Case(
+        check="fabric.state",
+        name="all have been starting for a minute, right after a boot",
+        earlier=[
+            (
+                60.0,
+                both(
+                    says("nvmlDeviceGetGpuFabricInfoV * value 2"),
+                    wrote("proc/uptime", "90.0 1.0"),
+                ),
+            )
+        ],
+        status=UNKNOWN,
+        seen="it may pass",
+    ),
     Case(
         check="fabric.state",
         name="a driver of the struct's second version",
-        change=says(
-            "nvmlDeviceGetGpuFabricInfoV/3 * rc 25", "nvmlDeviceGetGpuFabricInfoV/2 3 value 2"
-        ),
+        earlier=[(60.0, SECOND_VERSION)],
         status=FAIL,
         seen="gpu3: fabric state 2",
     ),
@@ -720,17 +795,36 @@ _LINKS = [
     Case(
         check="fabric.manager",
         name="does not run",
+        earlier=[(60.0, nothing)],
         status=FAIL,
         seen="nvidia-fabricmanager does not run",
     ),
     Case(
         check="fabric.manager",
+        name="does not run in one look",
+        status=WARN,
+        seen="nvidia-fabricmanager does not run",
+    ),
+    Case(
+        check="fabric.manager",
+        name="is not there yet after a boot",
+        change=wrote("proc/uptime", "90.0 1.0"),
+        status=UNKNOWN,
+        seen="it may pass",
+    ),
+    Case(
+        check="fabric.manager",
         name="NVSwitch without its manager",
-        change=both(
-            *UNMANAGED,
-            wrote("sys/bus/pci/devices/0000:e0:00.0/vendor", "0x10de"),
-            wrote("sys/bus/pci/devices/0000:e0:00.0/class", "0x068000"),
-        ),
+        earlier=[
+            (
+                60.0,
+                both(
+                    *UNMANAGED,
+                    wrote("sys/bus/pci/devices/0000:e0:00.0/vendor", "0x10de"),
+                    wrote("sys/bus/pci/devices/0000:e0:00.0/class", "0x068000"),
+                ),
+            )
+        ],
         status=FAIL,
         seen="nvidia-fabricmanager does not run",
     ),
@@ -795,9 +889,10 @@ _LINKS = [
         check="nvlink.errors",
         name="first look",
         change=says(NVLINK(208, 7, 1000)),
-        status=OK,
+        status=UNKNOWN,
         seen="first look: no rate yet",
     ),
+    Case(check="nvlink.errors", name="still", earlier=[(60.0, nothing)], status=OK, seen="no new"),
     Case(
         check="nvlink.errors",
         name="a new one",
@@ -1071,8 +1166,9 @@ def test_a_healthy_node(library: Path, tmp_path: Path) -> None:
     """Everything together, in one child, with one start of NVML."""
     [report] = looked(library, tmp_path, "")
     found = by_check(report)
-    bad = {name: row["seen"] for name, row in found.items() if row["status"] not in ("OK", "SKIP")}
-    assert not bad
+    bad = {name: row for name, row in found.items() if row["status"] not in ("OK", "SKIP")}
+    assert {row.get("gap") for row in bad.values()} == {"not yet"}
+    assert {*bad} == {"ecc.corrected_rate", "nvlink.errors", "remap.trend"}
     assert [name for name, row in found.items() if row["status"] == "SKIP"] == ["pages.retired"]
     assert found["versions"]["facts"] == {
         "driver": "580.95.05",

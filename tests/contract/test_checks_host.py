@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from checks import NOW, Case, Change, both, each_of, garbled, lost, nothing, run, wrote
 
-from healthchecks.check import Status
-from healthchecks.registry import registered
+from healthchecks.frame.check import Status
+from healthchecks.frame.registry import registered
 from tests import hardware
 from tests.hardware.tree import Tree
 
@@ -612,7 +612,7 @@ MEMLOCK = [
         name="limited",
         change=locked("8388608"),
         status=Status.FAIL,
-        seen="slurmd may lock 8192 KiB",
+        seen="slurmd may lock 8 MiB",
     ),
     Case(
         check="slurm.memlock",
@@ -774,11 +774,11 @@ def test_facts_for_the_cohort(tmp_path: Path) -> None:
 _LOOK = """
 import sys
 from pathlib import Path
-from healthchecks.context import Ctx, Memory
-from healthchecks.lane import Probe, look
-from healthchecks.registry import registered
+from healthchecks.frame.context import Ctx, Memory
+from healthchecks.frame.lane import CheckCall, run_probe
+from healthchecks.frame.registry import registered
 ctx = Ctx(root=Path(sys.argv[1]), node="n", now=0.0, boot_id="b", memory=Memory({}, 0.0))
-result = look(Probe(check=registered()["clock"], on="", options={}), ctx)
+result = run_probe(CheckCall(check=registered()["clock"], on="", options={}), ctx)
 print(result.status, result.seen)
 """
 
@@ -829,7 +829,7 @@ def test_the_clock(adjtimex: Path, offset: int, error_us: int, status: int, seen
 def test_a_mount_whose_folder_is_gone_is_none(tmp_path: Path) -> None:
     """As it stays in a mount namespace that was made while it was there."""
     from healthchecks.checks.fs import local_mounts
-    from healthchecks.context import Ctx, Memory
+    from healthchecks.frame.context import Ctx, Memory
     from tests.hardware.tree import empty
 
     tree = empty(tmp_path)
@@ -842,9 +842,9 @@ def test_a_mount_whose_folder_is_gone_is_none(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_mount_where_the_user_may_not_go_is_left_out() -> None:
     """An agent is an ordinary user; containers mount below folders of mode 0700."""
-    from healthchecks.check import Skip
     from healthchecks.checks.fs import fs_local
-    from healthchecks.context import Ctx, Memory
+    from healthchecks.frame.check import Skip
+    from healthchecks.frame.context import Ctx, Memory
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from checks import Case, Change, both, each_of, garbled, looks, lost, nothing, run, wrote
 
-from healthchecks import runner
-from healthchecks.check import Status
-from healthchecks.registry import registered
-from healthchecks.runner import Order
+from healthchecks.frame import runner
+from healthchecks.frame.check import Status
+from healthchecks.frame.registry import registered
+from healthchecks.frame.runner import Order
 from tests.hardware import tree as hardware
 from tests.hardware.tree import FABRIC, STORAGE, Tree, borrowed
 
@@ -115,6 +115,7 @@ PORT = [
     Case(
         check="ib.port",
         name="down",
+        earlier=[(60.0, nothing)],
         change=both(port("mlx5_3", "state", "1: DOWN"), port("mlx5_3", "phys_state", "2: Polling")),
         status=FAIL,
         seen="mlx5_3: DOWN, Polling",
@@ -152,6 +153,7 @@ PORT = [
     Case(
         check="ib.port",
         name="storage down",
+        earlier=[(60.0, nothing)],
         change=port("mlx5_9", "state", "1: DOWN"),
         status=FAIL,
         seen="mlx5_9",
@@ -267,12 +269,12 @@ MISSING = [
 
 MINUTE_AGO = [(60.0, nothing)]
 COUNTERS = [
-    Case(check="ib.counters", name="first look", status=OK, seen="8 ports, first look"),
+    Case(check="ib.counters", name="first look", status=UNKNOWN, seen="first look: no rate yet"),
     Case(check="ib.counters", name="quiet", earlier=MINUTE_AGO, status=OK, seen="no growth"),
     Case(
         check="ib.counters",
         name="totals mean nothing",
-        change=grew("mlx5_1", "counters/symbol_error", 50_000),
+        earlier=[(60.0, grew("mlx5_1", "counters/symbol_error", 50_000))],
         status=OK,
     ),
     Case(
@@ -318,7 +320,7 @@ COUNTERS = [
         name="reset",
         earlier=[(60.0, grew("mlx5_2", "counters/link_downed", 9))],
         change=port("mlx5_2", "counters/link_downed", "0"),
-        status=OK,
+        status=UNKNOWN,
         seen="first look",
     ),
     Case(
@@ -349,7 +351,43 @@ COUNTERS = [
         status=SKIP,
         seen="virtual functions",
     ),
-    Case(check="ib.counters", name="not root", change=not_root, status=OK, seen="8 ports"),
+    Case(
+        check="ib.counters",
+        name="not root",
+        earlier=[(60.0, not_root)],
+        status=OK,
+        seen="8 ports",
+    ),
+    Case(
+        check="ib.counters",
+        name="one loss ten hours ago",
+        earlier=[(36_000.0, nothing)],
+        change=grew("mlx5_1", "counters/link_downed", 1),
+        status=WARN,
+        seen="mlx5_1: 1 link losses within 10.0 h",
+    ),
+    Case(
+        check="ib.counters",
+        name="one loss ten hours before the last look",
+        earlier=[
+            (36_060.0, nothing),
+            (60.0, grew("mlx5_1", "counters/link_downed", 1)),
+        ],
+        status=OK,
+    ),
+    Case(
+        check="ib.counters",
+        name="counters without a PMA beside some that count",
+        earlier=[(60.0, port("mlx5_1", "counters/symbol_error", "N/A (no PMA)"))],
+        status=OK,
+    ),
+    Case(
+        check="ib.counters",
+        name="garbled beside some that count",
+        earlier=[(60.0, port("mlx5_1", "counters/symbol_error", "many"))],
+        status=UNKNOWN,
+        seen="symbol_error can't be read",
+    ),
     *everywhere("ib.counters", ib_only=True),
     Case(check="roce.counters", name="quiet", earlier=MINUTE_AGO, status=OK, seen="2 ports"),
     Case(
@@ -474,23 +512,23 @@ Time Since Last Clear [Min]        : 312.4
 Effective Physical Errors          : 0
 Effective Physical BER             : 15E-255
 Raw Physical Errors Per Lane       : 8,2,9,1
-Raw Physical BER                   : 2E-6
+Raw Physical BER                   : 2E-5
 """
 CABLE = [
     Case(check="ib.cable", name="healthy", programs={"mlxlink": mlxlink()}, status=OK, seen="10"),
     Case(
         check="ib.cable",
         name="raw errors",
-        programs={"mlxlink": mlxlink(raw="3E-6")},
+        programs={"mlxlink": mlxlink(raw="3E-5")},
         status=WARN,
-        seen="mlx5_0: Raw Physical BER 3e-06",
+        seen="mlx5_0: Raw Physical BER 3e-05",
     ),
     Case(
         check="ib.cable",
         name="raw errors in text",
         programs={"mstlink": MLXLINK_TEXT},
         status=WARN,
-        seen="mlx5_0: Raw Physical BER 2e-06",
+        seen="mlx5_0: Raw Physical BER 2e-05",
     ),
     Case(
         check="ib.cable",
@@ -776,7 +814,14 @@ ROCE = [
         status=UNKNOWN,
         seen="does not show its ECN",
     ),
-    Case(check="roce.qos", name="no dcb", status=UNKNOWN, seen="dcb is not installed"),
+    Case(check="roce.qos", name="no dcb", status=SKIP, seen="is not installed"),
+    Case(
+        check="roce.qos",
+        name="no dcb and a site that wants to know",
+        options={"pfc": [3]},
+        status=UNKNOWN,
+        seen="dcb is not installed",
+    ),
     Case(
         check="roce.qos",
         name="not supported",

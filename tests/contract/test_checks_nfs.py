@@ -8,9 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from checks import NOW, Case, Change, both, each_of, garbled, looks, lost, run, wrote
+from checks import NOW, Case, Change, both, each_of, garbled, looks, lost, nothing, run, wrote
 
-from healthchecks.check import Status
+from healthchecks.frame.check import Status
 from tests.hardware.tree import Tree
 from tests.hardware.tree_os import NFS_OPTIONS, mountstats
 
@@ -299,6 +299,29 @@ ALIVE = [
     ),
     Case(
         check="nfs.alive",
+        name="somebody put a link where we write",
+        change=lambda tree: tree.link("shared/write", "proc"),
+        options={"write": ["/shared/write"]},
+        status=Status.UNKNOWN,
+        seen="shared/write is a link, or behind what is no folder",
+    ),
+    Case(
+        check="nfs.alive",
+        name="somebody put a link at the canary's name",
+        change=lambda tree: tree.link("shared/canary", "proc/meminfo"),
+        options={"canaries": ["/shared/canary"]},
+        status=Status.UNKNOWN,
+        seen="shared/canary is no regular file",
+    ),
+    Case(
+        check="nfs.alive",
+        name="a folder stands at our file's name",
+        change=both(at(OPEN), wrote("shared/.superv-alive-n1/his", "here first")),
+        options={"write": ["/shared"]},
+        status=Status.OK,
+    ),
+    Case(
+        check="nfs.alive",
         name="no canary",
         options={"canaries": ["/shared/canary"]},
         status=Status.FAIL,
@@ -321,6 +344,7 @@ ALIVE = [
         check="nfs.alive",
         name="too slow",
         options={"slow_ms": "0", "fail_ms": "0"},
+        earlier=[(60.0, nothing)],
         status=Status.FAIL,
     ),
     Case(
@@ -376,7 +400,7 @@ ANSWERED = "nfs: server 10.0.0.5 OK"
 BEFORE = [(60.0, counted(864_000))]
 
 PASSIVE = [
-    Case(check="nfs.passive", name="first look", status=Status.OK, seen="first look"),
+    Case(check="nfs.passive", name="first look", status=Status.UNKNOWN, seen="first look"),
     Case(
         check="nfs.passive",
         name="work was done",
@@ -390,7 +414,7 @@ PASSIVE = [
         name="mounted afresh meanwhile",
         earlier=[(60, counted(864_000, "1000 1000 7 1 1 1 1 1 0"))],
         change=counted(30, "5 5 9 1 1 1 1 1 0"),
-        status=Status.OK,
+        status=Status.UNKNOWN,
         seen="first look",
     ),
     Case(
@@ -455,6 +479,7 @@ PASSIVE = [
     Case(
         check="nfs.passive",
         name="silent",
+        earlier=BEFORE,
         change=logged((20, SILENT)),
         status=Status.WARN,
         seen="kernel: nfs: server 10.0.0.5 not responding, for 20 s",
@@ -477,7 +502,8 @@ PASSIVE = [
     Case(
         check="nfs.passive",
         name="answered",
-        change=logged((600, SILENT), (500, ANSWERED)),
+        earlier=BEFORE,
+        change=both(counted(), logged((600, SILENT), (500, ANSWERED))),
         status=Status.OK,
     ),
     Case(
@@ -497,7 +523,8 @@ PASSIVE = [
     Case(
         check="nfs.passive",
         name="another server",
-        change=logged((600, "nfs: server 10.0.0.55 not responding, still trying")),
+        earlier=BEFORE,
+        change=both(counted(), logged((600, "nfs: server 10.0.0.55 not responding, still trying"))),
         status=Status.OK,
     ),
     Case(
@@ -510,7 +537,10 @@ PASSIVE = [
     Case(
         check="nfs.passive",
         name="locks lost long ago",
-        change=logged((9000, "NFS: __nfs4_reclaim_open_state: Lock reclaim failed!")),
+        earlier=BEFORE,
+        change=both(
+            counted(), logged((9000, "NFS: __nfs4_reclaim_open_state: Lock reclaim failed!"))
+        ),
         status=Status.OK,
     ),
     Case(check="nfs.passive", name="no mountstats", change=lost(STATS), status=Status.UNKNOWN),
@@ -526,7 +556,21 @@ PASSIVE = [
         name="no kernel log",
         change=lost("dev/kmsg"),
         status=Status.UNKNOWN,
-        seen="the kernel's log",
+        seen="may not read the kernel's log",
+    ),
+    Case(
+        check="nfs.passive",
+        name="a soft mount gave up now",
+        change=logged((600, "nfs: server 10.0.0.5 not responding, timed out")),
+        status=Status.WARN,
+        seen="timed out, 1 times within an hour",
+    ),
+    Case(
+        check="nfs.passive",
+        name="lockd waits for it",
+        change=logged((90, "lockd: server 10.0.0.5 not responding, still trying")),
+        status=Status.FAIL,
+        seen="not responding, for 90 s",
     ),
     Case(check="nfs.passive", name="nothing mounted", change=unmounted, status=Status.SKIP),
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from checks import both, lost, wrote
 
-from healthchecks.check import Status
-from healthchecks.cohort import judge
-from healthchecks.registry import registered
+from healthchecks.frame.check import Status
+from healthchecks.frame.registry import registered
+from healthchecks.many.cohort import judge
 from tests.hardware.cohort import cohort
 from tests.hardware.tree import FABRIC, Tree
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,31 @@ from launchers.slurm import Slurm
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import JobState, LaunchSpec
 
-SPEC = LaunchSpec(job_name="sv-run-0", nodes=2, agent_argv=("/bin/agent",), exclude=("n1",))
+SPEC = LaunchSpec(
+    job_name="sv-run-0", nodes=2, agent_argv=("/bin/agent",), folder="/tmp/x", exclude=("n1",)
+)
 
 
 # --- Slurm's commands as programs on PATH ---
 
 
-class Programs:
+class SlurmPrograms:
     """A folder of programs that stand where Slurm's are, and what they were called with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.calls = folder / "calls"
-        self.put("sinfo", "case $* in *%P*) echo 'main*|n[1-4]';; *) echo 'n1|idle';; esac")
+        row = "n1|main*|idle|0/4/0/4|(null)|none"
+        self.put("sinfo", f"case $* in *--Node*) echo '{row}';; *) echo 'main*|n[1-4]';; esac")
         self.put("scontrol", "echo 'AccountingStorageType   = accounting_storage/none'")
         self.put("squeue", "exit 0")
         self.put("sbatch", "cat > script; echo 7")
         self.put("scancel", "exit 0")
 
     def put(self, name: str, body: str) -> None:
+        if name == "squeue":  # as it is asked to: each row begins with a mark
+            mark = 'sed "s/^/${SQUEUE_FORMAT%%|*}|/" rows'
+            body = f"({body}) >rows; code=$?; {mark}; exit $code"
         path = self.folder / name
         path.write_text(f'#!/bin/sh\ncd {self.folder}\necho "{name} $*" >> calls\n{body}\n')
         path.chmod(0o755)
@@ -45,11 +52,11 @@ class Programs:
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Programs:
-    return Programs(tmp_path)
+def programs(tmp_path: Path) -> SlurmPrograms:
+    return SlurmPrograms(tmp_path)
 
 
-def test_submit_gives_the_script_to_standard_input(programs: Programs) -> None:
+def test_submit_gives_the_script_to_standard_input(programs: SlurmPrograms) -> None:
     sbatch = programs.sbatch()
     plan = sbatch.plan(SPEC)
     assert asyncio.run(sbatch.submit(plan)) == "7"
@@ -57,7 +64,7 @@ def test_submit_gives_the_script_to_standard_input(programs: Programs) -> None:
     assert programs.called("sbatch") == [" ".join(plan.argv)]
 
 
-def test_an_active_job_of_that_name_is_returned(programs: Programs) -> None:
+def test_an_active_job_of_that_name_is_returned(programs: SlurmPrograms) -> None:
     programs.put("squeue", "echo '5|RUNNING|None|n[2-3]|sv-run-0'")
     sbatch = programs.sbatch()
     assert asyncio.run(sbatch.submit(sbatch.plan(SPEC))) == "5"
@@ -65,20 +72,22 @@ def test_an_active_job_of_that_name_is_returned(programs: Programs) -> None:
 
 
 @pytest.mark.parametrize("state", ["COMPLETED", "CANCELLED", "COMPLETING", "NODE_FAIL"])
-def test_an_ended_job_of_that_name_is_not(programs: Programs, state: str) -> None:
+def test_an_ended_job_of_that_name_is_not(programs: SlurmPrograms, state: str) -> None:
     programs.put("squeue", f"echo '5|{state}|None|n[2-3]|sv-run-0'")
     sbatch = programs.sbatch()
     assert asyncio.run(sbatch.submit(sbatch.plan(SPEC))) == "7"
 
 
-def test_of_two_twins_the_younger_is_cancelled(programs: Programs) -> None:
+def test_of_two_twins_the_younger_is_cancelled(programs: SlurmPrograms) -> None:
     programs.put("squeue", "echo '12|PENDING|Dependency||sv-run-0\n5|RUNNING|None|n2|sv-run-0'")
     sbatch = programs.sbatch()
     assert asyncio.run(sbatch.submit(sbatch.plan(SPEC))) == "5"
     assert programs.called("scancel") == ["scancel 12"]
 
 
-def test_without_knowing_whether_the_job_exists_nothing_is_submitted(programs: Programs) -> None:
+def test_without_knowing_whether_the_job_exists_nothing_is_submitted(
+    programs: SlurmPrograms,
+) -> None:
     programs.put("squeue", "echo '5|HIBERNATING|None|n2|sv-run-0'")
     sbatch = programs.sbatch()
     with pytest.raises(TransientError, match="HIBERNATING"):
@@ -95,7 +104,7 @@ def test_without_knowing_whether_the_job_exists_nothing_is_submitted(programs: P
         "sleep 60",
     ],
 )
-def test_a_lost_reply_is_looked_up_before_anything_else(programs: Programs, lost: str) -> None:
+def test_a_lost_reply_is_looked_up_before_anything_else(programs: SlurmPrograms, lost: str) -> None:
     programs.put("squeue", "[ -e there ] && echo '9|PENDING|Priority||sv-run-0'; exit 0")
     programs.put("sbatch", f"touch there; {lost}")
     sbatch = programs.sbatch(deadline_s=1)
@@ -103,7 +112,7 @@ def test_a_lost_reply_is_looked_up_before_anything_else(programs: Programs, lost
     assert len(programs.called("sbatch")) == 1
 
 
-def test_an_unclear_answer_without_a_job_is_transient(programs: Programs) -> None:
+def test_an_unclear_answer_without_a_job_is_transient(programs: SlurmPrograms) -> None:
     programs.put("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
     sbatch = programs.sbatch()
     with pytest.raises(TransientError, match="no job sv-run-0 is in the queue"):
@@ -111,10 +120,10 @@ def test_an_unclear_answer_without_a_job_is_transient(programs: Programs) -> Non
 
 
 def test_nodes_that_slurm_does_not_know_are_not_excluded(
-    programs: Programs, caplog: pytest.LogCaptureFixture
+    programs: SlurmPrograms, caplog: pytest.LogCaptureFixture
 ) -> None:
     sbatch = programs.sbatch()
-    spec = LaunchSpec(job_name="sv-run-0", nodes=2, exclude=("n1", "gone7", "gone8"))
+    spec = LaunchSpec(job_name="sv-run-0", folder="/t", nodes=2, exclude=("n1", "gone7", "gone8"))
     assert asyncio.run(sbatch.submit(sbatch.plan(spec))) == "7"
     assert programs.called("sbatch")[0].endswith(" --exclude=n1")
     assert "not excluding gone[7-8]" in caplog.text
@@ -128,17 +137,77 @@ def test_nodes_that_slurm_does_not_know_are_not_excluded(
     ],
 )
 def test_what_could_never_start_is_refused(
-    programs: Programs, slurm: dict[str, str], nodes: int, says: str
+    programs: SlurmPrograms, slurm: dict[str, str], nodes: int, says: str
 ) -> None:
     sbatch = programs.sbatch()
-    spec = LaunchSpec(job_name="sv-run-0", nodes=nodes, slurm=slurm, exclude=("n1",))
+    spec = LaunchSpec(job_name="sv-run-0", folder="/t", nodes=nodes, slurm=slurm, exclude=("n1",))
     with pytest.raises(UserError) as error:
         asyncio.run(sbatch.submit(sbatch.plan(spec)))
     assert says in str(error.value)
     assert programs.called("sbatch") == []
 
 
-def test_poll_never_raises_and_a_hung_squeue_is_unknown(programs: Programs) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "min_nodes", "asked"),
+    [(4, 2, "2-3"), (3, 2, "2-3"), (4, 3, "3"), (3, 3, "3"), (3, 0, "3")],
+)
+def test_spares_that_the_cluster_has_not_hold_nothing_up(
+    programs: SlurmPrograms, nodes: int, min_nodes: int, asked: str
+) -> None:
+    """Of four nodes one is excluded."""
+    sbatch = programs.sbatch()
+    sizes = {"nodes": nodes, "min_nodes": min_nodes}
+    spec = LaunchSpec(job_name="sv-run-0", folder="/t", exclude=("n1",), **sizes)
+    assert asyncio.run(sbatch.submit(sbatch.plan(spec))) == "7"
+    assert f" --nodes={asked} " in programs.called("sbatch")[0]
+
+
+def test_a_range_waits_a_moment_for_nodes_whose_job_has_just_ended(programs: SlurmPrograms) -> None:
+    rows = "\\n".join(f"n{n}|main*|idle|0/4/0/4|(null)|none" for n in (1, 2, 3))
+    last = "n4|main*|$s|0/4/0/4|(null)|none"
+    body = "touch seen; s=completing; [ $(wc -l <seen) -lt 2 ] || s=idle; echo >>seen; "
+    body += f"printf '{rows}\\n'"
+    programs.put(
+        "sinfo", f'case $* in *--Node*) {body}; echo "{last}";; *) echo "main*|n[1-4]";; esac'
+    )
+    spec = LaunchSpec(job_name="sv-run-0", folder="/t", nodes=4, min_nodes=3)
+    sbatch = programs.sbatch()
+    assert asyncio.run(sbatch.submit(sbatch.plan(spec))) == "7"
+    order = [line.split()[0] for line in programs.calls.read_text().splitlines()]
+    assert order[-1] == "sbatch" and (programs.folder / "seen").read_text().count("\n") == 3
+
+
+def test_a_request_that_waits_for_nodes_that_are_out(programs: SlurmPrograms) -> None:
+    """Of four nodes n1 is excluded and n2 drained; n3 is powered off, which is no trouble."""
+    states = {"n1": "idle", "n2": "drained", "n3": "idle~", "n4": "allocated"}
+    rows = "\n".join(f"{n}|main*|{state}|0/4/0/4|(null)|none" for n, state in states.items())
+    programs.put("sinfo", f"case $* in *--Node*) echo '{rows}';; *) echo 'main*|n[1-4]';; esac")
+    sbatch = programs.sbatch()
+    for nodes, lacking in ((2, 0), (3, 1), (4, 2)):
+        spec = LaunchSpec(job_name="sv-run-0", folder="/t", nodes=nodes, exclude=("n1", "n2"))
+        found = asyncio.run(sbatch.shortage(spec))
+        assert (found.lacking, found.excluded) == (lacking, ("n1",))
+
+
+@pytest.mark.parametrize(
+    ("complete", "down"),
+    [
+        ("DOWN+DRAIN", True),  # as written by `scontrol show node`
+        ("down+drain+not_responding", True),  # by sinfo of 22.05
+        ("idle+drain+not_responding", True),
+        ("idle+drain", False),
+        ("allocated+drain+planned", False),
+        ("sinfo: error: Invalid job format specification", False),  # before it had StateComplete
+    ],
+)
+def test_a_drain_hides_no_death(programs: SlurmPrograms, complete: str, down: bool) -> None:
+    state = "draining" if "allocated" in complete else "drained"
+    row, whole = f"n2|main*|{state}|0/4/0/4|(null)|none", f"n2     {complete}"
+    programs.put("sinfo", f"case $* in *StateComplete*) echo '{whole}';; *) echo '{row}';; esac")
+    assert asyncio.run(programs.sbatch()._slurm.nodes_of(["n2"]))["n2"].down is down
+
+
+def test_poll_never_raises_and_a_hung_squeue_is_unknown(programs: SlurmPrograms) -> None:
     programs.put("squeue", "sleep 60")
     sbatch = programs.sbatch(deadline_s=0.3)
     polled = asyncio.run(sbatch.poll(["1", "2"]))
@@ -148,15 +217,15 @@ def test_poll_never_raises_and_a_hung_squeue_is_unknown(programs: Programs) -> N
         asyncio.run(sbatch.find("sv-"))
 
 
-def test_a_job_that_squeue_forgot_is_unknown_without_accounting(programs: Programs) -> None:
+def test_a_job_that_squeue_forgot_is_forgotten_without_accounting(programs: SlurmPrograms) -> None:
     error = "slurm_load_jobs error: Invalid job id specified"
     programs.put("squeue", f"echo '{error}' >&2; exit 1")
     status = asyncio.run(programs.sbatch().poll(["7"]))["7"]
-    assert (status.state, programs.called("sacct")) == (JobState.UNKNOWN, [])
+    assert (status.state, programs.called("sacct")) == (JobState.FORGOTTEN, [])
     assert "this cluster has no accounting" in status.reason
 
 
-def test_a_job_that_squeue_forgot_is_in_accounting(programs: Programs) -> None:
+def test_a_job_that_squeue_forgot_is_in_accounting(programs: SlurmPrograms) -> None:
     programs.put("scontrol", "echo 'AccountingStorageType   = accounting_storage/slurmdbd'")
     programs.put("sacct", "echo '7|CANCELLED by 1000|None|n[1-2]|sv-run-0'")
     sbatch = programs.sbatch()
@@ -165,12 +234,56 @@ def test_a_job_that_squeue_forgot_is_in_accounting(programs: Programs) -> None:
     assert [job.job_id for job in asyncio.run(sbatch.find("sv-run-"))] == ["7"]
 
 
-def test_failing_sinfo_leaves_the_jobs_state_known(programs: Programs) -> None:
+@pytest.mark.parametrize(
+    ("sacct", "state"),
+    [
+        ("echo '7|RUNNING|None|n[1-2]|sv-run-0'", JobState.FORGOTTEN),  # nobody told it the end
+        ("exit 0", JobState.FORGOTTEN),
+        ("echo 'sacct: error: Problem talking to the database' >&2; exit 1", JobState.UNKNOWN),
+        ("echo '7|NODE_FAIL|None|n[1-2]|sv-run-0'", JobState.ENDED),
+    ],
+)
+def test_what_accounting_says_of_a_job_that_squeue_forgot(
+    programs: SlurmPrograms, sacct: str, state: JobState
+) -> None:
+    programs.put("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    programs.put("scontrol", "echo 'AccountingStorageType   = accounting_storage/slurmdbd'")
+    programs.put("sacct", sacct)
+    assert asyncio.run(programs.sbatch().poll(["7"]))["7"].state is state
+
+
+def test_failing_sinfo_leaves_the_jobs_state_known(programs: SlurmPrograms) -> None:
     programs.put("squeue", "echo '5|RUNNING|None|n[2-3]|sv-run-0'")
     programs.put("sinfo", "echo 'slurm_load_node: Socket timed out' >&2; exit 1")
     status = asyncio.run(programs.sbatch().poll(["5"]))["5"]
     assert (status.state, status.nodes, status.down) == (JobState.RUNNING, ("n2", "n3"), ())
     assert "nodes unknown" in status.reason
+
+
+CONFIGLESS = (
+    "echo 'error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host' >&2; "
+    "echo 'fatal: Could not establish a configuration source' >&2; exit 1"
+)
+
+
+@pytest.mark.parametrize("command", ["squeue", "sinfo", "sbatch"])
+def test_a_configless_client_without_slurmctld_is_waited_for(
+    programs: SlurmPrograms, command: str
+) -> None:
+    programs.put(command, CONFIGLESS)
+    sbatch = programs.sbatch()
+    with pytest.raises(TransientError, match="set SLURM_CONF or use a login node"):
+        asyncio.run(sbatch.submit(sbatch.plan(SPEC)))
+
+
+@pytest.mark.parametrize("body", [CONFIGLESS, "exit 5", "echo odd; exit 0", "echo nothing"])
+def test_whatever_slurm_says_a_poll_is_an_answer_or_none(
+    programs: SlurmPrograms, body: str
+) -> None:
+    """Any command may say anything: nothing but an answer is taken for one."""
+    for command in ("squeue", "sinfo", "scontrol", "sacct"):
+        programs.put(command, body)
+    assert asyncio.run(programs.sbatch().poll(["7"]))["7"].state is JobState.UNKNOWN
 
 
 def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
@@ -180,10 +293,10 @@ def test_without_slurm_one_line_says_so(tmp_path: Path) -> None:
     assert asyncio.run(sbatch.poll(["1"]))["1"].state is JobState.UNKNOWN
 
 
-def test_send_file_shows_the_content_to_nobody(programs: Programs) -> None:
+def test_send_file_shows_the_content_to_nobody(programs: SlurmPrograms) -> None:
     programs.put(
         "sbcast",
-        'env > env; cat "$3" > content; stat -c %a "$3" > mode; tr "\\0" " " < /proc/$$/cmdline'
+        'env > env; cat "$2" > content; stat -c %a "$2" > mode; tr "\\0" " " < /proc/$$/cmdline'
         " > argv",
     )
     asyncio.run(programs.sbatch().send_file("5", b"s3cret", "/run/sv/keys"))
@@ -192,11 +305,37 @@ def test_send_file_shows_the_content_to_nobody(programs: Programs) -> None:
     assert left["mode"] == "600\n"
     assert "s3cret" not in str(left)
     assert "--jobid=5" in left["calls"]
-    source = left["calls"].split()[3]
+    source = left["calls"].split()[2]
     assert not Path(source).exists()
 
 
-def test_send_file_names_the_nodes_that_missed_it(programs: Programs) -> None:
+def test_nothing_is_sent_from_a_folder_where_others_may_swap_it(
+    programs: SlurmPrograms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs.put("sbcast", "")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "open"))
+    with pytest.raises(TransientError, match=r"TMPDIR: .*/open has mode 0777: others may write"):
+        asyncio.run(programs.sbatch().send_file("5", b"s3cret", "/run/sv/keys"))
+    (tmp_path / "open").chmod(0o1777)
+    asyncio.run(programs.sbatch().send_file("5", b"s3cret", "/run/sv/keys"))
+    assert [*(tmp_path / "open").iterdir()] == []
+
+
+def test_a_name_that_is_taken_is_written_over_in_jobs_of_0_1_alone(
+    programs: SlurmPrograms,
+) -> None:
+    """There the engine before this one has sent its keys to the only name that agents read."""
+    programs.put("sbcast", "")
+    sbatch = programs.sbatch()
+    asyncio.run(sbatch.send_file("5", b"s3cret", "/tmp/superv-0-r.key", replace=True))
+    asyncio.run(sbatch.send_file("6", b"s3cret", "/tmp/superv-0-x/key.1"))
+    first, second = (programs.folder / "calls").read_text().splitlines()
+    assert ("--force" in first.split(), "--force" in second.split()) == (True, False)
+
+
+def test_send_file_names_the_nodes_that_missed_it(programs: SlurmPrograms) -> None:
     programs.put(
         "sbcast",
         'for n in n3 n4; do echo "sbcast: error: REQUEST_FILE_BCAST($n): No route" >&2; done; '

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ from lab.cluster import Lab
 from launchers.local import Local, processes
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import LaunchSpec
+from supervisor.host import procfs
 
 REPO = Path(__file__).resolve().parents[2]
 WITHIN_S = 90
@@ -39,13 +40,17 @@ exit 0
 """
 
 
-class World(ABC):
+STAT = 'stat --format="%a %u" "$1"; ls "$1"'
+
+
+class LauncherWorld(ABC):
     """A launcher, and what the agents that it started have written."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.dir = folder
         self.agent = (str(folder / "agent.sh"), str(folder))
+        self.private = str(folder / "superv-private")
         Path(self.agent[0]).write_text(AGENT)
         Path(self.agent[0]).chmod(0o755)
 
@@ -58,12 +63,16 @@ class World(ABC):
         """The content and the mode of a file on a node."""
 
     @abstractmethod
+    def stat(self, node: str, path: str) -> str:
+        """Mode and owner of a folder on a node, then the names in it, a line each."""
+
+    @abstractmethod
     def end(self) -> None:
         """Cancel all jobs, and see that nothing is left."""
 
     def submit(self, **options: Any) -> str:
         wanted = {"job_name": self.name, "nodes": 3, "agent_argv": self.agent}
-        job = self.ask("submit", **{**wanted, "log_path": str(self.dir / "log"), **options})
+        job = self.ask("submit", **{**wanted, "folder": self.private, **options})
         assert isinstance(job, str)
         return job
 
@@ -110,16 +119,16 @@ class World(ABC):
     def wait(self, reached: Callable[[], bool], within_s: float = WITHIN_S) -> None:
         end = time.monotonic() + within_s
         while not reached():
-            log = self.dir / "log"
+            log = Path(self.private) / "allocation.log"
             told = log.read_text() if log.exists() else ""
             assert time.monotonic() < end, f"not within {within_s} s; the log says\n{told}"
             time.sleep(0.1)
 
 
-class LocalWorld(World):
-    def __init__(self, name: str, folder: Path) -> None:
+class LocalWorld(LauncherWorld):
+    def __init__(self, name: str, folder: Path, launcher: type[Local] = Local) -> None:
         super().__init__(name, folder)
-        self.launcher = Local(folder=folder / "jobs")
+        self.launcher = launcher(folder=folder / "jobs")
 
     def ask(self, method: str, *args: Any, **spec: Any) -> Any:
         async def call() -> Any:
@@ -133,12 +142,13 @@ class LocalWorld(World):
     def pids(self, node: str, words: str) -> list[int]:
         found = []
         for pid in processes():
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                argv = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                if f"SLURMD_NODENAME={node}".encode() in environ and words.encode() in argv:
-                    found.append(pid)
+            its = (procfs.environ(pid) or {}).get("SLURMD_NODENAME")
+            if its == node and words in " ".join(procfs.argv(pid)):
+                found.append(pid)
         return found
+
+    def stat(self, node: str, path: str) -> str:
+        return subprocess.check_output(["sh", "-c", STAT, "sh", path], text=True)
 
     def file(self, node: str, path: str) -> tuple[bytes, int]:
         return Path(path).read_bytes(), Path(path).stat().st_mode & 0o777
@@ -149,13 +159,14 @@ class LocalWorld(World):
             assert not processes(found["job_id"])
 
 
-class SlurmWorld(World):
+class SbatchWorld(LauncherWorld):
     def __init__(self, name: str, lab: Lab) -> None:
         folder = lab.home / name
         folder.mkdir()
         uid = lab.home.stat().st_uid
         os.chown(folder, uid, uid)
         super().__init__(name, folder)
+        self.private = f"/tmp/superv-private-{name}"  # a disk of each node's own
         self.lab = lab
 
     def ask(self, method: str, *args: Any, **spec: Any) -> Any:
@@ -181,6 +192,9 @@ class SlurmWorld(World):
             for process in self.lab.processes()
             if process.node == node and words in " ".join(process.argv)
         ]
+
+    def stat(self, node: str, path: str) -> str:
+        return self.lab.run(node, ["sh", "-c", STAT, "sh", path]).out
 
     def file(self, node: str, path: str) -> tuple[bytes, int]:
         content = self.lab.run(node, ["cat", path]).out.encode()

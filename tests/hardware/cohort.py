@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from healthchecks.context import Ctx, Memory
-from healthchecks.lane import Probe, look
-from healthchecks.registry import registered, select
-from healthchecks.report import Finding, Report
+from healthchecks.frame.context import Ctx, Memory
+from healthchecks.frame.lane import CheckCall, run_probe
+from healthchecks.frame.registry import registered, select
+from healthchecks.frame.report import Finding, Report
 from tests.hardware import tree_nics
 from tests.hardware.tree import Tree, borrowed
 from tests.hardware.tree_os import TOTAL_KB
@@ -56,7 +56,9 @@ def cohort(
                     boot_id=f"boot-{number}",
                     memory=Memory({}, NOW),
                 )
-                result = look(Probe(check=registered()[check.name], on="", options={}), ctx)
+                result = run_probe(
+                    CheckCall(check=registered()[check.name], on="", options={}), ctx
+                )
                 findings.append(Finding(check=check.name, result=result))
         reports[name] = Report(node=name, at=NOW, findings=tuple(findings))
     return reports

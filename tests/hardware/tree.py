@@ -71,6 +71,10 @@ class Tree:
         place = self._clear(path)
         place.symlink_to(os.path.relpath(self.path(to).resolve(), place.parent.resolve()))
 
+    def symlink(self, path: str, text: str) -> None:
+        """A symbolic link that says just this, as the kernel's own do."""
+        self._clear(path).symlink_to(text)
+
     def unreadable(self, path: str) -> None:
         """A file or folder that is there and can't be read: OSError (ELOOP), for root too."""
         place = self._clear(path)

@@ -86,6 +86,7 @@ def files() -> dict[str, str]:
         ),
         "etc/os-release": 'ID=ubuntu\nVERSION_ID="24.04"',
         "etc/hostname": "node-017",
+        "etc/hosts": "127.0.0.1 localhost\n10.0.0.17 node-017",
         "dev/kmsg": "\n".join(
             f"{priority},{number},{at},-;{text}"
             for number, (priority, at, text) in enumerate(_KMSG)
@@ -130,6 +131,10 @@ def _proc() -> dict[str, str]:
             "Limit                     Soft Limit           Hard Limit           Units     \n"
             "Max locked memory         unlimited            unlimited            bytes     \n"
             "Max open files            1048576              1048576              files     "
+        ),
+        "proc/self/status": (
+            f"Name:\tpython3\nState:\tR (running)\nCpus_allowed_list:\t0-{CPUS - 1}\n"
+            "Mems_allowed_list:\t0-1"
         ),
         "proc/meminfo": _meminfo(),
         "proc/cpuinfo": _cpuinfo(),

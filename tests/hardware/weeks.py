@@ -10,9 +10,9 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from healthchecks.check import Metric, Result, Status
-from healthchecks.report import Finding, Report
-from supervisor.fleet import Fleet
+from healthchecks.frame.check import Metric, Result, Status
+from healthchecks.frame.report import Finding, Report
+from supervisor.fleet.record import Fleet
 
 NOW = 1_790_000_000.0
 HOUR_S = 3600.0

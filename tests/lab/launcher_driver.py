@@ -19,12 +19,14 @@ from launchers.slurm import Slurm
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import LaunchSpec
 
+FOLDER = "/tmp/sv-none"  # of jobs that are refused, or never start
+
 
 async def call(order: dict[str, Any]) -> Any:
     path = order.get("script_path") or SCRIPT_PATH
     sbatch = Sbatch(slurm=Slurm(deadline_s=order["deadline_s"]), path=path)
     if order["method"] == "submit":
-        return await sbatch.submit(sbatch.plan(LaunchSpec(**order["kwargs"])))
+        return await sbatch.submit(sbatch.plan(LaunchSpec(**{"folder": FOLDER, **order["kwargs"]})))
     if order["method"] == "send_file":
         job, content, path = order["args"]
         return await sbatch.send_file(job, base64.b64decode(content), path)

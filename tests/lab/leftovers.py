@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from healthchecks.sources.mounts import parse_mountinfo
 from lab import cgroups, faults
 from lab.cluster import Lab, names
 from lab.layout import BASE
 from lab.node import boot_pids
 from supervisor.core.errors import UserError
+from supervisor.host import procfs
 
 PREFIX = "superv-test-"
 NAME = f"test-{os.getpid()}"  # labs of this test session are called so, with -WORD behind it
@@ -32,11 +34,10 @@ AT_REST = ("sleep", "munged", "slurmctld", "slurmscriptd", "slurmd")
 
 def _own_cgroup() -> Path:
     """pytest's cgroup in the one hierarchy that has no controllers to upset (version 2)."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if right.split()[0] == "cgroup2":
+    for mounted in parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
+        if mounted.fstype == "cgroup2":
             here = Path("/proc/self/cgroup").read_text().split("0::/")[1].split("\n")[0]
-            return Path(left.split()[4]) / here
+            return Path(mounted.point) / here
     raise RuntimeError("lab tests need a cgroup2 mount, to know what they left behind")
 
 
@@ -91,7 +92,7 @@ def fenced() -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class MachineSnapshot:
     """One look at the machine; every field is a set of lines that a person can read."""
 
     processes: frozenset[str]
@@ -101,7 +102,7 @@ class World:
     labs: frozenset[str]
     machine: frozenset[str]
 
-    def more_than(self, before: World) -> list[str]:
+    def more_than(self, before: MachineSnapshot) -> list[str]:
         """What is here that was not; for the machine's own things also what is gone."""
         new = []
         for field in fields(self):
@@ -114,9 +115,8 @@ class World:
 def _process(pid: int) -> tuple[str, str]:
     """(line, network namespace)."""
     root = Path("/proc") / str(pid)
-    started = (root / "stat").read_text().rpartition(")")[2].split()[19]
-    argv = (root / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return f"{pid} since {started}: {argv.strip()}", str((root / "ns/net").readlink())
+    line = f"{pid} since {procfs.start_time(pid)}: {' '.join(procfs.argv(pid))}"
+    return line, str((root / "ns/net").readlink())
 
 
 def _at_rest(lab: Lab | None) -> set[int]:
@@ -148,7 +148,7 @@ def _is_ours(cgroup: str, lab: Lab | None) -> bool:
     return name.startswith(f"{NAME}-") and not (at_rest and slurms)
 
 
-def look(fence: Path, lab: Lab | None = None) -> World:
+def look(fence: Path, lab: Lab | None = None) -> MachineSnapshot:
     """The world now; `lab` is one that stays, in whatever incarnation of its nodes."""
     pids = {int(pid) for pid in (fence / "cgroup.procs").read_text().split()}
     seen = []
@@ -157,7 +157,7 @@ def look(fence: Path, lab: Lab | None = None) -> World:
             seen.append(_process(pid))
     table = Path("/proc/self/mountinfo").read_text().splitlines()
     mounts = [line.split(" ", 4)[4] for line in table]
-    return World(
+    return MachineSnapshot(
         processes=frozenset(line for line, _ in seen),
         namespaces=frozenset(net for _, net in seen),
         # Named network namespaces of others come and go; the lab's have no name.
@@ -173,7 +173,9 @@ def look(fence: Path, lab: Lab | None = None) -> World:
     )
 
 
-def settled(fence: Path, before: World, lab: Lab | None = None, within_s: float = 10) -> list[str]:
+def settled(
+    fence: Path, before: MachineSnapshot, lab: Lab | None = None, within_s: float = 10
+) -> list[str]:
     """What is left over once things had time to end."""
     end = time.monotonic() + within_s
     while left := look(fence, lab).more_than(before):

@@ -1,7 +1,7 @@
 """Whole runs on a lab: launch them, look at them, break them, and leave nothing behind.
 
 `Runs` is one test's folder on the lab's shared file system, with a site file of its own: its
-journals and engines are nobody else's. `Launched` is one run in it.
+journals and engines are nobody else's. `LaunchedRun` is one run in it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ import yaml
 
 from lab import faults
 from lab.cluster import Lab
-from lab.node import Process
+from lab.node import LabProcess
 from supervisor import proc
 from supervisor.cli.status import document
 from supervisor.core import events as ev
-from supervisor.journal import Record, read
-from supervisor.runs import RunDir
+from supervisor.core.types import ENDED
+from supervisor.host import procfs
+from supervisor.run.folder import RunDir
+from supervisor.run.journal import Record, read
+from tests.processes import send
 
 REPO = Path(__file__).resolve().parents[2]
 RING = REPO / "tests/lab/trainers/ring.py"
@@ -39,7 +42,7 @@ PYTHON = "/usr/bin/python3"
 WITHIN_S = 60.0  # what is awaited comes within seconds; on a busy machine somewhat later
 NODES, SPARES, PER_NODE = 3, 1, 2  # the ring's usual shape
 SAVE_EVERY = 10
-ENDED = ("done", "held", "stopped")
+
 # Jobs with a dependency, such as superv's, are looked at in Slurm's main loop only.
 SETTINGS = {"SchedulerParameters": "batch_sched_delay=0,sched_interval=1,bf_interval=5"}
 
@@ -58,7 +61,7 @@ def until(look: Callable[[], T], what: str, within_s: float = WITHIN_S) -> T:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
+class LivingRank:
     """A living rank: the leader of its session."""
 
     node: str
@@ -73,21 +76,7 @@ class Rank:
         return at
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields 3 and on of /proc/PID/stat, see proc(5); none where the process is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return []
-
-
-def _environ(pid: int) -> dict[str, str]:
-    with contextlib.suppress(OSError):
-        raw = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-        return dict(part.split("=", 1) for part in raw.split("\0") if "=" in part)
-    return {}
-
-
-class Launched:
+class LaunchedRun:
     """One run, seen from outside."""
 
     def __init__(self, runs: Runs, name: str, trainer: str = str(RING)) -> None:
@@ -101,10 +90,10 @@ class Launched:
         """What `superv status --json` prints, without starting a process for it."""
         return document(self.dir)
 
-    def told(self) -> Status:
+    def status_printed(self) -> Status:
         """`superv status --json` itself."""
-        told: Status = json.loads(self.runs.superv("status", self.name, "--json").out)
-        return told
+        printed: Status = json.loads(self.runs.superv("status", self.name, "--json").out)
+        return printed
 
     def journal(self) -> list[Record]:
         return list(read(self.dir.journal))
@@ -155,33 +144,36 @@ class Launched:
             return bool(s["step"] >= s["incidents"][-1]["resumed_from"] + 3)
 
         self.until(recovered, f"steps after incident {incidents}")
-        return self.told()
+        return self.status_printed()
 
     # --- processes ---
 
-    def ranks(self) -> list[Rank]:
+    def ranks(self) -> list[LivingRank]:
         found = []
         script = "/" + Path(self.trainer).name  # of the copy that was made of it at launch
         for process in self.lab.processes():
             if not any(word.endswith(script) for word in process.argv):
                 continue
-            fields, env = _stat(process.pid), _environ(process.pid)
-            if fields and fields[0] not in "ZX" and int(fields[3]) == process.pid and "RANK" in env:
+            stat, env = procfs.stat(process.pid), procfs.environ(process.pid) or {}
+            leads = stat is not None and stat.alive and stat.session == stat.pid
+            if leads and "RANK" in env:
                 attempt, rank = int(env["SUPERV_ATTEMPT"]), int(env["RANK"])
-                found.append(Rank(node=process.node, rank=rank, attempt=attempt, pid=process.pid))
+                found.append(
+                    LivingRank(node=process.node, rank=rank, attempt=attempt, pid=process.pid)
+                )
         return sorted(found, key=lambda r: (r.attempt, r.rank))
 
-    def rank(self, number: int, attempt: int | None = None) -> Rank:
+    def rank(self, number: int, attempt: int | None = None) -> LivingRank:
         """A rank by its number, of the newest attempt or of the one that is given."""
         found = [r for r in self.ranks() if r.rank == number and attempt in (None, r.attempt)]
         return found[-1]
 
     def forked(self, number: int) -> int:
-        """The pid of a rank that was forked from a warm starter; it is told by its name only."""
+        """The pid of a rank that was forked from a warm starter; only its name tells."""
         for process in self.lab.processes():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{process.pid}/comm").read_text() == f"rank{number}\n":
-                    return process.pid
+            stat = procfs.stat(process.pid)
+            if stat is not None and stat.name == f"rank{number}":
+                return stat.pid
         raise AssertionError(f"no rank {number} was forked from a starter")
 
     def marked(self, node: str = "") -> list[tuple[int, int]]:
@@ -189,12 +181,13 @@ class Launched:
         mark = f"{self.status()['run_id']}/{node}"
         found = []
         for process in self.lab.processes():
-            told = _environ(process.pid).get("SUPERV_MARK", "")
-            if told.startswith(mark) and _stat(process.pid)[:1] not in ([], ["Z"], ["X"]):
-                found.append((int(told.rpartition("/")[2]), process.pid))
+            mark_of = (procfs.environ(process.pid) or {}).get("SUPERV_MARK", "")
+            stat = procfs.stat(process.pid)
+            if mark_of.startswith(mark) and stat is not None and stat.alive:
+                found.append((int(mark_of.rpartition("/")[2]), process.pid))
         return sorted(found)
 
-    def _of(self, node: str, word: str) -> list[Process]:
+    def _of(self, node: str, word: str) -> list[LabProcess]:
         return [
             process
             for process in self.lab.processes()
@@ -202,7 +195,11 @@ class Launched:
         ]
 
     def engines(self) -> list[int]:
-        return [p.pid for p in self._of("login", "supervisor.app") if str(self.dir.path) in p.argv]
+        return [
+            p.pid
+            for p in self._of("login", "supervisor.engine.process")
+            if str(self.dir.path) in p.argv
+        ]
 
     def agent(self, node: str) -> int:
         [pid] = [p.pid for p in self._of(node, "supervisor.agent") if "python" in p.argv[0]]
@@ -212,7 +209,22 @@ class Launched:
         """Signal a process and, where that ends it, wait until it is gone."""
         os.kill(pid, number)
         if number == signal.SIGKILL:
-            until(lambda: not _stat(pid) or _stat(pid)[0] in "ZX", f"the end of {pid}")
+            until(lambda: procfs.state(pid) in (None, "Z", "X"), f"the end of {pid}")
+
+    def kill_engine(self) -> None:
+        """For good: its guardian first, which is replaced after seconds only."""
+        [engine] = self.engines()
+        os.kill(engine, signal.SIGSTOP)
+        for guardian in self.guardians():
+            self.kill(guardian)
+        self.kill(engine)
+
+    def guardians(self) -> list[int]:
+        return [
+            p.pid
+            for p in self.lab.processes()
+            if str(self.dir.path) in p.argv and any("guardian.py" in word for word in p.argv)
+        ]
 
     # --- Slurm ---
 
@@ -236,11 +248,19 @@ class Launched:
             kinds.setdefault(record.event.at, set()).add(type(record.event).__name__)
             if isinstance(record.event, ev.RankExited):
                 kinds.setdefault(record.event.exit.at, set()).add("exit")
+            elif isinstance(record.event, ev.RanksExited):
+                kinds.update({one.at: {"exit"} for one in record.event.exits})
         wanted = {
-            "suspected": {"NodeSilent", "RankExited", "Stalled", "AgentJoined"},
-            "confirmed": {"Probed", "StepOverdue", "AllocationSeen"}
-            | {"RankExited", "Stalled", "AgentJoined"},
-            "stopped": {"RanksStopped", "AgentLeft", "Due", "Probed", "StepOverdue"},
+            "suspected": {
+                "HeartbeatLost",
+                "RankExited",
+                "RanksExited",
+                "HangDetected",
+                "AgentJoined",
+            },
+            "confirmed": {"Probed", "StepOverdue", "AllocationSeen", "HeartbeatLost"}
+            | {"RankExited", "RanksExited", "HangDetected", "AgentJoined"},
+            "stopped": {"RanksStopped", "AgentLeft", "DeadlineExpired", "Probed", "StepOverdue"},
             "judged": {"Scanned", "RanksStopped", "Probed", "StepOverdue"},
             "relaunched": {"RanksStarted"},
             "first_step": {"Progress"},
@@ -266,7 +286,7 @@ class Runs:
         os.chown(self.home, self.uid, self.uid)
         (self.home / "site.yaml").write_text(f"state_dir: {self.state}\n")
         self.env = {"SUPERV_SITE": str(self.home / "site.yaml")}
-        self.launched: dict[str, Launched] = {}
+        self.launched: dict[str, LaunchedRun] = {}
 
     def enter(self, *argv: str) -> list[str]:
         """The command line of a superv on the login node, for callers that start it themselves."""
@@ -285,7 +305,7 @@ class Runs:
         assert done.rc == 0, done.why()
         return done
 
-    def faults(self) -> list[faults.Fault]:
+    def faults(self) -> list[faults.InjectedFault]:
         return faults.read(self.lab.layout)
 
     def write(self, name: str, job: dict[str, Any]) -> Path:
@@ -314,18 +334,18 @@ class Runs:
         policy = {"stop_grace_s": 1, "backoff_s": [0], **changes.pop("policy", {})}
         return {**usual, "policy": policy, **changes}
 
-    def launch(self, job: dict[str, Any] | None = None) -> Launched:
+    def launch(self, job: dict[str, Any] | None = None) -> LaunchedRun:
         """`superv launch --detach` of a job (default: the usual ring)."""
         job = job or self.ring()
         self.superv("launch", "--detach", str(self.write(job["name"], job)))
         return self.found(job["name"], str(job["trainer"].get("script", RING)))
 
-    def found(self, name: str, trainer: str = str(RING)) -> Launched:
+    def found(self, name: str, trainer: str = str(RING)) -> LaunchedRun:
         """A run that was launched; it is ended with the test."""
-        run = self.launched[name] = Launched(self, name, trainer)
+        run = self.launched[name] = LaunchedRun(self, name, trainer)
         return run
 
-    def checkpoints(self, run: Launched) -> list[Path]:
+    def checkpoints(self, run: LaunchedRun) -> list[Path]:
         """Finished ones, by step."""
         found = self.home.glob(f"{run.name}-checkpoints/a*/step-*/.metadata")
         return sorted((p.parent for p in found), key=lambda p: int(p.name.removeprefix("step-")))
@@ -351,8 +371,8 @@ class Runs:
                 until(lambda run=run: not run.engines(), f"the end of the engine of {run.name}")  # type: ignore[misc]
         finally:
             for run in self.launched.values():
-                for pid in run.engines():
-                    run.kill(pid)
+                for pid in (*run.guardians(), *run.engines()):
+                    send(pid)
 
 
 @pytest.fixture(scope="module")

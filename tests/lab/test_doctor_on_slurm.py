@@ -37,9 +37,9 @@ def doctor(lab: Lab, *argv: str, site: dict[str, str] | None = None) -> tuple[in
         deadline_s=150,
     )
     assert done.out, done.why()
-    told = json.loads(done.out)
+    document = json.loads(done.out)
     assert done.rc is not None
-    return done.rc, {finding["check"]: finding for finding in told["findings"]}
+    return done.rc, {finding["check"]: finding for finding in document["findings"]}
 
 
 def states(found: dict[str, Any], *checks: str) -> list[str]:

@@ -24,6 +24,8 @@ from lab.cluster import Lab
 from lab.node import boot_pids
 from supervisor.cli.lab import lab as cli
 from supervisor.core.errors import UserError
+from supervisor.host import procfs
+from tests.processes import send
 
 pytestmark = pytest.mark.lab
 REPO = Path(__file__).resolve().parents[2]
@@ -48,7 +50,7 @@ def on(lab: Lab, node: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         for process in lab.processes():
             if process.node == node and process.argv == argv:
-                os.kill(process.pid, signal.SIGKILL)
+                send(process.pid)
         child.communicate()
 
 
@@ -108,8 +110,8 @@ def answered(
     """(answers to so many datagrams, median seconds); late ones are as good as lost."""
     with on(lab, callee, PYTHON, "-c", ECHO) as echo:
         assert says(echo) == "up"
-        told = python(lab, caller, CALL, callee, str(count), str(wait_s)).split()
-    return int(told[0]), float(told[1])
+        words = python(lab, caller, CALL, callee, str(count), str(wait_s)).split()
+    return int(words[0]), float(words[1])
 
 
 def taken(lab: Lab, giver: str, taker: str, for_s: float) -> tuple[int, str]:
@@ -235,12 +237,8 @@ def test_a_job_that_takes_more_memory_than_its_node_has_is_killed(lab: Lab) -> N
 
 def state(lab: Lab, *argv: str) -> list[str]:
     """State of each process with that command line: S sleeps, D can't be interrupted."""
-    pids = [process.pid for process in lab.processes() if process.argv == argv]
-    found = []
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError):
-            found.append(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
-    return found
+    found = [procfs.state(process.pid) for process in lab.processes() if process.argv == argv]
+    return [letter for letter in found if letter is not None]
 
 
 @pytest.mark.both
@@ -304,8 +302,8 @@ def test_a_mount_that_refuses_says_why_also_for_open_files(lab: Lab, mode: str, 
     )
     assert says(writer) == "ready"
     lab.mount_fault("n1", lab.shared, mode)
-    told, _ = writer.communicate("go\n", timeout=30)
-    assert told.count(why) == 2, told
+    out, _ = writer.communicate("go\n", timeout=30)
+    assert out.count(why) == 2, out
     lab.mount_fault("n1", lab.shared, "ok")
     done = lab.run("n1", ["sh", "-c", "echo 2 >open; cat open; rm open"])
     assert (done.rc, done.out) == (0, "2\n")
@@ -443,9 +441,9 @@ def test_every_fault_has_a_command(lab: Lab) -> None:
         word, *rest = command.split()
         done = CliRunner().invoke(cli, [word, "--name", lab.name, *rest])
         assert done.exit_code == 0, (command, done.output, done.exception)
-        told = json.loads(done.output)
-        assert told["fault"] == word and told["node"] in rest and told["at"] >= began
-        assert faults.read(lab.layout)[-1] == faults.Fault(**told)
+        fault = json.loads(done.output)
+        assert fault["fault"] == word and fault["node"] in rest and fault["at"] >= began
+        assert faults.read(lab.layout)[-1] == faults.InjectedFault(**fault)
     shown = CliRunner().invoke(cli, ["status", "--name", lab.name]).output
     assert "/srv slow 0.1 s" in shown and max(map(len, shown.splitlines())) <= 100
 

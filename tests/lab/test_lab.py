@@ -25,6 +25,7 @@ from lab.layout import BASE
 from lab.node import boot_pids
 from supervisor.cli.lab import lab as cli
 from supervisor.core.errors import UserError
+from tests.processes import send
 
 pytestmark = pytest.mark.lab
 REPO = Path(__file__).resolve().parents[2]
@@ -40,6 +41,16 @@ def ok(lab: Lab, node: str, *argv: str, **wishes: object) -> str:
 def each(lab: Lab, *argv: str) -> list[str]:
     """One line from every compute node, through Slurm."""
     return ok(lab, "login", "srun", f"-N{len(lab.compute)}", "--label", *argv).splitlines()
+
+
+def own(lab: Lab, node: str, folder: str) -> set[str]:
+    """What a node's own folder holds, but the way to what the lab shows there at its own place.
+
+    A checkout, or a Python, below the machine's /tmp is such a thing.
+    """
+    shown = [Path(path) for path in lab.spec().exposed]
+    ways = {p.relative_to(folder).parts[0] for p in shown if p.is_relative_to(folder)}
+    return set(ok(lab, node, "ls", "-A", folder).splitlines()) - ways
 
 
 def until(reached: Callable[[], bool], within_s: float = 60) -> None:
@@ -90,25 +101,21 @@ def test_slurm_grants_gpus(lab: Lab) -> None:
 
 @pytest.mark.only("plain")  # the user reads the kernel log
 def test_every_node_has_its_own_things(lab: Lab) -> None:
-    show = (
-        "hostname; cat /proc/sys/kernel/random/boot_id; ls /sys/class/net; "
-        "grep -c . /proc/net/dev; ls /tmp /dev/shm /var/tmp; id -u"
-    )
+    folders = ("/tmp", "/dev/shm", "/var/tmp")
     for node in lab.compute:
-        ok(lab, node, "touch", f"/tmp/of-{node}", f"/dev/shm/of-{node}", f"/var/tmp/of-{node}")
+        ok(lab, node, "touch", *(f"{folder}/of-{node}" for folder in folders))
         (lab.layout.node(node) / "kmsg").write_text(f"6,1,1,-;{node} says\n")
     try:
         for node in lab.compute:
-            out = ok(lab, node, "sh", "-c", show)
-            assert out.count(f"of-{node}") == 3 and out.count("of-") == 3
-            assert "eth0" in out
+            assert {f: own(lab, node, f) for f in folders} == {f: {f"of-{node}"} for f in folders}
+            assert set(ok(lab, node, "ls", "/sys/class/net").split()) == {"eth0", "lo"}
             assert ok(lab, node, "cat", "/dev/kmsg") == f"6,1,1,-;{node} says\n"
         boot_ids = {ok(lab, n, "cat", "/proc/sys/kernel/random/boot_id") for n in lab.compute}
         machine = Path("/proc/sys/kernel/random/boot_id").read_text()
         assert len(boot_ids | {machine}) == 4
     finally:
         for node in lab.compute:
-            ok(lab, node, "sh", "-c", f"rm /tmp/of-{node} /dev/shm/of-{node} /var/tmp/of-{node}")
+            ok(lab, node, "rm", "-f", *(f"{folder}/of-{node}" for folder in folders))
             (lab.layout.node(node) / "kmsg").write_text("")
 
 
@@ -181,7 +188,7 @@ def test_poweroff_takes_everything_and_poweron_brings_a_fresh_node(lab: Lab) -> 
         lab.run("n2", ["true"])
     lab.poweron("n2")
     assert ok(lab, "n2", "cat", "/proc/sys/kernel/random/boot_id") != boot_id
-    assert ok(lab, "n2", "ls", "/tmp") == ""
+    assert own(lab, "n2", "/tmp") == set()
     assert "sleep 600" not in ok(lab, "n2", "ps", "ax")
     lab.wait_idle()
     assert ok(lab, "login", "srun", "-wn2", "hostname") == "n2\n"  # its peers know it at once
@@ -301,7 +308,7 @@ def test_labs_live_side_by_side(lab: Lab, make_lab: MakeLab) -> None:
     assert "SlurmdTimeout           = 300 sec" in ok(other, "login", "scontrol", "show", "config")
     assert "SlurmdTimeout           = 10 sec" in ok(lab, "login", "scontrol", "show", "config")
     ok(lab, "n1", "sh", "-c", "echo 1 >/tmp/mine")
-    assert len(each(other, "ls", "/tmp")) == 0
+    assert [own(other, node, "/tmp") for node in other.compute] == [set(), set()]
     other.down()
     ok(lab, "n1", "rm", "/tmp/mine")
     assert len(each(lab, "hostname")) == 3
@@ -433,6 +440,10 @@ def test_a_checkout_below_a_private_folder_is_readable_in_place(
         assert there.run(node, ["cat", str(private / "secret")]).rc == 1
     (deep / "later").write_text("4\n")
     assert ok(there, "n1", "cat", str(deep / "later")) == "4\n"
+    for shown in (deep, closed):  # the machine's own: a node that empties its folders spares them
+        emptied = there.run("n1", ["find", str(shown), "-delete"], user="root")
+        assert "Read-only file system" in emptied.err, emptied.why()
+    assert (deep / "sub/file").read_text() == "1\n" and (closed / "pkg/mod.py").is_file()
     assert (private.stat().st_mode & 0o777, closed.stat().st_mode & 0o777) == (0o700, 0o700)
     there.down()
     assert (private / "secret").read_text() == "no\n"
@@ -506,6 +517,6 @@ def test_what_is_left_behind_is_seen(fence: Path, lab: Lab) -> None:
     kinds = [row.split(":")[0] for row in left]
     pids = [int(row.split()[1]) for row in left if row.startswith("processes")]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        send(pid)
     assert sorted(set(kinds)) == ["mounts", "namespaces", "processes"]
     assert len(pids) == 2

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from lab.cluster import Lab
-from lab.node import Process
+from lab.node import LabProcess
+from tests.processes import send
 
 pytestmark = pytest.mark.lab
 REPO = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ class Cluster:
         for folder in (self.dir, self.bin):
             folder.mkdir()
             os.chown(folder, uid, uid)
+        self.private = str(self.dir / "superv-private")
         self.agent = (str(self.dir / "agent.sh"), str(self.dir))
         Path(self.agent[0]).write_text(AGENT)
         Path(self.agent[0]).chmod(0o755)
@@ -91,7 +93,7 @@ class Cluster:
             "nodes": 3,
             "slurm": {"gres": "gpu:8"},
             "agent_argv": self.agent,
-            "log_path": str(self.dir / "log"),
+            "folder": self.private,
             **options,
         }
         job = self.result("submit", **wanted)
@@ -127,7 +129,7 @@ class Cluster:
                 )
             )
 
-    def processes(self, node: str, words: str) -> list[Process]:
+    def processes(self, node: str, words: str) -> list[LabProcess]:
         """The user's processes of a node whose command line begins so."""
         return [
             process
@@ -142,7 +144,7 @@ class Cluster:
             time.sleep(0.1)
 
     def log(self) -> str:
-        path = self.dir / "log"
+        path = Path(self.private) / "allocation.log"
         return path.read_text() if path.exists() else ""
 
     def story(self) -> str:
@@ -180,25 +182,25 @@ def test_a_lost_reply_makes_one_job(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slurm", "says"),
+    ("slurm", "kind", "says"),
     [
-        ({"partition": "nope"}, "slurm: partition: 'nope' is unknown; valid: main"),
-        ({"time": "bogus"}, "slurm: time: Slurm refused the job: Invalid --time specification"),
-        ({"gres": "tpu:8"}, "slurm: gres: "),
-        ({"constraint": "h100"}, "slurm: constraint: "),
-        ({"nodelist": "n77"}, "slurm: nodelist or exclude: "),
-        ({"colour": "red"}, "unrecognized option '--colour=red'"),
+        ({"partition": "nope"}, "RefusalError", "slurm: partition: 'nope' is unknown; valid: main"),
+        ({"time": "bogus"}, "RefusalError", "Slurm refused the job: Invalid --time specification"),
+        ({"gres": "tpu:8"}, "RefusalError", "slurm: gres: "),
+        ({"constraint": "h100"}, "RefusalError", "slurm: constraint: "),
+        ({"nodelist": "n77"}, "UserError", "slurm: nodelist: superv chooses nodes"),
+        ({"colour": "red"}, "UserError", "slurm: 'colour': no sbatch option that superv passes on"),
     ],
 )
-def test_refusals(cluster: Cluster, slurm: dict[str, str], says: str) -> None:
-    kind, text = cluster.ask("submit", job_name=cluster.name, nodes=1, slurm=slurm)["error"]
-    assert (kind, says in text, "\n" in text) == ("UserError", True, False), text
+def test_refusals(cluster: Cluster, slurm: dict[str, str], kind: str, says: str) -> None:
+    error, text = cluster.ask("submit", job_name=cluster.name, nodes=1, slurm=slurm)["error"]
+    assert (error, says in text, "\n" in text) == (kind, True, False), text
 
 
 def test_more_nodes_than_there_are(cluster: Cluster) -> None:
     spec = {"job_name": cluster.name, "nodes": 3, "exclude": ["n1"]}
     kind, text = cluster.ask("submit", **spec)["error"]
-    assert (kind, "has 2 that are not excluded" in text) == ("UserError", True), text
+    assert (kind, "has 2 that are not excluded" in text) == ("TooFewNodesError", True), text
 
 
 def test_unknown_exclusions_do_not_stop_a_submission(cluster: Cluster) -> None:
@@ -222,7 +224,7 @@ def test_cancel_and_cancel_again(cluster: Cluster) -> None:
 
 def test_a_job_that_slurm_does_not_know(cluster: Cluster) -> None:
     status = cluster.poll("99999")
-    assert (status["state"], "no accounting" in status["reason"]) == ("unknown", True)
+    assert (status["state"], "no accounting" in status["reason"]) == ("forgotten", True)
 
 
 def test_paused_controller_is_unknown(cluster: Cluster) -> None:
@@ -338,7 +340,7 @@ def test_a_killed_srun_is_made_up_for(cluster: Cluster) -> None:
     cluster.beats(*NODES)
     before = {node: cluster.starts(node) for node in NODES}
     for process in cluster.processes("n1", "srun "):
-        os.kill(process.pid, signal.SIGTERM)  # on which srun kills its tasks
+        send(process.pid, signal.SIGTERM)  # on which srun kills its tasks
     cluster.wait(lambda: all(cluster.starts(node) > before[node] for node in NODES))
     cluster.beats(*NODES)
 
@@ -350,7 +352,7 @@ def test_a_killed_srun_and_a_dead_node_together(cluster: Cluster) -> None:
     before = {node: cluster.starts(node) for node in ("n1", "n2")}
     cluster.lab.poweroff("n3")
     for process in cluster.processes("n1", "srun "):
-        os.kill(process.pid, signal.SIGTERM)
+        send(process.pid, signal.SIGTERM)
     cluster.wait(lambda: all(cluster.starts(node) > before[node] for node in before))
     cluster.beats("n1", "n2")
 
@@ -361,7 +363,7 @@ def test_agents_need_no_srun(cluster: Cluster) -> None:
     cluster.beats(*NODES)
     before = [cluster.starts(node) for node in NODES]
     for process in cluster.processes("n1", "srun "):
-        os.kill(process.pid, signal.SIGKILL)
+        send(process.pid)
     cluster.wait(lambda: "n3: the step ended with 75" in cluster.log())
     cluster.beats(*NODES)
     assert [cluster.starts(node) for node in NODES] == before, cluster.story()
@@ -392,8 +394,10 @@ def test_a_dead_node_at_the_start_costs_itself_only(cluster: Cluster) -> None:
 def test_send_file(cluster: Cluster) -> None:
     job = cluster.started()
     secret = b"\0key " * 700
-    for content in (b"old", secret):
-        cluster.result("send_file", job, base64.b64encode(content).decode(), "/tmp/sv-keys")
+    cluster.result("send_file", job, base64.b64encode(secret).decode(), "/tmp/sv-keys")
+    other = base64.b64encode(b"other").decode()
+    kind, text = cluster.ask("send_file", job, other, "/tmp/sv-keys")["error"]
+    assert (kind, "File exists" in text) == ("TransientError", True), text
     for node in NODES:
         stat = cluster.lab.run(node, ["stat", "--format=%a %U %s", "/tmp/sv-keys"])
         assert stat.out == f"600 superv {len(secret)}\n"
@@ -427,7 +431,7 @@ def test_start_agent_on_one_node(cluster: Cluster) -> None:
     assert (len(loop), len(agent)) == (1, 1)
     for process in (*loop, *agent):
         os.kill(process.pid, signal.SIGKILL)
-    cluster.result("start_agent", job, "n2", cluster.agent)
+    cluster.result("start_agent", job, "n2", cluster.agent, cluster.private)
     cluster.wait(lambda: cluster.starts("n2") == before + 1)
     # Its srun is killed after its time to start the step; the agent stays.
     cluster.wait(lambda: not cluster.processes("login", "srun "))
@@ -438,7 +442,7 @@ def test_start_agent_beside_a_living_one_changes_nothing(cluster: Cluster) -> No
     job = cluster.started()
     cluster.beats(*NODES)
     before = cluster.starts("n2")
-    cluster.result("start_agent", job, "n2", cluster.agent)
+    cluster.result("start_agent", job, "n2", cluster.agent, cluster.private)
     cluster.wait(lambda: not cluster.processes("login", "srun "))
     cluster.beats(*NODES)
     assert cluster.starts("n2") == before, cluster.story()
@@ -446,6 +450,6 @@ def test_start_agent_beside_a_living_one_changes_nothing(cluster: Cluster) -> No
 
 def test_start_agent_where_there_is_no_such_node(cluster: Cluster) -> None:
     job = cluster.started()
-    kind, text = cluster.ask("start_agent", job, "n9", cluster.agent)["error"]
+    kind, text = cluster.ask("start_agent", job, "n9", cluster.agent, cluster.private)["error"]
     assert kind == "TransientError"
     assert f"no agent can be started on n9: job {job} is RUNNING on n[1-3]" in text

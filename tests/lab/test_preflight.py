@@ -28,7 +28,7 @@ PRIVATE = Path("/run/sshd")  # sshd wants this empty folder; Debian's service ma
 # Python with one more check, as an entry point would bring it: it takes longer than any test.
 SLOW = f"""#!{sys.executable} -I
 import runpy, sys, time
-from healthchecks.check import check
+from healthchecks.frame.check import check
 @check("test.slow", tags={{"preflight"}}, deadline_s=300)
 def slow(ctx):
     '''Does not end.'''
@@ -46,7 +46,7 @@ def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
     there.down()
 
 
-class Home:
+class LoginHome:
     """A user on the login node, with a site file, an ssh key and hosts that are known."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
@@ -106,9 +106,9 @@ class Home:
 
 
 @pytest.fixture
-def home(lab: Lab) -> Iterator[Home]:
+def home(lab: Lab) -> Iterator[LoginHome]:
     folder = lab.shared / f"preflight-{os.urandom(3).hex()}"
-    yield Home(lab, folder)
+    yield LoginHome(lab, folder)
 
 
 @contextlib.contextmanager
@@ -145,16 +145,16 @@ def listens(lab: Lab, *nodes: str) -> bool:
     return lab.run("login", [*argv, *nodes]).rc == 0
 
 
-def answers(told: dict[str, Any], node: str) -> tuple[str, str, str]:
+def answers(document: dict[str, Any], node: str) -> tuple[str, str, str]:
     """(way, status of node.answers, what is seen)."""
-    row = told["nodes"][node]
+    row = document["nodes"][node]
     if row["report"] is None:
         return row["way"], "", row["why"]
     (finding,) = (r for r in row["report"]["results"] if r["check"] == "node.answers")
     return row["way"], finding["status"], finding["seen"]
 
 
-def test_every_node_is_asked_in_the_way_that_it_can_be(lab: Lab, home: Home) -> None:
+def test_every_node_is_asked_in_the_way_that_it_can_be(lab: Lab, home: LoginHome) -> None:
     """n1 drained; n2 with a host key unknown; n3 off; n4 busy; n5 lets nobody in; n6 idle."""
     daemons = [home.sshd("n1"), home.sshd("n2"), home.sshd("n5", lets_in=False)]
     del home.known[1]
@@ -163,27 +163,27 @@ def test_every_node_is_asked_in_the_way_that_it_can_be(lab: Lab, home: Home) -> 
     with running(*daemons, busy), drained(lab, "n[1-3,5]"):
         until(lambda: listens(lab, "n1", "n2", "n5"), "three sshd")
         until(lambda: "n4" in lab.run("login", ["squeue", "-h", "-t", "R", "-o", "%N"]).out, "job")
-        rc, told = home.preflight("n[1-6]", *LITTLE)
+        rc, document = home.preflight("n[1-6]", *LITTLE)
         page = proc.run_sync(home.command("n[4,6]", *LITTLE), deadline_s=90)
-    assert rc == 1, told
-    assert answers(told, "n1") == ("ssh", "OK", "it answered through ssh")
-    way, status, seen = answers(told, "n2")
+    assert rc == 1, document
+    assert answers(document, "n1") == ("ssh", "OK", "it answered through ssh")
+    way, status, seen = answers(document, "n2")
     assert (way, status) == ("ssh", "UNKNOWN") and "not in known_hosts: ssh-ed25519 SHA256" in seen
-    way, status, seen = answers(told, "n3")
+    way, status, seen = answers(document, "n3")
     assert (way, status) == ("ssh", "FAIL") and "Slurm says drained" in seen
-    way, status, seen = answers(told, "n4")
+    way, status, seen = answers(document, "n4")
     assert (way, status) == ("none", "") and seen.startswith("busy: job ")
-    way, status, seen = answers(told, "n5")
+    way, status, seen = answers(document, "n5")
     assert (way, status) == ("ssh", "UNKNOWN") and "does not let" in seen
-    assert answers(told, "n6") == ("srun", "OK", "it answered through srun")
+    assert answers(document, "n6") == ("srun", "OK", "it answered through srun")
     for node in ("n1", "n6"):
-        report = told["nodes"][node]["report"]
+        report = document["nodes"][node]["report"]
         assert report["node"] == node
         assert "fs.local" in {r["check"] for r in report["results"]}
-    verdict = told["verdict"]
-    why = [(cause["check"], cause["seen"]) for cause in told["causes"]]
+    verdict = document["verdict"]
+    why = [(cause["check"], cause["seen"]) for cause in document["causes"]]
     assert verdict.startswith("1 failed: n3; 2 of 6 nodes can be used"), why
-    assert "2 unknown: n[2,5]" in told["verdict"]
+    assert "2 unknown: n[2,5]" in document["verdict"]
     assert page.rc == 0 and "1 of 2 nodes can be used; 1 left alone" in page.out
     assert "left alone  n4: busy: job" in page.out
 
@@ -193,17 +193,17 @@ def test_an_idle_node_that_is_dead_is_named_and_costs_the_others_nothing(
 ) -> None:
     """Slurm does not know yet, and its srun gives up all tasks for one that can't start."""
     there = make_lab(3)
-    home = Home(there, there.shared / "preflight")
+    home = LoginHome(there, there.shared / "preflight")
     there.poweroff("n2")
-    rc, told = home.preflight("n[1-3]", *LITTLE)
-    assert rc == 1, told
-    way, status, seen = answers(told, "n2")
+    rc, document = home.preflight("n[1-3]", *LITTLE)
+    assert rc == 1, document
+    way, status, seen = answers(document, "n2")
     assert (way, status) == ("srun", "FAIL") and "n2" in seen
-    assert {answers(told, node)[1] for node in ("n1", "n3")} == {"OK"}, told["verdict"]
+    assert {answers(document, node)[1] for node in ("n1", "n3")} == {"OK"}, document["verdict"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_nothing(lab: Lab, home: Home, how: signal.Signals) -> None:
+def test_interrupted_it_leaves_nothing(lab: Lab, home: LoginHome, how: signal.Signals) -> None:
     slow = home.folder / "slow"
     slow.write_text(SLOW)
     slow.chmod(0o755)

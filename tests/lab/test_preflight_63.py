@@ -42,16 +42,16 @@ def test_eight_defects_are_found_and_no_other(
     there = make_lab(NODES)
     planted.plant(there)
     code, text = superv(there, planted, "preflight", f"n[1-{NODES}]", "--json")
-    told = json.loads(text)
+    document = json.loads(text)
     assert code == 1
-    assert all(entry["report"] for entry in told["nodes"].values()), told["nodes"]
+    assert all(entry["report"] for entry in document["nodes"].values()), document["nodes"]
     bad = {
         node: {
             row["check"]
             for row in entry["report"]["results"]
             if row["status"] in ("FAIL", "WARN", "UNKNOWN")
         }
-        for node, entry in told["nodes"].items()
+        for node, entry in document["nodes"].items()
         if entry["report"] and entry["report"]["status"] != "OK"
     }
     assert set(bad) == {d.node for d in DEFECTS}, bad

@@ -12,7 +12,7 @@ from runs import (  # noqa: F401
     SAVE_EVERY,
     SETTINGS,
     SPARES,
-    Launched,
+    LaunchedRun,
     Runs,
     Status,
     runs,
@@ -21,7 +21,7 @@ from runs import (  # noqa: F401
 )
 
 from lab.cluster import Lab
-from supervisor.core import actions as do
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 
 pytestmark = pytest.mark.lab
@@ -68,7 +68,7 @@ def test_a_stop_is_over_when_every_process_is_gone(runs: Runs, how: str) -> None
 
 
 def test_a_rank_that_stands_still_is_a_hang(runs: Runs) -> None:  # noqa: F811
-    run = runs.launch(runs.ring(policy={"hang_floor_s": 3}))
+    run = runs.launch(runs.ring(policy={"hang_timeout_min_s": 3}))
     run.until_step(SAVE_EVERY + 2)
     victim = run.rank(4)
     victim.signal(signal.SIGSTOP)
@@ -83,7 +83,7 @@ def test_a_rank_that_stands_still_is_a_hang(runs: Runs) -> None:  # noqa: F811
 # --- nodes ---
 
 
-def check_lost(run: Launched, before: Status, victim: str, at: float, number: int = 1) -> Status:
+def check_lost(run: LaunchedRun, before: Status, victim: str, at: float, number: int = 1) -> Status:
     """The spare is in the victim's slot, and the records say why and when."""
     after = run.until_recovered(number)
     incident = after["incidents"][-1]
@@ -139,7 +139,7 @@ def test_ranks_of_a_node_that_was_cut_off_disturb_nobody_and_are_ended(
     assert [attempt for attempt, _ in old] == [1] * PER_NODE, "nobody could end them"
     new = run.ranks()
     ports = {action.master_port for record in run.journal() for action in record.actions
-             if isinstance(action, do.Start)}  # fmt: skip
+             if isinstance(action, act.Start)}  # fmt: skip
     assert len(ports) == 2
     runs.lab.mend("n2")
     until(lambda: run.marked("n2") == [], "the end of what was left on n2")
@@ -179,16 +179,15 @@ def test_training_goes_on_without_an_engine_and_the_next_one_takes_over(
     ranks, [job_id] = run.ranks(), run.jobs()
 
     def without_engine() -> None:
-        [engine] = run.engines()
-        run.kill(engine)
+        run.kill_engine()
         saved = len(runs.checkpoints(run))
         until(lambda: len(runs.checkpoints(run)) > saved, "a checkpoint without an engine")
         assert run.status()["engine"] is False
 
     without_engine()
     step = run.status()["step"]
-    told = runs.superv("launch", "--detach", str(runs.home / "ring.yaml")).out
-    assert "run ring is there already: its engine was started again" in told
+    out = runs.superv("launch", "--detach", str(runs.home / "ring.yaml")).out
+    assert "run ring is there already: its engine was started again" in out
     status = run.until_step(step + SAVE_EVERY)
     assert (status["epoch"], status["incidents"], run.ranks()) == (2, [], ranks)
 

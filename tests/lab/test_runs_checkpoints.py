@@ -7,12 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import SAVE_EVERY, Launched, Runs, runs, shared_lab, until  # noqa: F401
+from runs import SAVE_EVERY, LaunchedRun, Runs, runs, shared_lab, until  # noqa: F401
 
 pytestmark = pytest.mark.lab
 
 
-def freeze(runs: Runs, run: Launched, least: int) -> list[Path]:  # noqa: F811
+def freeze(runs: Runs, run: LaunchedRun, least: int) -> list[Path]:  # noqa: F811
     """Stop rank 0, and with it the steps, once so many checkpoints are finished; those."""
     until(lambda: len(runs.checkpoints(run)) >= least, f"{least} checkpoints")
     run.rank(0).signal(signal.SIGSTOP)

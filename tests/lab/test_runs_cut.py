@@ -14,7 +14,7 @@ CUT_S = 60  # much longer than every limit for silence, and than ZeroMQ's heartb
 
 
 def test_an_engine_that_is_cut_off_restarts_nothing(runs: Runs) -> None:  # noqa: F811
-    run = runs.launch()
+    run = runs.launch(runs.ring(policy={"hang_timeout_min_s": 20}))
     before = run.until_step(SAVE_EVERY + 2)
     ranks = run.ranks()
     runs.lab.cut("login")
@@ -31,5 +31,20 @@ def test_an_engine_that_is_cut_off_restarts_nothing(runs: Runs) -> None:  # noqa
     after = run.until_step(before["step"] + 100)
     assert (after["incidents"], after["attempt"], after["epoch"]) == ([], 1, 1)
     assert run.ranks() == ranks
-    assert not run.events(ev.NodeSilent)
     until(lambda: not run.status()["isolated"], "all agents again")
+    assert not run.events(ev.HeartbeatLost)
+    assert run.events(ev.EngineIsolated) and len(run.events(ev.IsolationEnded)) == 1
+
+
+@pytest.mark.soak
+def test_the_first_step_may_come_while_the_engine_is_cut_off(runs: Runs) -> None:  # noqa: F811
+    """Longer than a start may take."""
+    limit = {"first_step_timeout_s": 30, "hang_timeout_min_s": 60}
+    run = runs.launch(runs.ring("ring", "--step-s=25", policy=limit))
+    run.until(lambda s: s["phase"] == "starting" and run.events(ev.RanksStarted), "ranks")
+    runs.lab.cut("login")
+    time.sleep(CUT_S)
+    runs.lab.mend("login")
+    after = run.until_step(2)
+    assert (after["incidents"], after["attempt"], after["epoch"]) == ([], 1, 1)
+    assert not run.events(ev.DeadlineExpired)

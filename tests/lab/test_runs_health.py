@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from runs import SAVE_EVERY, SETTINGS, Runs, runs, until  # noqa: F401
 from lab.cluster import Lab
 from supervisor import proc
 from supervisor.core import events as ev
-from supervisor.fleet import Fleet
+from supervisor.fleet.record import Fleet
 
 # An ordinary user may not read a strict node's kernel log: UNKNOWN there, and so it should be.
 pytestmark = [pytest.mark.lab, pytest.mark.only("plain")]
@@ -59,8 +61,8 @@ def test_an_ill_node_gets_no_slot_and_one_that_falls_ill_is_named(
     after = run.until(lambda s: s["excluded"], "the verdict")
     [incident] = after["incidents"]
     assert (incident["cause"], incident["culprits"]) == ("unhealthy-node", ["n2"])
-    told = [e["text"] for e in incident["evidence"] if e["source"] == "health"]
-    assert len(told) == 1 and told[0].startswith("n2 failed kernel: a CPU was stuck")
+    texts = [e["text"] for e in incident["evidence"] if e["source"] == "health"]
+    assert len(texts) == 1 and texts[0].startswith("n2 failed kernel: a CPU was stuck")
     assert f"rank {victim.rank} on n3" in incident["evidence"][0]["text"]
     run.until(lambda s: "no spare is left" in s["reason"], "no node for slot 0")
 
@@ -82,8 +84,11 @@ def test_a_sweep_drains_what_two_looks_found_and_knows_its_own_drain(
     lab: Lab,
 ) -> None:
     lab.kmsg("n1", LOCKUP)
-    site = runs.home / "root.yaml"
-    site.write_text(f"state_dir: {runs.home}/root\ndrain: 'on'\n")
+    # Root reads no site file and writes no record where others could put their own.
+    roots = Path(tempfile.mkdtemp(prefix="superv-test-", dir="/srv"))
+    roots.chmod(0o755)
+    site = roots / "root.yaml"
+    site.write_text(f"state_dir: {roots}/root\ndrain: {{mode: 'on', look_again_s: 1}}\n")
     argv = [sys.executable, "-m", "supervisor.cli", "sweep", "n1"]
     command = lab.enter("login", argv, user="root", cwd="/", env={"SUPERV_SITE": str(site)})
     try:
@@ -100,6 +105,7 @@ def test_a_sweep_drains_what_two_looks_found_and_knows_its_own_drain(
         assert state(lab, "n1") == ("drained", "ops: CPU 3, RMA 12")
     finally:
         lab.run("ctl", ["scontrol", "update", "NodeName=n1", "State=RESUME"], user="root")
+        shutil.rmtree(roots)
     until(lambda: state(lab, "n1")[0] == "idle", "n1 in service again")
 
 
@@ -115,9 +121,9 @@ def test_people_keep_nodes_out_of_a_run_and_a_sweep_asks_its_agents(
     run = runs.launch(job)
     status = run.until_step(2)
     assert [slot["node"] for slot in status["slots"]] == ["n3"]
-    told = json.loads(proc.run_sync(runs.enter("sweep", "n3", "--json"), deadline_s=60).out)
-    assert told["nodes"]["n3"]["asked"] == "agent"
-    assert told["nodes"]["n3"]["report"]["tags"] == ["running"]
+    document = json.loads(proc.run_sync(runs.enter("sweep", "n3", "--json"), deadline_s=60).out)
+    assert document["nodes"]["n3"]["asked"] == "agent"
+    assert document["nodes"]["n3"]["report"]["tags"] == ["running"]
     assert run.status()["attempt"] == 1 and not run.status()["incidents"]
     runs.superv("stop", "--now", run.name)
     run.until_ended("stopped")

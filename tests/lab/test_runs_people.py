@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from runs import NODES, PER_NODE, SAVE_EVERY, Runs, runs, shared_lab, started, until  # noqa: F401
 
-from supervisor import wire
+from supervisor.channel import wire
 from supervisor.core import events as ev
-from supervisor.runs import read_server_keys
+from supervisor.run.folder import read_server_keys
 
 pytestmark = pytest.mark.lab
 
@@ -35,8 +35,8 @@ def test_a_second_launch_attaches_and_another_file_of_the_name_is_not_taken(
     assert "run ring is there already: attached" in again and "differs" not in again
     other = runs.home / "other.yaml"
     other.write_text((runs.home / "ring.yaml").read_text() + "launcher: sbatch\n")
-    told = runs.superv("launch", "--detach", str(other)).out
-    assert f"{other} differs from" in told and "it was launched with" in told
+    out = runs.superv("launch", "--detach", str(other)).out
+    assert f"{other} differs from" in out and "it was launched with" in out
     assert (run.dir.job_file.read_text(), run.ranks()) == (kept, ranks)
     assert (len(run.jobs()), len(run.engines())) == (1, 1)
 
@@ -139,10 +139,11 @@ def test_status_fits_a_terminal(runs: Runs) -> None:  # noqa: F811
     assert [line for line in (page + every).splitlines() if len(line) > 100] == []
     for words in ("running", "attempt 2", "n[1,3-4]", "lost     n2", "excluded n2", "node-lost"):
         assert words in page
-    assert every.startswith(run.name) and len(every.splitlines()) == 1
-    told = run.told()
+    head, row = every.splitlines()
+    assert head.split() == ["RUN", "STATE"] and row.startswith(run.name)
+    status = run.status_printed()
     wanted = "name phase step attempt slots spares excluded allocations last_checkpoint incidents"
-    assert set(wanted.split()) <= set(told)
+    assert set(wanted.split()) <= set(status)
 
 
 @pytest.mark.parametrize("command", ["launch", "attach"])
@@ -222,12 +223,59 @@ def test_keys_lie_in_files_of_their_owner_only(runs: Runs) -> None:  # noqa: F81
     run = runs.launch()
     run.until_step(3)
     secret = read_server_keys(run.dir).client_secret
-    run_id = run.status()["run_id"]
+    base = run.status()["allocations"][0]["folder"]
+    assert Path(base).parent == Path("/var/tmp")
     for node in ("n1", "n4"):
-        base = f"/tmp/superv-{runs.uid}-{run_id}"
-        shown = runs.do("stat", "--format=%a %u", f"{base}.key", base, node=node).out
+        shown = runs.do("stat", "--format=%a %u", f"{base}/key", base, node=node).out
         assert shown.splitlines() == [f"600 {runs.uid}", f"700 {runs.uid}"]
     job = runs.do("scontrol", "show", "job", run.job).out
     script = runs.do("scontrol", "write", "batch_script", run.job, "-").out
     words = [word for process in runs.lab.processes() for word in process.argv]
     assert not [text for text in (job, script, *words) if secret in text]
+
+
+ATTACKERS = Path(__file__).with_name("attackers.py")
+
+
+def test_another_holder_of_the_keys_takes_no_node_and_gets_no_job(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    before = run.until_step(3)
+    ranks, joined = run.ranks(), len(run.events(ev.AgentJoined))
+    [engine] = run.events(ev.EngineStarted)
+    keys = read_server_keys(run.dir)
+    script = runs.home / "attackers.py"
+    script.write_text(ATTACKERS.read_text())
+    nodes = ("n1", "n2", "n3", "n9", "", "../../etc", "\x1b[2J")
+    for place in ("n4", "login"):
+        done = runs.do(
+            *(sys.executable, str(script), "holder", engine.endpoint, keys.server_public),
+            *(keys.client_public, keys.client_secret, before["run_id"], run.job, *nodes),
+            node=place,
+        )
+        assert done.out.splitlines() == [f"{node!r} 0 1" for node in nodes], place
+    status = run.until_step(run.status()["step"] + 5)
+    assert len(run.events(ev.AgentJoined)) == joined
+    assert (status["incidents"], status["unusable"], run.ranks()) == ([], [], ranks)
+    assert status["step"] < 10**9
+    log = run.dir.log.read_text()
+    assert "agent on n2 refused: it speaks from" in log  # n4's address, as names tell
+    assert "agent on n2 refused: another agent has n2, and answers" in log  # nobody's
+    assert len([line for line in log.splitlines() if "dropped" in line]) < 40
+    assert all(line.isprintable() for line in log.splitlines())
+
+
+def test_strangers_connections_end_neither_engine_nor_ranks(runs: Runs) -> None:  # noqa: F811
+    """Another uid, without any key, on a compute node and on the login node."""
+    run = runs.launch()
+    run.until_step(3)
+    ranks, engines = run.ranks(), run.engines()
+    [engine] = run.events(ev.EngineStarted)
+    host, _, port = engine.endpoint.removeprefix("tcp://").rpartition(":")
+    stranger = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
+    for node in ("n2", "login"):
+        program = (sys.executable, "-I", "-c", ATTACKERS.read_text())
+        words = (*stranger, *program, "crowd", host, port, "1500", "8")
+        done = runs.lab.run(node, words, user="root")
+        assert done.rc == 0 and int(done.out) == 1500, done.why()
+    status = run.until_step(run.status()["step"] + 5)
+    assert (run.engines(), run.ranks(), status["incidents"]) == (engines, ranks, [])

@@ -10,7 +10,7 @@ from typing import Any
 
 import leftovers
 import pytest
-from runs import REPO, Launched, Runs, runs  # noqa: F401
+from runs import REPO, LaunchedRun, Runs, runs  # noqa: F401
 
 from lab.cluster import Lab, exposed_by_default
 
@@ -53,7 +53,7 @@ def job(name: str, python: Path) -> dict[str, Any]:
     }
 
 
-def losses(run: Launched, attempt: int) -> dict[int, str]:
+def losses(run: LaunchedRun, attempt: int) -> dict[int, str]:
     """Loss by step as rank 0 printed it."""
     log = run.runs.superv("logs", run.name, "--attempt", str(attempt)).out
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
@@ -75,7 +75,7 @@ def test_losses_after_a_resume_are_those_of_an_uninterrupted_run(
     cut.until(lambda s: (s["step"] or 0) >= INTERVAL + 2, "a checkpoint and two steps", 180)
     cut.kill(cut.forked(1))
     cut.until(lambda s: s["attempt"] == 2 and (s["step"] or 0) >= LAST, f"step {LAST} again", 180)
-    [incident] = cut.told()["incidents"]
+    [incident] = cut.status_printed()["incidents"]
     cut.check_times(incident)
     resumed = incident["resumed_from"]
     assert resumed > 0 and resumed % INTERVAL == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -16,8 +17,8 @@ import yaml
 from lab.cluster import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.only("plain")]
-CPUS = {"fs.local": {"fail_percent": 100, "warn_percent": 100}}
-BAD = {"fs.local": {"fail_percent": 0, "warn_percent": 0}}
+WELL: dict[str, object] = {"nvme": {"count": 0}}
+BAD: dict[str, object] = {"nvme": {"count": 99}}  # disks that the node has not
 
 
 def until(reached: Callable[[], object], within_s: float = 60) -> None:
@@ -32,8 +33,8 @@ def program(home: Path, command: str) -> Path:
     path = home / command
     words = shlex.join([sys.executable, "-m", "supervisor.cli", command])
     path.write_text(
-        f"#!/bin/sh\nexport SUPERV_SITE={shlex.quote(str(home))}/$(hostname).yaml\n"
-        f"exec {words} --state {shlex.quote(str(home))}/$(hostname) 2>>{home}/$(hostname).err\n"
+        f"#!/bin/sh\nat={shlex.quote(str(home))}/$(hostname)\n"
+        f"exec {words} --state $at --site $at.yaml 2>>$at.err\n"
     )
     path.chmod(0o755)
     return path
@@ -41,8 +42,9 @@ def program(home: Path, command: str) -> Path:
 
 def site(home: Path, node: str, checks: dict[str, object], drain: str) -> None:
     part = home / f"{node}.part"
+    rule = {"mode": drain, "look_again_s": 1}
     part.write_text(
-        yaml.safe_dump({"checks": checks, "drain": drain, "state_dir": str(home / "state")})
+        yaml.safe_dump({"checks": checks, "drain": rule, "state_dir": str(home / "state")})
     )
     part.rename(home / f"{node}.yaml")
 
@@ -64,7 +66,7 @@ def home() -> Iterator[Path]:
 
 def test_slurm_drains_resumes_and_keeps_jobs_off(make_lab: Callable[..., Lab], home: Path) -> None:
     for node in ("n1", "n2"):
-        site(home, node, CPUS, "on")
+        site(home, node, WELL, "on")
     there = make_lab(
         2,
         settings={
@@ -81,17 +83,35 @@ def test_slurm_drains_resumes_and_keeps_jobs_off(make_lab: Callable[..., Lab], h
 
     site(home, "n1", BAD, "on")
     until(lambda: state(there, "n1")[0].startswith("drain"))
-    assert state(there, "n1")[1].startswith("superv: fs.local[")
+    assert state(there, "n1")[1].startswith("superv: nvme: ")
 
-    site(home, "n1", CPUS, "on")
+    site(home, "n1", WELL, "on")
     until(lambda: state(there, "n1")[0] == "idle")
     assert state(there, "n2") == ("drained", "ops: fan")  # a person's, though it passes
 
-    site(home, "n1", BAD, "off")  # looks, and drains nothing: the Prolog goes by its last look
-    last = home / "n1" / "n1.json"
-    until(lambda: '"FAIL"' in last.read_text())
-    assert state(there, "n1")[0] == "idle"
-    assert there.run("login", ["sbatch", "-wn1", "--output=/dev/null", "--wrap=true"]).rc == 0
-    until(lambda: state(there, "n1")[0].startswith("drain"))
-    assert "rolog" in state(there, "n1")[1]
-    assert "fs.local[" in (home / "n1.err").read_text()
+
+def test_a_prolog_goes_by_what_was_counted_and_asks_nobody(
+    make_lab: Callable[..., Lab], home: Path
+) -> None:
+    """The HealthCheckProgram runs but once in this test's time: by hand, as slurmd would."""
+    site(home, "n1", BAD, "on")
+    there = make_lab(1, settings={"Prolog": str(program(home, "prolog")), "PrologFlags": "Alloc"})
+    health = str(program(home, "healthcheck"))
+    assert there.run("n1", [health], user="root").rc == 1  # the first look
+    kept = json.loads((home / "n1" / "suspects.json").read_text())["faults"]
+    assert "nvme" in kept and state(there, "n1")[0] == "idle"
+    (home / "n1" / "brake.json").unlink()
+    assert there.run("login", ["srun", "-w", "n1", "true"]).rc == 0
+    time.sleep(1.1)  # looks that lie closer together than look_again_s count as one
+    assert there.run("n1", [health], user="root").rc == 1  # the second: it is found again
+    assert state(there, "n1")[0].startswith("drain")
+    assert state(there, "n1")[1].startswith("superv: nvme: ")
+    brake = json.loads((home / "n1" / "brake.json").read_text())
+    assert (brake["count"], brake["total"], brake["limit"]) == (0, 1, 2)
+
+    prolog = str(program(home, "prolog"))
+    assert there.run("n1", [prolog], user="root").rc == 1  # two looks found it, and there is room
+    site(home, "n1", BAD, "off")
+    assert there.run("n1", [prolog], user="root").rc == 0
+    said = (home / "n1.err").read_text()
+    assert "the job may begin all the same: drain is off in site.yaml" in said

@@ -1,4 +1,4 @@
-"""A strict lab is as strict as docs/lab.md says."""
+"""A strict lab is as strict as docs/lab-faults.md says."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from healthchecks.registry import select
-from healthchecks.runner import Order, run
+from healthchecks.frame.registry import select
+from healthchecks.frame.runner import Order, run
 
 asked = json.loads(sys.argv[1])
 report = run(

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from home import Home
+from home import RunHome
 
 
 @pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    made = Home(tmp_path_factory.mktemp("l"))  # short: a socket's path has 107 bytes
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunHome]:
+    made = RunHome(tmp_path_factory.mktemp("l"))  # short: a socket's path has 107 bytes
     yield made
     left = made.end()
     assert not left, f"left behind: {left}"

@@ -15,9 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
-from supervisor import app, launching, runs
 from supervisor.core import events as ev
 from supervisor.core.actions import Action, Leave
+from supervisor.engine import launching, process
+from supervisor.run import folder
 
 HOW, WHAT, KIND, WHEN = sys.argv[1:]
 
@@ -26,18 +27,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Effects(app.Effects):
+class DyingEffects(process.Effects):
     def perform(self, action: Action) -> None:
         if WHEN == "before" and type(action).__name__ == KIND:
             die()
         super().perform(action)
 
 
-class Engine(app.Engine):
-    def take(self, event: ev.Event) -> None:
+class DyingEngine(process.Engine):
+    def apply(self, event: ev.Event) -> None:
         if WHEN == "after" and self._answers(event) == KIND:
             die()
-        super().take(event)
+        super().apply(event)
 
     def _answers(self, event: ev.Event) -> str:
         """The kind of the action that this event is the result of."""
@@ -49,11 +50,11 @@ class Engine(app.Engine):
         return type(action).__name__
 
 
-app.Effects, app.Engine = Effects, Engine  # type: ignore[misc]
+process.Effects, process.Engine = DyingEffects, DyingEngine  # type: ignore[misc]
 if HOW == "launch":
-    app.ensure_engine = lambda run: True
+    launching.ensure_engine = lambda run, request=None: True
     run = launching.launch(Path(WHAT), os.environ).run
 else:
-    run = runs.RunDir(Path(WHAT))
+    run = folder.RunDir(Path(WHAT))
 ready, tell = os.pipe()
-asyncio.run(app.engine_main(run, tell))
+asyncio.run(process.engine_main(run, tell))

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 import yaml
 
 from supervisor.cli.status import document
-from supervisor.runs import RunDir
+from supervisor.host import procfs
+from supervisor.run.folder import RunDir
+from tests.processes import send
 
 REPO = Path(__file__).resolve().parents[2]
 RING = REPO / "tests/lab/trainers/ring.py"
@@ -35,7 +37,7 @@ def until(look: Callable[[], T], what: str, within_s: float = WITHIN_S) -> T:
     return seen
 
 
-class Home:
+class RunHome:
     """One test's folder, and the run `ring` in it."""
 
     def __init__(self, path: Path) -> None:
@@ -82,6 +84,16 @@ class Home:
         assert done.returncode == rc, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def superv_until(self, *argv: str, said: str) -> None:
+        """Run a command that goes on, until it says so; it is interrupted then."""
+        with (self.path / "said").open("w+") as out:
+            child = subprocess.Popen(self.argv(*argv), env=self.env, stdout=out, stderr=out)
+            told = self.path / "said"
+            until(lambda: child.poll() is not None or said in told.read_text(), said)
+            child.send_signal(signal.SIGINT)
+            child.wait(timeout=30)
+            assert said in told.read_text(), told.read_text()
+
     def launched(self, *args: str, **more: Any) -> dict[str, Any]:
         """Launch, and wait for a few steps."""
         self.superv("launch", "--detach", str(self.job(*args, **more)))
@@ -106,26 +118,32 @@ class Home:
 
     def engine(self) -> int:
         (found,) = [
-            p for p, argv in self.processes().items() if f"supervisor.app {self.run_dir}" in argv
+            p
+            for p, argv in self.processes().items()
+            if f"supervisor.engine.process {self.run_dir}" in argv
         ]
         return found
+
+    def kill_engine(self) -> None:
+        """For good: its guardian first, which is replaced after seconds only."""
+        engine = self.engine()
+        os.kill(engine, signal.SIGSTOP)
+        for pid in self.processes(words="engine/guardian.py"):
+            os.kill(pid, signal.SIGKILL)
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: engine not in self.processes(), "the end of the engine")
 
     def processes(self, node: str = "", words: str = "") -> dict[int, str]:
         """This test's living processes: pid → command line."""
         found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        for stat in procfs.processes():
+            if stat.pid == os.getpid() or not stat.alive:
                 continue
-            with contextlib.suppress(OSError):
-                environ = (entry / "environ").read_bytes().split(b"\0")
-                argv = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                mine = str(self.path) in argv or any(
-                    os.fsencode(self.path) in word for word in environ if word.startswith(b"SUPERV")
-                )
-                there = not node or f"SLURMD_NODENAME={node}".encode() in environ
-                if mine and there and words in argv and state not in "ZX":
-                    found[int(entry.name)] = argv
+            environ, argv = procfs.environ(stat.pid) or {}, " ".join(procfs.argv(stat.pid))
+            ours = (value for name, value in environ.items() if name.startswith("SUPERV"))
+            mine = str(self.path) in argv or any(str(self.path) in value for value in ours)
+            if mine and words in argv and node in ("", environ.get("SLURMD_NODENAME")):
+                found[stat.pid] = argv
         return found
 
     def signal(self, node: str, number: int) -> None:
@@ -133,7 +151,7 @@ class Home:
         pids = self.processes(node)
         assert len(pids) >= 2, f"{node} has processes: {pids}"
         for pid in pids:
-            os.kill(pid, number)
+            send(pid, number)
 
     def end(self) -> dict[int, str]:
         """Stop the run; what is left is killed and returned."""
@@ -143,6 +161,5 @@ class Home:
             until(lambda: not self.processes(), "the end of all processes", 30)
         left = self.processes()
         for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            send(pid)
         return left

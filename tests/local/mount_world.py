@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from supervisor.host import procfs
+from tests.processes import send
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -32,7 +35,7 @@ def wait_until(there: Callable[[], object], seconds: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-class World:
+class MountWorld:
     def __init__(self, init: int, folder: Path) -> None:
         self._init = init
         self.folder = folder
@@ -94,7 +97,7 @@ class World:
         child = self._mounts.pop(str(point))
         for pid in self.processes():
             if str(point) in _cmdline(pid) and "passthrough" in _cmdline(pid):
-                os.kill(pid, signal.SIGKILL)
+                send(pid)
         _reap(child)
 
     def checking(
@@ -125,35 +128,22 @@ class World:
     def processes(self) -> list[int]:
         """All of this world but its first, by the machine's count."""
         found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal() and int(entry.name) != self._init:
-                try:
-                    if os.readlink(entry / "ns" / "pid") == self._space:
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
+        for pid in procfs.pids():
+            with contextlib.suppress(OSError):
+                if pid != self._init and os.readlink(f"/proc/{pid}/ns/pid") == self._space:
+                    found.append(pid)
         return found
 
     def sleepers(self) -> list[int]:
         """Probes that nobody can end: in uninterruptible sleep."""
-        return [pid for pid in self.processes() if _state(pid) == "D"]
+        return [pid for pid in self.processes() if procfs.state(pid) == "D"]
 
     def probes(self) -> list[int]:
         return [pid for pid in self.processes() if "checking.py" in _cmdline(pid)]
 
 
 def _cmdline(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    return " ".join(procfs.argv(pid))
 
 
 def _reap(child: subprocess.Popen[str]) -> None:
@@ -163,7 +153,7 @@ def _reap(child: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def world(folder: Path) -> Iterator[World]:
+def world(folder: Path) -> Iterator[MountWorld]:
     """Everything in it is gone afterwards, also what hangs."""
     argv = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     holder = subprocess.Popen(
@@ -173,7 +163,7 @@ def world(folder: Path) -> Iterator[World]:
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "up\n"
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
-        made = World(int(children[0]), folder)
+        made = MountWorld(int(children[0]), folder)
         yield made
     finally:
         holder.kill()

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import yaml
-from home import Home, until
+from home import RunHome, until
 
 ROOT = os.geteuid() == 0
 
 
-def changed(home: Home) -> list[str]:
+def changed(home: RunHome) -> list[str]:
     """What lies in the state directory, and the run's processes."""
     state = home.path / "state"
     left = [str(p.relative_to(state)) for p in state.rglob("*")] if state.exists() else []
     return [p for p in left if p != "runs"] + list(home.processes().values())
 
 
-def refused(home: Home, *argv: str, rc: int = 2) -> str:
+def refused(home: RunHome, *argv: str, rc: int = 2) -> str:
     told = home.superv(*argv, rc=rc)
     (line,) = told.strip().splitlines()
     assert line.startswith("superv: ")
@@ -40,7 +40,7 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("mistake", JOBS)
-def test_in_the_job_file(home: Home, mistake: str) -> None:
+def test_in_the_job_file(home: RunHome, mistake: str) -> None:
     import re
 
     more, words = JOBS[mistake]
@@ -48,18 +48,18 @@ def test_in_the_job_file(home: Home, mistake: str) -> None:
     assert re.search(words, told), told
 
 
-def test_files_that_are_not_there(home: Home) -> None:
+def test_files_that_are_not_there(home: RunHome) -> None:
     assert "gone.yaml: no such file" in refused(home, "launch", str(home.path / "gone.yaml"))
     home.env["SUPERV_SITE"] = str(home.path / "gone.yaml")
     assert "gone.yaml: no such file" in refused(home, "launch", str(home.job()))
 
 
 @pytest.mark.parametrize("command", ["attach", "resume", "stop", "status", "logs"])
-def test_a_run_that_is_not_there(home: Home, command: str) -> None:
+def test_a_run_that_is_not_there(home: RunHome, command: str) -> None:
     assert "no run 'rong'" in refused(home, command, "rong")
 
 
-def test_checkpoints_that_can_not_be_saved(home: Home) -> None:
+def test_checkpoints_that_can_not_be_saved(home: RunHome) -> None:
     (home.path / "file").write_text("")
     job = home.job(checkpoints={"dir": str(home.path / "file/in")})
     told = refused(home, "launch", str(job))
@@ -70,7 +70,7 @@ def test_checkpoints_that_can_not_be_saved(home: Home) -> None:
         assert "checkpoints.dir: /proc/sys can't be written" in told
 
 
-def test_in_a_job_array(home: Home) -> None:
+def test_in_a_job_array(home: RunHome) -> None:
     home.env["SLURM_ARRAY_TASK_ID"] = "3"
     assert "task 3 of a job array" in refused(home, "launch", str(home.job()))
 
@@ -97,12 +97,12 @@ def taken() -> Iterator[str]:
         one.close()
 
 
-def site(home: Home, **more: str) -> None:
+def site(home: RunHome, **more: str) -> None:
     path = home.path / "site.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **more}))
 
 
-def test_no_port_for_the_engine(home: Home, taken: str) -> None:
+def test_no_port_for_the_engine(home: RunHome, taken: str) -> None:
     site(home, engine_ports=taken)
     told = refused(home, "launch", str(home.job()))
     assert f"site.yaml: engine_ports: no free port in {taken}" in told
@@ -111,14 +111,14 @@ def test_no_port_for_the_engine(home: Home, taken: str) -> None:
     home.at_step(1)
 
 
-def test_a_trainer_that_is_not_there(home: Home) -> None:
+def test_a_trainer_that_is_not_there(home: RunHome) -> None:
     more = {"script": str(home.path / "train.py"), "python": "/opt/none/bin/python"}
     job = home.job(trainer={**more, "args": ["{save_dir}{resume_path}"]})
     told = home.superv("launch", str(job), rc=3)
     assert "/opt/none/bin/python: there is no such program" in told.splitlines()[-1]
 
 
-def test_two_runs_of_one_name(home: Home) -> None:
+def test_two_runs_of_one_name(home: RunHome) -> None:
     home.launched()
     site(home, state_dir=str(home.path / "other"))
     job = home.job(checkpoints={"dir": str(home.path / "elsewhere")})
@@ -130,7 +130,7 @@ def test_two_runs_of_one_name(home: Home) -> None:
 
 
 @pytest.fixture
-def tiny(home: Home) -> Iterator[Path]:
+def tiny(home: RunHome) -> Iterator[Path]:
     """A file system of 256 kB."""
     if not ROOT:
         pytest.skip("mounting needs root")
@@ -152,7 +152,7 @@ def fill(place: Path) -> Path:
                 return filler
 
 
-def test_a_full_disk_at_launch(home: Home, tiny: Path) -> None:
+def test_a_full_disk_at_launch(home: RunHome, tiny: Path) -> None:
     site(home, state_dir=str(tiny / "s"))
     filler = fill(tiny)
     told = home.superv("launch", str(home.job()), rc=2).strip()
@@ -162,7 +162,7 @@ def test_a_full_disk_at_launch(home: Home, tiny: Path) -> None:
     assert not [p for p in tiny.rglob("*") if p.is_file()]
 
 
-def test_a_disk_that_fills_up_under_the_engine(home: Home, tiny: Path) -> None:
+def test_a_disk_that_fills_up_under_the_engine(home: RunHome, tiny: Path) -> None:
     site(home, state_dir=str(tiny / "s"))
     home.run_dir = tiny / "s/runs/ring"
     home.launched()

@@ -14,44 +14,44 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from home import REPO, Home, until
+from home import REPO, RunHome, until
 
 from supervisor.core import actions
-from supervisor.journal import read
+from supervisor.host import procfs
+from supervisor.run.journal import read
 
 WHENS = ("before", "after")
 
 
 def environ(pid: int, name: str) -> str:
-    for word in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-        if word.startswith(name.encode() + b"="):
-            return word.partition(b"=")[2].decode()
-    return ""
+    return (procfs.environ(pid) or {}).get(name, "")
 
 
-def dying(home: Home, how: str, what: Path, kind: str, when: str) -> subprocess.Popen[bytes]:
+def dying(home: RunHome, how: str, what: Path, kind: str, when: str) -> subprocess.Popen[bytes]:
     """An engine that will be killed around this kind of action."""
     argv = [sys.executable, str(REPO / "tests/local/dying_engine.py"), how, str(what), kind, when]
     with (home.path / "dying.log").open("ab") as log:
         return subprocess.Popen(argv, env=home.env, stdout=log, stderr=log, start_new_session=True)
 
 
-def died(home: Home, engine: subprocess.Popen[bytes]) -> None:
+def died(home: RunHome, engine: subprocess.Popen[bytes]) -> None:
     told = home.path / "dying.log"
     code = engine.wait(timeout=90)
     assert code == -signal.SIGKILL, f"it ended with {code}: {told.read_text()[-3000:]}"
 
 
-def swap_engine(home: Home, kind: str, when: str) -> subprocess.Popen[bytes]:
+def swap_engine(home: RunHome, kind: str, when: str) -> subprocess.Popen[bytes]:
     """A dying engine in place of the healthy one."""
-    os.kill(home.engine(), signal.SIGKILL)
+    home.kill_engine()
     engine = dying(home, "attach", home.run_dir, kind, when)
     until(lambda: home.status()["engine"], "the dying engine's answer")
     return engine
 
 
-def world_is_as_journaled(home: Home) -> None:
+def world_is_as_journaled(home: RunHome) -> None:
     status = home.status()
+    ended = "an end of ranks that are ending: these have no environment any more"
+    until(lambda: all(environ(p, "RANK") for p in home.processes(words="ring.py")), ended)
     ranks = home.processes(words="ring.py")
     (job,) = [a["job_id"] for a in status["allocations"] if a["state"] != "ended"]
     everything = home.processes()
@@ -72,7 +72,7 @@ def world_is_as_journaled(home: Home) -> None:
 
 @pytest.mark.parametrize("when", WHENS)
 @pytest.mark.parametrize("kind", ["Submit", "SendKeys", "Prepare", "Start"])
-def test_killed_while_the_run_starts(home: Home, kind: str, when: str) -> None:
+def test_killed_while_the_run_starts(home: RunHome, kind: str, when: str) -> None:
     job = home.job()
     died(home, dying(home, "launch", job, kind, when))
     home.superv("launch", "--detach", str(job))
@@ -80,15 +80,15 @@ def test_killed_while_the_run_starts(home: Home, kind: str, when: str) -> None:
     world_is_as_journaled(home)
 
 
-def kill_rank(home: Home) -> None:
+def kill_rank(home: RunHome) -> None:
     os.kill(min(home.processes("local-2", "ring.py")), signal.SIGKILL)
 
 
-def freeze_node(home: Home) -> None:
+def freeze_node(home: RunHome) -> None:
     home.signal("local-2", signal.SIGSTOP)
 
 
-def kill_agent_for_good(home: Home) -> None:
+def kill_agent_for_good(home: RunHome) -> None:
     """The agent and the loop that would start another; the ranks go on."""
     pids = home.processes("local-2")
     ranks = home.processes("local-2", "ring.py")
@@ -111,7 +111,7 @@ def kill_agent_for_good(home: Home) -> None:
     ],
 )
 def test_killed_while_it_recovers(
-    home: Home, kind: str, fault: Callable[[Home], None], same_attempt: bool, when: str
+    home: RunHome, kind: str, fault: Callable[[RunHome], None], same_attempt: bool, when: str
 ) -> None:
     home.launched("--step-s", "0.2") if same_attempt else home.launched()
     home.at_step(12)
@@ -140,7 +140,7 @@ def test_killed_while_it_recovers(
 @pytest.mark.parametrize(
     "kind", ["Stop", "Scan", "Leave", pytest.param("Cancel", marks=pytest.mark.soak)]
 )
-def test_killed_while_the_run_ends(home: Home, kind: str, when: str) -> None:
+def test_killed_while_the_run_ends(home: RunHome, kind: str, when: str) -> None:
     home.launched()
     engine = swap_engine(home, kind, when)
     if kind == "Cancel":  # a node that does not answer keeps the job from ending by itself

@@ -13,8 +13,8 @@ import subprocess
 
 import pytest
 
-from healthchecks.check import Status
-from supervisor.fleet import DAY_S, Fleet
+from healthchecks.frame.check import Status
+from supervisor.fleet.record import DAY_S, Fleet
 from supervisor.report.data import gather
 from supervisor.report.html import html as page_of
 from tests.hardware.weeks import NOW, finding, node_name, report, weeks

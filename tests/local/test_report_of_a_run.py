@@ -6,19 +6,19 @@ import json
 import time
 from typing import Any
 
-from home import Home, until
+from home import RunHome, until
 
-from healthchecks.check import Result, Status
-from healthchecks.report import Finding, Report
-from supervisor.fleet import Fleet
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding, Report
+from supervisor.fleet.record import Fleet
 
 
-def told(home: Home) -> dict[str, Any]:
+def told(home: RunHome) -> dict[str, Any]:
     page: dict[str, Any] = json.loads(home.superv("report", "--run", "ring", "--format", "json"))
     return page
 
 
-def test_whether_it_can_run(home: Home) -> None:
+def test_whether_it_can_run(home: RunHome) -> None:
     assert "no fleet record yet" in home.superv("report", rc=2)
     nodes = [slot["node"] for slot in home.launched()["slots"]]
     found = [Finding(check="fs.local", result=Result(status=Status.OK, seen="12 % used"))]

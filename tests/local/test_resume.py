@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from home import Home, until
+from home import RunHome, until
 
 QUICK = {"stop_grace_s": 1, "backoff_s": [0]}
 
 
-def checkpoints(home: Home) -> list[str]:
+def checkpoints(home: RunHome) -> list[str]:
     found = (home.path / "checkpoint").glob("a*/step-*/.metadata")
     return sorted(f"{p.parts[-3]}/{p.parts[-2]}" for p in found)
 
 
-def lineage(home: Home) -> list[int]:
+def lineage(home: RunHome) -> list[int]:
     told = json.loads(home.superv("checkpoints", "list", "ring", "--json"))
     return [one["step"] for one in told["lineage"]]
 
 
-def stopped(home: Home, step: int = 15) -> dict[str, Any]:
+def stopped(home: RunHome, step: int = 15) -> dict[str, Any]:
     home.launched()
     home.at_step(step)
     home.superv("stop", "ring")
@@ -33,7 +33,7 @@ def stopped(home: Home, step: int = 15) -> dict[str, Any]:
     return home.status()
 
 
-def test_a_stopped_run_goes_on_as_the_same_run(home: Home) -> None:
+def test_a_stopped_run_goes_on_as_the_same_run(home: RunHome) -> None:
     before = stopped(home)
     told = home.superv("resume", "ring", "--detach")
     assert "run ring goes on" in told
@@ -46,7 +46,7 @@ def test_a_stopped_run_goes_on_as_the_same_run(home: Home) -> None:
     assert "no run 'rong'" in home.superv("resume", "rong", rc=2)
 
 
-def test_a_held_run_goes_on_when_its_cause_is_mended(home: Home) -> None:
+def test_a_held_run_goes_on_when_its_cause_is_mended(home: RunHome) -> None:
     script = home.path / "train.py"
     script.write_text("raise SystemExit('the data is not there')\n")
     trainer = {"script": str(script), "args": ["{save_dir}{resume_path}"]}
@@ -61,7 +61,7 @@ def test_a_held_run_goes_on_when_its_cause_is_mended(home: Home) -> None:
     assert "taken as they are now" in told and "run ring is done" in told
 
 
-def test_what_a_resume_can_not_change(home: Home) -> None:
+def test_what_a_resume_can_not_change(home: RunHome) -> None:
     stopped(home)
     job = home.job(nodes=3)
     told = home.superv("resume", "ring", "--config", str(job), rc=2)
@@ -73,7 +73,7 @@ def test_what_a_resume_can_not_change(home: Home) -> None:
     assert home.status()["phase"] == "stopped" and not home.processes()
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(home: Home) -> None:
+def test_a_damaged_newest_checkpoint_is_passed_over(home: RunHome) -> None:
     before = stopped(home, 25)
     newest = before["last_checkpoint"]["step"]
     shard = next(Path(before["last_checkpoint"]["path"]).glob("*.distcp"))
@@ -88,7 +88,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(home: Home) -> None:
     assert "no verified checkpoint is left" in told and "--from scratch" in told
 
 
-def test_from_a_checkpoint_or_scratch(home: Home) -> None:
+def test_from_a_checkpoint_or_scratch(home: RunHome) -> None:
     stopped(home)
     job = str(home.path / "job.yaml")
     assert "superv resume ring" in home.superv("launch", job, rc=2)
@@ -113,7 +113,7 @@ def test_from_a_checkpoint_or_scratch(home: Home) -> None:
     assert {one["name"] for one in json.loads(home.superv("status", "--json"))} == {"ring"}
 
 
-def test_only_the_newest_are_kept_and_nothing_else_is_touched(home: Home) -> None:
+def test_only_the_newest_are_kept_and_nothing_else_is_touched(home: RunHome) -> None:
     foreign = [home.path / "checkpoint/step-5", home.path / "checkpoint/a0001/notes"]
     job = {"checkpoints": {"dir": str(home.path / "checkpoint"), "keep": 2, "keep_every": 40}}
     home.superv("launch", "--detach", str(home.job(**job)))
@@ -145,7 +145,7 @@ def test_only_the_newest_are_kept_and_nothing_else_is_touched(home: Home) -> Non
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_a_checkpoint_in_quarantine(home: Home, alive: bool) -> None:
+def test_a_checkpoint_in_quarantine(home: RunHome, alive: bool) -> None:
     stopped(home, 35)
     steps = lineage(home)
     bad = steps[-2]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from home import Home, until
+from home import RunHome, until
+
+from supervisor.host import procfs
 
 TRAIN = """\
 import os, sys, time
@@ -35,7 +37,7 @@ WAYS = {
 }
 
 
-def write(home: Home, version: int) -> None:
+def write(home: RunHome, version: int) -> None:
     work = home.path / "work"
     (work / "bin").mkdir(parents=True, exist_ok=True)
     (work / "train.py").write_text(TRAIN.replace('"train", 1', f'"train", {version}'))
@@ -46,7 +48,7 @@ def write(home: Home, version: int) -> None:
         (folder / "data.bin").write_text(f"{version}")
 
 
-def launch(home: Home, way: str, **more: Any) -> Path:
+def launch(home: RunHome, way: str, **more: Any) -> Path:
     write(home, 1)
     usual = {
         "workdir": str(home.path / "work"),
@@ -64,21 +66,17 @@ def launch(home: Home, way: str, **more: Any) -> Path:
     return job
 
 
-def again(home: Home) -> str:
+def again(home: RunHome) -> str:
     """Kill the rank; what its successor said first."""
-    (told,) = (home.path / "nodes").glob("superv-*.local-1/ranks.json")
+    (told,) = (home.path / "nodes").glob("superv-*/local-1/ranks.json")
     ((_, pid, _),) = json.loads(told.read_text())["ranks"]
     os.kill(pid, signal.SIGKILL)
     home.reached(lambda s: s["attempt"] == 2 and s["step"], "new steps")
     return home.superv("logs", "ring")
 
 
-def env(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_a_restart_runs_what_was_launched(home: Home, way: str) -> None:
+def test_a_restart_runs_what_was_launched(home: RunHome, way: str) -> None:
     job = launch(home, way)
     write(home, 2)
     said = again(home)
@@ -93,13 +91,13 @@ def test_a_restart_runs_what_was_launched(home: Home, way: str) -> None:
         assert "config changed: " in home.superv("launch", "--detach", str(job))
 
 
-def test_without_a_snapshot_the_code_is_read_where_it_is(home: Home) -> None:
+def test_without_a_snapshot_the_code_is_read_where_it_is(home: RunHome) -> None:
     launch(home, "script", snapshot=False)
     write(home, 2)
     assert "train 2 helper 2 conf 2" in again(home)
 
 
-def test_a_dry_run_says_what_would_be_packed(home: Home) -> None:
+def test_a_dry_run_says_what_would_be_packed(home: RunHome) -> None:
     write(home, 1)
     work = home.path / "work"
     args = ["run.toml", "{save_dir}{resume_path}"]
@@ -110,14 +108,14 @@ def test_a_dry_run_says_what_would_be_packed(home: Home) -> None:
     assert not home.run_dir.exists()
 
 
-def test_the_environment_is_that_of_the_launch(home: Home) -> None:
+def test_the_environment_is_that_of_the_launch(home: RunHome) -> None:
     launch(home, "script")
-    os.kill(home.engine(), signal.SIGKILL)
-    until(lambda: "none lives here" in home.superv("status", "ring"), "the end of the engine")
+    home.kill_engine()
+    until(lambda: "none is running here" in home.superv("status", "ring"), "the end of the engine")
     before = home.env
     home.env = {**before, "PATH": f"{before['PATH']}:/elsewhere", "HOME": "/elsewhere"}
     home.superv("launch", "--detach", str(home.path / "job.yaml"))
-    engine = env(home.engine())
-    assert f"PATH={before['PATH']}".encode() in engine
-    assert b"HOME=/elsewhere" not in engine
+    engine = procfs.environ(home.engine()) or {}
+    assert engine["PATH"] == before["PATH"]
+    assert engine.get("HOME") != "/elsewhere"
     home.env = before

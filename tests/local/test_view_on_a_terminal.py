@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from home import Home
+from home import RunHome
 
 WITHIN_S = 60.0
 
@@ -23,7 +23,7 @@ WITHIN_S = 60.0
 class Terminal:
     """A command on a pty of 100 columns."""
 
-    def __init__(self, home: Home, *argv: str, **env: str) -> None:
+    def __init__(self, home: RunHome, *argv: str, **env: str) -> None:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self._theirs = theirs
@@ -87,7 +87,7 @@ def terminals() -> Iterator[list[Terminal]]:
         terminal.close()
 
 
-def test_ctrl_c_detaches_and_the_run_goes_on(home: Home, terminals: list[Terminal]) -> None:
+def test_ctrl_c_detaches_and_the_run_goes_on(home: RunHome, terminals: list[Terminal]) -> None:
     view = Terminal(home, "launch", str(home.job()))
     terminals.append(view)
     view.expect(r"run +ring +running for .*: attempt 1")
@@ -101,7 +101,7 @@ def test_ctrl_c_detaches_and_the_run_goes_on(home: Home, terminals: list[Termina
     assert home.at_step(step + 10)["incidents"] == []
 
 
-def test_a_view_sees_a_node_lost_and_the_end(home: Home, terminals: list[Terminal]) -> None:
+def test_a_view_sees_a_node_lost_and_the_end(home: RunHome, terminals: list[Terminal]) -> None:
     home.launched()
     view = Terminal(home, "attach", "ring", NO_COLOR="1")
     terminals.append(view)
@@ -116,7 +116,7 @@ def test_a_view_sees_a_node_lost_and_the_end(home: Home, terminals: list[Termina
     assert not re.search(rb"\x1b\[[0-9;]*3[0-7]m", view.raw)
 
 
-def test_the_engine_dies_under_a_view(home: Home, terminals: list[Terminal]) -> None:
+def test_the_engine_dies_under_a_view(home: RunHome, terminals: list[Terminal]) -> None:
     home.launched()
     view = Terminal(home, "attach", "ring")
     terminals.append(view)
@@ -129,7 +129,9 @@ def test_the_engine_dies_under_a_view(home: Home, terminals: list[Terminal]) -> 
     assert (view.ended(), view.restored()) == (1, True)
 
 
-def test_a_killed_view_leaves_the_terminal_as_it_was(home: Home, terminals: list[Terminal]) -> None:
+def test_a_killed_view_leaves_the_terminal_as_it_was(
+    home: RunHome, terminals: list[Terminal]
+) -> None:
     home.launched()
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGHUP):
         view = Terminal(home, "attach", "ring")
@@ -139,7 +141,7 @@ def test_a_killed_view_leaves_the_terminal_as_it_was(home: Home, terminals: list
         assert (view.ended(), view.restored()) == (-number, True)
 
 
-def test_a_terminal_that_cannot_renew_gets_lines(home: Home, terminals: list[Terminal]) -> None:
+def test_a_terminal_that_cannot_renew_gets_lines(home: RunHome, terminals: list[Terminal]) -> None:
     home.launched()
     view = Terminal(home, "attach", "ring", TERM="dumb")
     terminals.append(view)

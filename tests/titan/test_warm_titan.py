@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,14 @@ import pytest
 
 from supervisor import proc
 from supervisor.agent import tree
+from supervisor.agent.hook_state import HookStates
 from supervisor.agent.node import free_port
-from supervisor.agent.ranks import Ended, Ranks, attempt_dir, state_file
-from supervisor.agent.states import States
+from supervisor.agent.ranks import RankEnd, Ranks, attempt_dir, notify_socket, state_file
 from supervisor.agent.warm import Starter
+from supervisor.channel.wire import RankJob
 from supervisor.core.actions import Start
 from supervisor.hooks import torchtitan
-from supervisor.wire import Job
+from tests.processes import send
 
 pytestmark = [
     pytest.mark.titan,
@@ -44,7 +44,7 @@ class Titan:
             str(EXAMPLE / "titan_cpu.py"),
             *("--job.config_file", str(EXAMPLE / "moe_lab.toml"), "--training.steps", "{steps}"),
         )
-        self.job = Job(
+        self.job = RankJob(
             run_id=RUN,
             name="titan",
             python=python,
@@ -59,21 +59,21 @@ class Titan:
             resumed_pattern="",
             rank_ports=(30000, 32000),
             log_cap=1_000_000,
-            orphan_s=60.0,
+            engine_lost_timeout_s=60.0,
         )
         self.dir = folder / "node"
         self.dir.mkdir()
         self.save = folder / "checkpoint"
         self.starter: Starter | None = None
-        self.states: States | None = None
+        self.states: HookStates | None = None
 
     async def attempt(
         self, number: int, *, until: int, resume: int | None = None, promised: int | None = None
-    ) -> tuple[str, dict[int, str], list[Ended], str]:
+    ) -> tuple[str, dict[int, str], list[RankEnd], str]:
         """One attempt to step `until`: why cold, loss by step, ends, the log of rank 0."""
-        ends: list[Ended] = []
+        ends: list[RankEnd] = []
         ranks = Ranks(self.dir, "n1", RUN, number, ends.append)
-        ranks.spare = lambda: self.starter.pids if self.starter else frozenset()
+        ranks.exclude_pids = lambda: self.starter.pids if self.starter else frozenset()
         if self.states is not None:
             attempt_dir(self.dir, number).mkdir(mode=0o700)
             self.states.forget()
@@ -112,7 +112,7 @@ def titan(tmp_path: Path) -> Iterator[Titan]:
     made = Titan(tmp_path)
     yield made
     for pid in tree.find(f"{RUN}/n1/"):
-        os.kill(pid, signal.SIGKILL)
+        send(pid)
 
 
 @pytest.mark.parametrize("relaunches", [5, pytest.param(20, marks=pytest.mark.soak)])
@@ -121,8 +121,8 @@ def test_warm_relaunches_lose_as_cold_ones_do(titan: Titan, relaunches: int) -> 
         why, cold, ends, log = await titan.attempt(1, until=7)
         assert why and [e.code for e in ends] == [0, 0], log[-2000:]
         assert set(cold) == set(range(1, 8))
-        titan.states = States(titan.dir / "bell", lambda rank: None)
-        titan.starter = Starter(titan.job, titan.dir, f"{RUN}/n1/", lambda text: None)
+        titan.states = HookStates(notify_socket(titan.dir), lambda rank: None)
+        titan.starter = Starter(titan.job, titan.dir, f"{RUN}/n1/")
         titan.starter.start()
         try:
             for number in range(2, 2 + relaunches):
@@ -152,7 +152,7 @@ def test_a_rank_at_another_step_than_promised_stops_before_it_saves(
         _, _, ends, log = await titan.attempt(1, until=6)
         assert [e.code for e in ends] == [0, 0], log[-2000:]
         if warm:
-            titan.starter = Starter(titan.job, titan.dir, f"{RUN}/n1/", lambda text: None)
+            titan.starter = Starter(titan.job, titan.dir, f"{RUN}/n1/")
             titan.starter.start()
         try:
             why, losses, ends, log = await titan.attempt(2, until=12, resume=5, promised=6)

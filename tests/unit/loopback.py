@@ -20,10 +20,13 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
-from supervisor import wire
 from supervisor.agent import tree
-from supervisor.channel import Channel
-from supervisor.core import actions as do
+from supervisor.agent.attempt_cgroup import AttemptCgroups, writable_base
+from supervisor.channel import wire
+from supervisor.channel.delivery import VARIABLE
+from supervisor.channel.link import CurveLink
+from supervisor.channel.router import Channel
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 
 # Two test sessions on one machine must not end each other's ranks; children know their session's.
@@ -43,14 +46,15 @@ if "stubborn" in sys.argv:
 for step in range(1, 10**9):
     if "steps" in sys.argv:
         say(f"step: {step}  loss: {8 - step / 100:.5f}")
-    if os.path.exists(f"exit{os.environ['RANK']}"):
+    told = f"exit{os.environ['RANK']}"
+    if os.path.exists(told) and open(told).read():
         say("last words")
-        sys.exit(int(open(f"exit{os.environ['RANK']}").read()))
+        sys.exit(int(open(told).read()))
     time.sleep(0.02)
 """
 
 
-def job(tmp: Path, *args: str, **changes: Any) -> wire.Job:
+def job(tmp: Path, *args: str, **changes: Any) -> wire.RankJob:
     script = tmp / "train.py"
     script.write_text(TRAINER)
     values: dict[str, Any] = {
@@ -68,12 +72,12 @@ def job(tmp: Path, *args: str, **changes: Any) -> wire.Job:
         "resumed_pattern": r"resumed at step (?P<step>\S+)",
         "rank_ports": (30000, 30999),
         "log_cap": 8 << 20,
-        "orphan_s": 600.0,
+        "engine_lost_timeout_s": 600.0,
     }
-    return wire.Job(**(values | changes))
+    return wire.RankJob(**(values | changes))
 
 
-def start(attempt: int = 1, **changes: Any) -> do.Start:
+def start(attempt: int = 1, **changes: Any) -> act.Start:
     values: dict[str, Any] = {
         "key": f"start/{attempt}/{NODE}",
         "node": NODE,
@@ -86,15 +90,15 @@ def start(attempt: int = 1, **changes: Any) -> do.Start:
         "resume_path": None,
         "resume_step": None,
     }
-    return do.Start(**(values | changes))
+    return act.Start(**(values | changes))
 
 
-def stop(attempt: int = 1, grace_s: float = 5.0) -> do.Stop:
-    return do.Stop(key=f"stop/{attempt}/{NODE}", node=NODE, attempt=attempt, grace_s=grace_s)
+def stop(attempt: int = 1, grace_s: float = 5.0) -> act.Stop:
+    return act.Stop(key=f"stop/{attempt}/{NODE}", node=NODE, attempt=attempt, grace_s=grace_s)
 
 
-def prepare(attempt: int = 1) -> do.Prepare:
-    return do.Prepare(key=f"prepare/{attempt}/{NODE}", node=NODE, attempt=attempt)
+def prepare(attempt: int = 1) -> act.Prepare:
+    return act.Prepare(key=f"prepare/{attempt}/{NODE}", node=NODE, attempt=attempt)
 
 
 async def until(look: Callable[[], Any], what: str = "") -> Any:
@@ -106,15 +110,17 @@ async def until(look: Callable[[], Any], what: str = "") -> Any:
     return seen
 
 
-class Place:
+class LoopbackNode:
     """One test's node: its keys, directory and agents. `close` ends whatever is left."""
 
     def __init__(self, tmp: Path) -> None:
         self.tmp = tmp
         self.server_public, self.server_secret = zmq.curve_keypair()
         self.client_public, self.client_secret = zmq.curve_keypair()
-        self.key_file = tmp / "key"
-        self.node_dir = tmp / "node"
+        self.home = tmp / f"superv-{os.getuid()}-{'0' * 20}"
+        self.home.mkdir(mode=0o700)
+        self.key_file = self.home / "key"
+        self.node_dir = self.home / NODE
         self.agents: list[subprocess.Popen[str]] = []
         self.engines: list[EngineSide] = []
 
@@ -134,9 +140,10 @@ class Place:
 
     def agent(self, *options: str, **env: str) -> subprocess.Popen[str]:
         start = (sys.executable, "-I", *options)
+        told = {VARIABLE: str(self.home), "SLURMD_NODENAME": NODE, "SLURM_JOB_ID": "7"}
         child = subprocess.Popen(
-            (*start, "-m", "supervisor.agent", str(self.key_file), str(self.node_dir)),
-            env={**os.environ, "SLURMD_NODENAME": NODE, "SLURM_JOB_ID": "7", **env},
+            (*start, "-m", "supervisor.agent"),
+            env={**os.environ, **told, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -159,12 +166,12 @@ class Place:
         """Of the ranks, as they say it."""
         logs = range(count)
 
-        def told() -> list[re.Match[str]]:
+        def first_lines() -> list[re.Match[str]]:
             lines = [re.search(r"pid (\d+)\s", self.log(n, attempt)) for n in logs]
             return [line for line in lines if line is not None]
 
-        await until(lambda: len(told()) == count, "ranks' first lines")
-        return [int(line[1]) for line in told()]
+        await until(lambda: len(first_lines()) == count, "ranks' first lines")
+        return [int(line[1]) for line in first_lines()]
 
     def left(self) -> set[int]:
         return tree.find(f"{RUN}/{NODE}/")
@@ -181,28 +188,31 @@ class Place:
         for pid in self.left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        AttemptCgroups(RUN, NODE, writable_base()).remove()  # of agents that were killed
 
 
 class EngineSide:
     """Answers agents as an engine does, and keeps what they say."""
 
-    def __init__(self, place: Place, job: wire.Job, *, epoch: int = 1, port: int | None = None):
+    def __init__(
+        self, place: LoopbackNode, job: wire.RankJob, *, epoch: int = 1, port: int | None = None
+    ):
         self.job = job
-        self.notes: list[str] = []
         self.hellos: list[wire.Hello] = []
-        self.beats: list[wire.Beat] = []
-        self.reports: list[wire.Report] = []  # every copy that came
+        self.callers: list[bytes] = []  # the connection of each hello
+        self.beats: list[wire.Heartbeat] = []
+        self.reports: list[wire.AgentReport] = []  # every copy that came
         self.events: list[ev.Event] = []  # each once
         self.chunks: list[wire.Chunk] = []
-        self.looked: list[wire.Looked] = []
+        self.looked: list[wire.HealthReport] = []
         self.strangers: list[bytes] = []  # who spoke without a hello, each time
         self.acks = True
         self.welcomes = True
         self.times: dict[int, float] = {}  # of a report's first arrival, monotonic
-        self.channel = Channel(place.server_public, place.server_secret, place.client_public)
-        self.channel.note = self.notes.append
+        self.link = CurveLink(place.server_public, place.server_secret, place.client_public)
+        self.endpoint = self.link.bind("127.0.0.1", PORTS, port)
+        self.channel = Channel(self.link, time.monotonic)
         self.channel.epoch = epoch
-        self.endpoint = self.channel.bind("127.0.0.1", PORTS, port)
         self.port = int(self.endpoint.rpartition(":")[2])
         self._task = asyncio.ensure_future(self._serve())
         self._closed = False
@@ -211,26 +221,27 @@ class EngineSide:
     async def _serve(self) -> None:
         epoch = self.channel.epoch
         while True:
-            identity, message = await self.channel.receive()
+            identity, message, _ = await self.channel.receive()
             peer = self.channel.peer(identity)
             match message:
                 case wire.Hello():
                     self.hellos.append(message)
+                    self.callers.append(identity)
                     if self.welcomes:
                         self.channel.admit(identity, message)
                         answer = wire.Welcome(epoch=epoch, agent=message.agent, job=self.job)
                         await self.channel.answer(identity, answer)
                 case wire.Chunk():
                     self.chunks.append(message)
-                case wire.Looked():
+                case wire.HealthReport():
                     self.looked.append(message)
                 case _ if peer is None:
                     self.strangers.append(identity)
-                    await self.channel.answer(identity, wire.WhoAreYou(epoch=epoch))
-                case wire.Beat():
+                    await self.channel.answer(identity, wire.ReRegister(epoch=epoch))
+                case wire.Heartbeat():
                     self.beats.append(message)
                     await self.channel.answer(identity, wire.Ack(epoch=epoch))
-                case wire.Report():
+                case wire.AgentReport():
                     self.reports.append(message)
                     if not self.acks:
                         continue
@@ -260,7 +271,7 @@ class EngineSide:
         await until(lambda: len(self.of(kind)) >= count, f"{kind.__name__} number {count}")
         return self.of(kind)[count - 1]
 
-    async def order(self, order: do.Order) -> None:
+    async def order(self, order: act.AgentCommand) -> None:
         assert await self.channel.order(order)
 
     async def joined(self, count: int = 1) -> wire.Hello:
@@ -274,9 +285,9 @@ class EngineSide:
         return self.of(ev.RanksStarted)[-1]
 
 
-def play(tmp: Path, scenario: Callable[[Place], Any]) -> None:
+def play(tmp: Path, scenario: Callable[[LoopbackNode], Any]) -> None:
     """Run a scenario; at its end nothing of it is left."""
-    place = Place(tmp)
+    place = LoopbackNode(tmp)
 
     async def whole() -> None:
         try:
@@ -290,6 +301,6 @@ def play(tmp: Path, scenario: Callable[[Place], Any]) -> None:
     asyncio.run(whole())
 
 
-def agent_errors(place: Place) -> Iterator[str]:
+def agent_errors(place: LoopbackNode) -> Iterator[str]:
     """Lines that only a bug writes."""
     return (line for line in place.notes().splitlines() if "a bug" in line or "Traceback" in line)

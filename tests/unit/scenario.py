@@ -1,14 +1,25 @@
-"""A run played by hand: a world that answers every action well, until the test says otherwise."""
+"""A run played by hand: a world that answers every action well, until the test says otherwise.
+
+What a story says and orders from event to event stands in transcripts/. What is here brings a run
+to a point, for tests of what a transcript shows badly: tables, late answers, properties.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
-from supervisor.core import actions as do
+from supervisor.channel.wire import event_from, plain
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
-from supervisor.core.machine import step
+from supervisor.core.check_status import Status
+from supervisor.core.invariants import violations
+from supervisor.core.machine import transition
+from supervisor.core.node_states import STATES
+from supervisor.core.phases import LEADS_TO
 from supervisor.core.policy import Policy
+from supervisor.core.transition import Transition
 from supervisor.core.types import (
     Checkpoint,
     Fault,
@@ -20,7 +31,6 @@ from supervisor.core.types import (
     Run,
     RunSpec,
 )
-from supervisor.wire import event_from, plain
 
 HOME = "/ckpt"
 
@@ -31,6 +41,8 @@ def spec(
     ranks: int = 1,
     home: str | None = HOME,
     preflight: bool = False,
+    keep: int = 0,
+    keep_every: int = 0,
     **policy: Any,
 ):
     return RunSpec(
@@ -42,10 +54,13 @@ def spec(
         checkpoint_dir=home,
         policy=Policy(**policy),
         preflight=preflight,
+        keep=keep,
+        keep_every=keep_every,
+        shows_work=home is not None,
     )
 
 
-class Play:
+class Scenario:
     """The run, everything that happened to it and all that it ordered."""
 
     def __init__(
@@ -57,38 +72,45 @@ class Play:
         home: str | None = HOME,
         seed: Checkpoint | None = None,
         preflight: bool = False,
-        barred: dict[str, str] | None = None,
+        operator_excluded: dict[str, str] | None = None,
         **policy: Any,
     ) -> None:
         self.now = 1000.0
         self.events: list[ev.Event] = []
         self.ordered: list[Action] = []
         self.disk: list[Checkpoint] = [seed] if seed else []
-        self.rotten: set[str] = set()
+        self.corrupt: set[str] = set()
         self._jobs = 0
         self._lives = 0
         self.run: Run = None  # type: ignore[assignment]
         wanted = spec(nodes, spares, ranks, home, preflight, **policy)
-        self.take(ev.Launched, spec=wanted, seed=seed, barred=barred or {})
+        self.take(ev.Launched, spec=wanted, seed=seed, operator_excluded=operator_excluded or {})
         self.take(ev.EngineStarted, epoch=1, host="login", endpoint="tcp://10.0.0.1:5555")
 
     # --- what happens -------------------------------------------------------------------------
 
-    def take(self, kind: type[ev.Event], *, after: float = 1.0, **fields: Any) -> list[Action]:
+    def take(self, kind: type[ev.Event], /, *, after: float = 1.0, **fields: Any) -> list[Action]:
         """Let an event happen `after` seconds; returns what it made the run order."""
         self.now += after
-        event = kind(at=self.now, **fields)
-        assert event_from(plain(event)) == event
-        self.run, actions = step(self.run, event)
+        made_here = kind(at=self.now, **fields)
+        event = event_from(plain(made_here))
+        assert event == made_here
+        made = self.fold(event)
+        self.run = made.run
         self.events.append(event)
-        self.ordered.extend(actions)
-        return list(actions)
+        self.ordered.extend(made.actions)
+        return made.actions
 
-    def due(self) -> list[Action]:
+    def fold(self, event: ev.Event) -> Transition:
+        return checked(self.run, event)
+
+    def expire_deadline(self) -> list[Action]:
         """Nothing happens until the deadline."""
         deadline = self.run.deadline
         assert deadline is not None, f"{self.run.phase} has no deadline"
-        return self.take(ev.Due, after=max(0.0, deadline.at - self.now), what=deadline.what)
+        return self.take(
+            ev.DeadlineExpired, after=max(0.0, deadline.at - self.now), kind=deadline.kind
+        )
 
     def answer(self, *kinds: type[Action], but: str = "") -> None:
         """Answer pending actions of these kinds well, except those to the node `but`."""
@@ -104,55 +126,55 @@ class Play:
     def _result(self, action: Action) -> tuple[type[ev.Event], dict[str, Any]]:
         key = action.key
         match action:
-            case do.Submit():
+            case act.Submit():
                 self._jobs += 1
                 job = str(100 + self._jobs)
                 return ev.Submitted, {"key": key, "job_id": job, "job_name": action.job_name}
-            case do.SendKeys():
+            case act.SendKeys():
                 return ev.KeysSent, {"key": key, "job_id": action.job_id}
-            case do.Prepare():
+            case act.Prepare():
                 node, number = action.node, action.attempt
                 return ev.Prepared, {"key": key, "node": node, "attempt": number, "port": 30000}
-            case do.Start():
+            case act.Start():
                 return ev.RanksStarted, {"key": key, "node": action.node, "attempt": action.attempt}
-            case do.Stop():
+            case act.Stop():
                 return ev.RanksStopped, {"key": key, "node": action.node, "attempt": action.attempt}
-            case do.Collect():
+            case act.Collect():
                 return ev.Collected, {"key": key, "node": action.node, "attempt": action.attempt}
-            case do.Probe():
+            case act.Probe():
                 fields = {"key": key, "node": action.node, "target": action.target}
                 return ev.Probed, {**fields, "outcome": "reached"}
-            case do.Leave():
+            case act.Leave():
                 agent = self.run.pool[action.node].agent
                 return ev.AgentLeft, {"node": action.node, "agent": agent, "reason": "told to"}
-            case do.Discard() | do.Quarantine():
+            case act.Discard() | act.Quarantine():
                 self.disk = [c for c in self.disk if c.path != action.path]
-                return ev.PutAway, {"key": key, "path": action.path}
-            case do.Scan():
-                return ev.Scanned, {"key": key, **self.look(action)}
+                return ev.CheckpointRetired, {"key": key, "path": action.path}
+            case act.Scan():
+                return ev.Scanned, {"key": key, **self.scan_result(action)}
         return ev.Done, {"key": key}
 
-    def look(self, scan: do.Scan) -> dict[str, Any]:
-        """Like supervisor.effects: the attempt's own, then older ones until one is good."""
+    def scan_result(self, scan: act.Scan) -> dict[str, Any]:
+        """Like supervisor.engine.effects: the attempt's own, then older ones until one is good."""
         here = [c for c in self.disk if c.path.startswith(f"{scan.directory}/")]
-        found = [c for c in here if c.path not in self.rotten]
-        bad = [c for c in here if c.path in self.rotten]
+        found = [c for c in here if c.path not in self.corrupt]
+        bad = [c for c in here if c.path in self.corrupt]
         for number, path, attempt in reversed(scan.known):
             if found:
                 break
             if path in {c.path for c in here}:
                 continue
             again = Checkpoint(step=number, path=path, attempt=attempt, verified_at=self.now)
-            (bad if path in self.rotten else found).append(again)
+            (bad if path in self.corrupt else found).append(again)
         rejected = [Rejected(step=c.step, path=c.path, why="a shard is too short") for c in bad]
         return {"found": tuple(found), "rejected": tuple(rejected)}
 
-    def look_now(self) -> dict[str, Any]:
+    def scan_found(self) -> dict[str, Any]:
         """What the engine's look at the attempt's checkpoints finds."""
         attempt = self.run.attempt
         assert attempt is not None and attempt.save_dir is not None
-        scan = do.Scan(key="look", attempt=attempt.number, directory=attempt.save_dir, known=())
-        return {**self.look(scan), "rejected": ()}
+        scan = act.Scan(key="look", attempt=attempt.number, directory=attempt.save_dir, known=())
+        return {**self.scan_result(scan), "rejected": ()}
 
     def save(self, number: int) -> str:
         """The ranks save a checkpoint of this step; nobody has looked at it yet."""
@@ -160,15 +182,16 @@ class Play:
         assert attempt is not None and attempt.save_dir is not None
         path = f"{attempt.save_dir}/step-{number}"
         at = self.now
+        self.disk = [c for c in self.disk if c.path != path]  # a trainer overwrites its own
         self.disk.append(Checkpoint(step=number, path=path, attempt=attempt.number, verified_at=at))
         return path
 
     def grant(self) -> None:
-        self.answer(do.Submit)
+        self.answer(act.Submit)
         spec = self.run.spec
         nodes = [n for n in self.names() if n not in self.run.excluded]
         self.seen("running", nodes=tuple(nodes[: spec.nodes + spec.spares]))
-        self.answer(do.SendKeys)
+        self.answer(act.SendKeys)
 
     def names(self) -> list[str]:
         return [f"n{i}" for i in range(1, 20)]
@@ -192,21 +215,34 @@ class Play:
         for node in list(self.run.allocations.values())[-1].nodes:
             self.join(node)
 
+    def register(self) -> None:
+        """Every node's agent comes and, where that is waited for, says that its node is well."""
+        for node in self.names()[: self.size]:
+            self.join(node)
+        for node in self.names()[: self.size] if self.run.spec.preflight else ():
+            self.checked(node)
+
     def checked(self, node: str, status: str = "OK", *faults: Fault) -> list[Action]:
         """The node's health checks said something."""
         agent = self.run.pool[node].agent
-        return self.take(ev.HealthSeen, node=node, agent=agent, status=status, faults=faults)
+        return self.take(
+            ev.HealthSeen, node=node, agent=agent, status=Status(status), faults=faults
+        )
 
     def start(self) -> None:
         """From CHECKING: all nodes are free, the ranks start."""
-        self.answer(do.Prepare)
-        self.answer(do.Start)  # of a relaunch only slot 0's
-        self.answer(do.Start)
+        self.answer(act.Prepare)
+        self.answer(act.Start)  # of a relaunch only slot 0's
+        self.answer(act.Start)
 
-    def progress(self, number: int, loss: float | None = 2.5, after: float = 1.0) -> list[Action]:
+    def progress(
+        self, number: int, loss: float | None = 2.5, after: float = 1.0, **more: Any
+    ) -> list[Action]:
         assert self.run.attempt is not None
         number_of = self.run.attempt.number
-        return self.take(ev.Progress, after=after, attempt=number_of, step=number, loss=loss)
+        return self.take(
+            ev.Progress, after=after, attempt=number_of, step=number, loss=loss, **more
+        )
 
     def first_step(self) -> None:
         attempt = self.run.attempt
@@ -215,17 +251,17 @@ class Play:
         self.take(ev.Resumed, attempt=attempt.number, node=attempt.slots[0], step=promised)
         self.progress(promised + 1)
 
-    def to(self, phase: Phase) -> Play:
+    def to(self, phase: Phase) -> Scenario:
         """Drive a new run to the phase with a world that works."""
         way = {
             Phase.PENDING: lambda: None,
             Phase.GATHERING: self.grant,
-            Phase.CHECKING: lambda: [self.join(n) for n in self.names()[: self.size]],
+            Phase.CHECKING: self.register,
             Phase.STARTING: self.start,
             Phase.RUNNING: self.first_step,
             Phase.STOPPING: lambda: self.exit(0),
-            Phase.TRIAGE: lambda: self.answer(do.Stop, do.Collect),
-            Phase.BACKOFF: lambda: self.answer(do.Scan),
+            Phase.TRIAGE: lambda: self.answer(act.Stop, act.Collect),
+            Phase.BACKOFF: lambda: self.answer(act.Scan),
         }
         for at, go in way.items():
             go()
@@ -249,33 +285,34 @@ class Play:
         gone = RankExit(at=self.now + 1 + clock, **fields)
         return self.take(ev.RankExited, attempt=attempt.number, exit=gone)
 
-    def stopped(self) -> None:
+    def finish_stop_and_scan(self) -> None:
         """The ranks are stopped and the checkpoints looked at; a backoff passes."""
-        self.answer(do.Collect, do.Stop)
-        self.answer(do.Scan)
+        self.answer(act.Collect, act.Stop)
+        self.answer(act.Scan)
         if self.run.phase is Phase.BACKOFF:
-            self.due()
+            self.expire_deadline()
 
-    def again(self) -> None:
+    def recover_to_first_step(self) -> None:
         """All of a recovery, up to the first new step."""
-        self.stopped()
+        self.finish_stop_and_scan()
         assert self.run.phase is Phase.CHECKING, f"{self.run.phase}: {self.run.reason}"
         self.start()
         self.first_step()
 
     def silent(self, node: str) -> list[Action]:
-        return self.take(ev.NodeSilent, node=node, last_heard=self.now - 2.0)
+        return self.take(ev.HeartbeatLost, node=node, last_heard=self.now - 2.0)
 
     def probed(self, target: str, outcome: str) -> None:
         for action in list(self.run.pending.values()):
-            if isinstance(action, do.Probe) and action.target == target:
+            if isinstance(action, act.Probe) and action.target == target:
                 self.reply(action, outcome=outcome)
 
     def overdue(self) -> list[Action]:
         attempt = self.run.attempt
         assert attempt is not None and attempt.step is not None and attempt.step_at is not None
         last = {"last_step": attempt.step, "last_at": attempt.step_at}
-        return self.take(ev.StepOverdue, limit_s=1.0, **last)
+        silent = tuple(sorted(self.run.pool.group(NodeState.SUSPECT)))
+        return self.take(ev.StepOverdue, limit_s=1.0, suspects=silent, **last)
 
     def lose(self, node: str) -> None:
         """A node with a slot goes silent, and the next step is overdue."""
@@ -297,8 +334,8 @@ class Play:
         return " ".join(self.run.slots)
 
     @property
-    def starts(self) -> list[do.Start]:
-        return [a for a in self.ordered if isinstance(a, do.Start)]
+    def starts(self) -> list[act.Start]:
+        return [a for a in self.ordered if isinstance(a, act.Start)]
 
     def state(self, node: str) -> NodeState:
         return self.run.pool[node].state
@@ -312,6 +349,22 @@ def rebuilt(events: list[ev.Event]) -> Run:
     """The run as the journal of these events gives it."""
     run: Run | None = None
     for event in events:
-        run, _ = step(run, event_from(plain(event)))
+        run = checked(run, event_from(plain(event))).run
     assert run is not None
     return run
+
+
+def checked(before: Run | None, event: ev.Event) -> Transition:
+    """A step, and a look at every invariant, at the whole run: none is broken or refused."""
+    made = transition(before, event)
+    for source, target in pairwise(made.phases):
+        assert target in LEADS_TO[source], f"{source} leads to {target}: {event}"
+    for name, node in made.run.pool.items():
+        old = before.pool.get(name) if before is not None else None
+        if old is not None and old.state is not node.state:
+            assert node.state in STATES[old.state].leads_to, f"{name}: {old.state}, {event}"
+    if before is not None:
+        broken = violations(before, event, made.run, made.actions)
+        assert not broken, [v.text for v in broken]
+    assert made.run.violations == (), [v.text for v in made.run.violations]
+    return made

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from supervisor.fleet import Fleet
+from supervisor.fleet.record import Fleet
 
 # Each call of srun is a round; FILE holds what each node says in it, and orders are kept.
 NODES = """
 import json, os, sys, time
 from pathlib import Path
-from healthchecks.frames import pieces
+from healthchecks.frame.frames import pieces
 line = sys.stdin.readline()
 home = Path("HOME")
 with open(home / "orders", "a") as orders:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from loopback import (
     NODE,
     RUN,
     EngineSide,
-    Place,
+    LoopbackNode,
     agent_errors,
     job,
     play,
@@ -25,15 +26,17 @@ from loopback import (
     until,
 )
 
-from supervisor import wire
-from supervisor.agent import tree
 from supervisor.agent.agent import ALREADY_RUNNING, REFUSED
-from supervisor.agent.link import MAX_REPORTS
-from supervisor.core import actions as do
+from supervisor.agent.code import ARRIVE_S
+from supervisor.agent.engine_client import MAX_REPORTS
+from supervisor.channel import wire
+from supervisor.core import actions as act
 from supervisor.core import events as ev
+from supervisor.host import procfs
+from supervisor.run import snapshot
 
 
-async def begin(place: Place, *args: str, **changes: object) -> EngineSide:
+async def begin(place: LoopbackNode, *args: str, **changes: object) -> EngineSide:
     """An engine and an agent that has registered with it."""
     engine = EngineSide(place, job(place.tmp, *args, **changes))
     place.write_keys(engine.endpoint)
@@ -43,14 +46,14 @@ async def begin(place: Place, *args: str, **changes: object) -> EngineSide:
 
 
 def gone(pid: int) -> bool:
-    return tree.state(pid) in (None, "Z")
+    return procfs.state(pid) in (None, "Z")
 
 
 # --- orders --------------------------------------------------------------------------------------
 
 
 def test_it_registers_and_beats(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         hello = engine.hellos[0]
         assert (hello.run_id, hello.node, hello.job_id) == (RUN, NODE, "7")
@@ -62,7 +65,7 @@ def test_it_registers_and_beats(tmp_path: Path) -> None:
         assert locked or hello.facts["memory"].startswith("not locked: ")
         await until(lambda: len(engine.beats) >= 2)
         assert len(engine.hellos) == 1
-        assert engine.beats[0] == wire.Beat(
+        assert engine.beats[0] == wire.Heartbeat(
             agent=hello.agent, attempt=None, ranks=0, step=None, loss=None
         )
         _, writer = await asyncio.open_connection(hello.address, hello.port)
@@ -72,13 +75,13 @@ def test_it_registers_and_beats(tmp_path: Path) -> None:
 
 
 def test_prepare_start_steps_stop_leave(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, "steps")
         await engine.order(prepare())
         prepared = await engine.event(ev.Prepared)
         assert prepared.problems == () and 30000 <= prepared.port <= 30999
-        told = await engine.started()
-        assert (told.attempt, told.warm) == (1, False)
+        started = await engine.started()
+        assert (started.attempt, started.warm) == (1, False)
         pids = await place.pids()
         await until(lambda: engine.beats and (engine.beats[-1].step or 0) > 5)
         beat = engine.beats[-1]
@@ -87,8 +90,8 @@ def test_prepare_start_steps_stop_leave(tmp_path: Path) -> None:
         await engine.order(stop())
         stopped = await engine.event(ev.RanksStopped)
         assert stopped.stuck == () and all(gone(pid) for pid in pids)
-        assert not engine.of(ev.RankExited)  # what was ordered is not told as a fault
-        await engine.order(do.Leave(key="leave", node=NODE, attempt=1))
+        assert not engine.of(ev.RankExited)  # what was ordered is not reported as a fault
+        await engine.order(act.Leave(key="leave", node=NODE, attempt=1))
         assert (await engine.event(ev.AgentLeft)).reason == "told to leave"
         assert await asyncio.to_thread(place.agents[0].wait, 30) == 0
         assert not place.key_file.exists()
@@ -97,8 +100,8 @@ def test_prepare_start_steps_stop_leave(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_a_ranks_end_is_told_at_once_with_code_and_last_lines(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+def test_a_ranks_end_is_reported_at_once_with_code_and_last_lines(tmp_path: Path) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         pids = await place.pids()
@@ -115,7 +118,7 @@ def test_a_ranks_end_is_told_at_once_with_code_and_last_lines(tmp_path: Path) ->
 
 
 def test_a_stop_reaches_who_ignores_sigterm(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, "stubborn")
         await engine.started()
         pids = await place.pids()
@@ -139,13 +142,13 @@ def full_listener() -> tuple[socket.socket, list[socket.socket]]:
 
 
 def test_collect_and_probe(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
-        engine = await begin(place)
+    async def scenario(place: LoopbackNode) -> None:
+        engine = await begin(place, newer_than_0_1=True)
         await engine.started()
         pids = await place.pids()
         os.kill(pids[1], signal.SIGSTOP)
-        await until(lambda: tree.state(pids[1]) == "T")
-        await engine.order(do.Collect(key="collect", node=NODE, attempt=1))
+        await until(lambda: procfs.state(pids[1]) == "T")
+        await engine.order(act.Collect(key="collect", node=NODE, attempt=1))
         (seen,) = (await engine.event(ev.Collected)).evidence
         assert seen.text == f"rank 1 on n1 (pid {pids[1]}) is stopped by a signal"
 
@@ -154,10 +157,12 @@ def test_collect_and_probe(tmp_path: Path) -> None:
 
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
+        stopped = socket.create_server(("127.0.0.1", 0))  # its kernel takes connections for it
         silent, waiting = full_listener()
         for number, (to, outcome) in enumerate(
             [
                 (("127.0.0.1", port), "reached"),
+                (stopped.getsockname(), "mute"),
                 (("127.0.0.1", 1), "refused"),
                 (silent.getsockname(), "unreachable"),
                 (("127.0.0.1", 99999), "unreachable"),
@@ -165,11 +170,11 @@ def test_collect_and_probe(tmp_path: Path) -> None:
             1,
         ):
             key = f"probe{number}"
-            probe = do.Probe(key=key, node=NODE, attempt=1, target="n2", address=to[0], port=to[1])
+            probe = act.Probe(key=key, node=NODE, attempt=1, target="n2", address=to[0], port=to[1])
             await engine.order(probe)
             assert (await engine.event(ev.Probed, number)).outcome == outcome
         server.close()
-        for each in (silent, *waiting):
+        for each in (silent, stopped, *waiting):
             each.close()
 
     play(tmp_path, scenario)
@@ -186,7 +191,7 @@ def test_collect_and_probe(tmp_path: Path) -> None:
     ],
 )
 def test_a_trainer_that_is_not_there(tmp_path: Path, changes: dict, named: str) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, **changes)
         await engine.order(start())
         failed = await engine.event(ev.StartFailed)
@@ -199,7 +204,7 @@ def test_a_trainer_that_is_not_there(tmp_path: Path, changes: dict, named: str) 
 
 
 def test_old_logs_are_removed(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         place.node_dir.mkdir(mode=0o700)
         for attempt in range(1, 15):
             (place.node_dir / f"a{attempt:04d}").mkdir()
@@ -213,7 +218,7 @@ def test_old_logs_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_piece_of_a_log(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         await place.pids()
@@ -245,7 +250,7 @@ def test_a_piece_of_a_log(tmp_path: Path) -> None:
 
 
 def test_late_orders_touch_no_newer_attempt(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started(1)
         await engine.order(stop(1))
@@ -273,7 +278,7 @@ def test_late_orders_touch_no_newer_attempt(tmp_path: Path) -> None:
 
 
 def test_a_stop_overtakes_a_start_that_waits_for_the_starter(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         (tmp_path / "slow_import.py").write_text("import time; time.sleep(600)")
         engine = await begin(place, preload=("slow_import",), env={"PYTHONPATH": str(tmp_path)})
         await engine.order(prepare(1))
@@ -290,7 +295,7 @@ def test_a_stop_overtakes_a_start_that_waits_for_the_starter(tmp_path: Path) -> 
 
 
 def test_orders_that_are_none_end_nobody(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         for action in (
             {"kind": "Submit", "key": "a", "job_name": "x", "nodes": 1},
@@ -299,10 +304,218 @@ def test_orders_that_are_none_end_nobody(tmp_path: Path) -> None:
             {"kind": "Start", "key": 5},
             {},
         ):
-            await engine.channel.send(NODE, wire.Do(epoch=1, action=action))
+            await engine.channel.send(NODE, wire.Command(epoch=1, action=action))
         await engine.started()
         assert place.notes().count("order not understood") == 5
         assert place.agents[0].poll() is None and len(engine.hellos) == 1
+
+    play(tmp_path, scenario)
+
+
+# --- what keeps a node from running ranks, and ends later --------------------------------------
+
+# Ranks that touch a mount which hangs. A hung_fuse.py beside them holds it until `free` is there.
+SLEEPER = """
+import os, sys
+print("rank", os.environ["RANK"], "pid", os.getpid(), flush=True)
+os.listdir(sys.argv[1])
+"""
+
+
+async def asleep(place: LoopbackNode, tmp: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """A mount that hangs, and who holds it; the path by which others reach it."""
+    mount = tmp / "mount"
+    mount.mkdir()
+    holds = "echo up > held; while [ ! -e free ]; do sleep 0.05; done"
+    hung_fuse = Path(__file__).with_name("hung_fuse.py")
+    holder = subprocess.Popen([sys.executable, hung_fuse, mount, "sh", "-c", holds], cwd=tmp)
+    await until(lambda: (tmp / "held").exists() or holder.poll() is not None, "the mount")
+    if holder.poll() == 77:
+        pytest.skip("needs root and /dev/fuse")
+    (tmp / "sleep.py").write_text(SLEEPER)
+    return holder, Path(f"/proc/{holder.pid}/root{mount}")
+
+
+def waits(pid: int) -> bool:
+    """Whether it waits for an answer that only the mount gives; signals then end it no more."""
+    return "request_wait_answer" in Path(f"/proc/{pid}/wchan").read_text()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("order", ["stop", "prepare"])
+def test_ranks_that_sleep_in_a_hung_file_system(tmp_path: Path, order: str) -> None:
+    """They outlive SIGKILL, which is said; when the file system answers, the agent says that."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        holder, hung = await asleep(place, tmp_path)
+        try:
+            engine = await begin(place, fresh=(str(tmp_path / "sleep.py"), str(hung)))
+            await engine.started()
+            pids = await place.pids()
+            await until(lambda: all(waits(pid) for pid in pids), "ranks that wait for the mount")
+            if order == "stop":
+                kind: type[ev.RanksStopped | ev.Prepared] = ev.RanksStopped
+                await engine.order(stop(grace_s=0))
+                assert (await engine.event(ev.RanksStopped)).stuck == tuple(sorted(pids))
+            else:
+                kind = ev.Prepared
+                await engine.order(prepare(2))
+                prepared = await engine.event(ev.Prepared)
+                assert prepared.stuck == tuple(sorted(pids))
+                assert len(prepared.problems) == 1 and "can't be killed" in prepared.problems[0]
+            assert len(engine.of(kind)) == 1
+            (tmp_path / "free").touch()
+            again = await engine.event(kind, 2)
+            assert again.stuck == () and again.key == engine.of(kind)[0].key
+            assert again.attempt == engine.of(kind)[0].attempt
+            assert all(gone(pid) for pid in pids) and place.left() == set()
+            assert not list(agent_errors(place))
+            assert not engine.of(ev.RankExited)
+        finally:
+            (tmp_path / "free").touch()
+            await asyncio.to_thread(holder.wait, 30)
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.lab
+def test_an_agent_that_comes_to_ranks_that_sleep(tmp_path: Path) -> None:
+    """The one before it could not end them: it knows them, does not take them for wanted, and says
+    when they are gone."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        holder, hung = await asleep(place, tmp_path)
+        try:
+            engine = await begin(place, fresh=(str(tmp_path / "sleep.py"), str(hung)))
+            await engine.started()
+            pids = await place.pids()
+            await until(lambda: all(waits(pid) for pid in pids), "ranks that wait for the mount")
+            await engine.order(stop(grace_s=0))
+            stuck = (await engine.event(ev.RanksStopped)).stuck
+            assert stuck and set(stuck) <= set(pids)
+            place.agents[0].kill()
+            place.agents[0].wait()
+            place.agent()
+            assert (await engine.joined(2)).ranks == len(stuck)
+            assert "adopted" not in place.notes().rpartition(" of run ")[2]
+            await engine.order(stop(grace_s=0))  # as an engine does that wants none of them
+            assert (await engine.event(ev.RanksStopped, 2)).stuck == stuck
+            (tmp_path / "free").touch()
+            assert (await engine.event(ev.RanksStopped, 3)).stuck == ()
+            assert place.left() == set() and not engine.of(ev.RankExited)
+            assert not list(agent_errors(place))
+        finally:
+            (tmp_path / "free").touch()
+            await asyncio.to_thread(holder.wait, 30)
+
+    play(tmp_path, scenario)
+
+
+def test_problems_are_looked_at_again(tmp_path: Path) -> None:
+    """What kept ranks from a node when its agent came is over: nobody has to start it again."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        engine = EngineSide(place, job(place.tmp))
+        place.write_keys(engine.endpoint)
+        everywhere = os.sched_getaffinity(0)
+        if len(everywhere) < 2:
+            pytest.skip("needs two cores")
+        try:
+            os.sched_setaffinity(0, {min(everywhere)})
+            agent = place.agent(SLURM_CPUS_ON_NODE=str(len(everywhere)))
+        finally:
+            os.sched_setaffinity(0, everywhere)
+        assert "may use 1 CPUs" in (await engine.joined()).problems[0]
+        for task in Path(f"/proc/{agent.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), everywhere)
+        over = await engine.event(ev.ProblemsSeen)
+        assert (over.problems, over.agent) == ((), engine.hellos[0].agent)
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hook": "of-tomorrow"}, {"rank_ports": (9, 1)}, {"ranks_per_node": 0}]
+)
+def test_an_engine_whose_answer_is_none(tmp_path: Path, wrong: dict) -> None:
+    """It is told so, and the agent lives on for the next answer."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        engine = await begin(place, **wrong)
+        told = await engine.event(ev.ProblemsSeen)
+        assert told.problems[0].startswith("the engine's answer can't be used: ")
+        await engine.order(prepare())  # nothing is started so
+        engine.job = job(place.tmp)
+        welcome = wire.Welcome(epoch=1, agent=engine.hellos[0].agent, job=engine.job)
+        await engine.channel.answer(engine.callers[0], welcome)
+        assert (await engine.event(ev.ProblemsSeen, 2)).problems == ()
+        await engine.order(prepare())
+        assert (await engine.event(ev.Prepared)).problems == ()
+        assert not list(agent_errors(place)) and place.agents[0].poll() is None
+
+    play(tmp_path, scenario)
+
+
+def test_a_port_that_is_free_later(tmp_path: Path) -> None:
+    """Whatever kept the node from getting ready: that it is over is said without being asked."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        with socket.create_server(("", 0)) as taken:
+            port = taken.getsockname()[1]
+            engine = await begin(place, rank_ports=(port, port))
+            await engine.order(prepare())
+            first = await engine.event(ev.Prepared)
+            assert first.problems and first.stuck == ()
+        second = await engine.event(ev.Prepared, 2)
+        assert (second.problems, second.port, second.key) == ((), port, first.key)
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.soak
+def test_code_that_comes_late(tmp_path: Path) -> None:
+    """It is given up after half a minute, and taken when it is there."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        told, archive = snapshot.pack(
+            {
+                "entry": [],
+                "script": str(tmp_path / "train.py"),
+                "module": "",
+                "workdir": str(tmp_path),
+                "pythonpath": "",
+                "leave": [str(place.home)],
+            }
+        )
+        engine = await begin(place, code=told["digest"])
+        await engine.order(prepare())
+        await asyncio.sleep(ARRIVE_S / 2)
+        first = await engine.event(ev.Prepared)
+        assert "did not come within" in first.problems[0]
+        (place.home / told["digest"]).write_bytes(archive)
+        assert (await engine.event(ev.Prepared, 2)).problems == ()
+
+    play(tmp_path, scenario)
+
+
+def test_a_newer_order_ends_the_looking(tmp_path: Path) -> None:
+    """What is said of an older one then would be true no more."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        with socket.create_server(("", 0)) as taken:
+            port = taken.getsockname()[1]
+            engine = await begin(place, rank_ports=(port, port))
+            await engine.order(prepare(1))
+            await engine.event(ev.Prepared)
+            await engine.order(prepare(2))
+            await engine.event(ev.Prepared, 2)
+        third = await engine.event(ev.Prepared, 3)
+        assert third.attempt == 2 and third.problems == ()
+        await engine.started(2)
+        pids = await place.pids(attempt=2)
+        await asyncio.sleep(3)  # longer than the first look would have waited
+        assert len(engine.of(ev.Prepared)) == 3
+        assert not any(gone(pid) for pid in pids)
 
     play(tmp_path, scenario)
 
@@ -311,7 +524,7 @@ def test_orders_that_are_none_end_nobody(tmp_path: Path) -> None:
 
 
 def test_reports_are_repeated_until_acknowledged_and_kept_in_order(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, ranks_per_node=4)
         await engine.started()
         pids = await place.pids(count=4)
@@ -331,10 +544,33 @@ def test_reports_are_repeated_until_acknowledged_and_kept_in_order(tmp_path: Pat
     play(tmp_path, scenario)
 
 
+def test_ranks_that_end_while_others_are_reported_share_a_report(tmp_path: Path) -> None:
+    """But not with the first one, which may be on its way; an engine of 0.1 gets one for each."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        engine = await begin(place, ranks_per_node=4, newer_than_0_1=True)
+        await engine.started()
+        pids = await place.pids(count=4)
+        engine.acks = False
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda pid=pid: gone(pid))
+        await until(lambda: engine.reports and "RankExited" in str(engine.reports[-1].event))
+        engine.acks = True
+        others = await engine.event(ev.RanksExited)
+        assert [event.exit.rank for event in engine.of(ev.RankExited)] == [0]
+        assert [one.rank for one in others.exits] == [1, 2, 3] and others.reporter == others.node
+        assert {(one.signal, one.node) for one in others.exits} == {(9, others.node)}
+        await asyncio.sleep(0.2)
+        assert len(engine.of(ev.RanksExited)) == 1
+
+    play(tmp_path, scenario)
+
+
 def test_nothing_is_lost_while_the_engine_is_gone(tmp_path: Path) -> None:
     """It dies without a word; its successor is told everything, in order, once."""
 
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, ranks_per_node=4)
         await engine.started()
         pids = await place.pids(count=4)
@@ -354,14 +590,14 @@ def test_nothing_is_lost_while_the_engine_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_waits_for_an_engine_is_bounded(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         engine.acks = False
-        await engine.order(do.Collect(key="c", node=NODE, attempt=1))
+        await engine.order(act.Collect(key="c", node=NODE, attempt=1))
         await until(lambda: engine.reports)
         first = engine.reports[0].seq
         for number in range(MAX_REPORTS + 100):
-            await engine.order(do.Collect(key=f"c{number}", node=NODE, attempt=1))
+            await engine.order(act.Collect(key=f"c{number}", node=NODE, attempt=1))
             if number % 200 == 0:  # no faster than the agent reads
                 await asyncio.sleep(0.05)
         total = MAX_REPORTS + 101
@@ -381,7 +617,7 @@ def test_what_waits_for_an_engine_is_bounded(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_moved_is_found_through_the_key_file(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, "steps")
         await engine.started()
         pids = await place.pids()
@@ -402,7 +638,7 @@ def test_an_engine_that_moved_is_found_through_the_key_file(tmp_path: Path) -> N
 
 
 def test_an_older_engine_is_not_obeyed(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = EngineSide(place, job(tmp_path), epoch=5)
         place.write_keys(engine.endpoint)
         place.agent()
@@ -413,8 +649,8 @@ def test_an_older_engine_is_not_obeyed(tmp_path: Path) -> None:
         older = EngineSide(place, engine.job, epoch=4, port=engine.port)
         await until(lambda: older.strangers)  # it beats, and is asked who it is
         await until(lambda: "an engine of epoch 4 is not obeyed; 5 was seen" in place.notes())
-        for order in (stop(1, grace_s=0), do.Leave(key="leave", node=NODE, attempt=1)):
-            message = wire.Do(epoch=4, action=wire.plain(order))
+        for order in (stop(1, grace_s=0), act.Leave(key="leave", node=NODE, attempt=1)):
+            message = wire.Command(epoch=4, action=wire.plain(order))
             await older.channel.answer(older.strangers[0], message)
         seen = len(older.strangers)
         await until(lambda: len(older.strangers) > seen + 1)  # beats that came after the orders
@@ -430,13 +666,14 @@ def test_an_older_engine_is_not_obeyed(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_refuses_ends_it_with_the_reason(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = EngineSide(place, job(tmp_path))
         engine.welcomes = False
         place.write_keys(engine.endpoint)
         agent = place.agent()
-        hello = await engine.joined()
-        await engine.channel.answer(hello.agent.encode(), wire.Refused(why="job 7 is none of mine"))
+        await engine.joined()
+        refused = wire.Refused(why="job 7 is none of mine")
+        await engine.channel.answer(engine.callers[0], refused)
         assert await asyncio.to_thread(agent.wait, 30) == REFUSED
         assert "refused by the engine: job 7 is none of mine" in place.notes()
 
@@ -444,17 +681,17 @@ def test_an_engine_that_refuses_ends_it_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_another_wire_version_is_noted_and_ends_no_rank(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         pids = await place.pids()
-        identity = engine.hellos[0].agent.encode()
+        identity = engine.callers[0]
         newer = msgspec.msgpack.encode((wire.WIRE + 1, {"type": "Whatever"}))
-        for frame in (newer, b"garbage", b""):
-            await engine.channel._socket.send_multipart([identity, frame])
+        for frame in (newer, b"garbage", b"", b"more"):  # the 1st, 2nd and 4th are noted
+            await engine.link.send(identity, frame)
         await until(lambda: place.notes().count("message of the engine dropped") == 3)
         assert f"speaks wire version {wire.WIRE + 1}; this side speaks" in place.notes()
-        await engine.order(do.Collect(key="c", node=NODE, attempt=1))
+        await engine.order(act.Collect(key="c", node=NODE, attempt=1))
         await engine.event(ev.Collected)
         assert not any(gone(pid) for pid in pids)
 
@@ -465,8 +702,8 @@ def test_another_wire_version_is_noted_and_ends_no_rank(tmp_path: Path) -> None:
 def test_ranks_without_an_engine_are_stopped_unless_they_progress(
     tmp_path: Path, progress: bool
 ) -> None:
-    async def scenario(place: Place) -> None:
-        engine = await begin(place, *(["steps"] if progress else []), orphan_s=6.0)
+    async def scenario(place: LoopbackNode) -> None:
+        engine = await begin(place, *(["steps"] if progress else []), engine_lost_timeout_s=6.0)
         await engine.started()
         pids = await place.pids()
         await engine.vanish()
@@ -489,7 +726,7 @@ def test_ranks_without_an_engine_are_stopped_unless_they_progress(
 
 
 def test_sigterm_stops_the_ranks_and_says_so(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         pids = await place.pids()
@@ -501,12 +738,14 @@ def test_sigterm_stops_the_ranks_and_says_so(tmp_path: Path) -> None:
         assert all(gone(pid) for pid in pids)
         assert len(engine.of(ev.AgentLeft)) == 1 and not engine.of(ev.RankExited)
         assert place.key_file.exists()  # the run goes on, perhaps here
+        left_there = {path.name for path in place.node_dir.iterdir()}
+        assert not left_there & {"job.json", "code", "starter"}, "what another start brings anew"
 
     play(tmp_path, scenario)
 
 
 def test_sigterm_during_a_start(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         (tmp_path / "slow_import.py").write_text("import time; time.sleep(600)")
         engine = await begin(place, preload=("slow_import",), env={"PYTHONPATH": str(tmp_path)})
         await engine.order(start(1))
@@ -520,7 +759,7 @@ def test_sigterm_during_a_start(tmp_path: Path) -> None:
 
 
 def test_a_killed_agent_is_replaced_and_the_ranks_never_notice(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, "steps")
         await engine.started()
         pids = await place.pids()
@@ -547,7 +786,7 @@ def test_a_killed_agent_is_replaced_and_the_ranks_never_notice(tmp_path: Path) -
 
 
 def test_the_next_agent_tells_of_ranks_that_died_with_the_last(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         pids = await place.pids()
@@ -568,8 +807,8 @@ def test_the_next_agent_tells_of_ranks_that_died_with_the_last(tmp_path: Path) -
 
 
 def test_an_agent_that_comes_without_an_engine_still_ends_orphans(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
-        engine = await begin(place, orphan_s=2.0)
+    async def scenario(place: LoopbackNode) -> None:
+        engine = await begin(place, engine_lost_timeout_s=2.0)
         await engine.started()
         pids = await place.pids()
         await engine.vanish()
@@ -585,23 +824,24 @@ def test_an_agent_that_comes_without_an_engine_still_ends_orphans(tmp_path: Path
 
 @pytest.mark.parametrize("ruin", [b"", b"{", b'{"attempt": 1}', b"[]"])
 def test_a_ruined_memory_keeps_no_agent_from_starting(tmp_path: Path, ruin: bytes) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
-        await place.pids()
+        pids = await place.pids()
         place.agents[0].kill()
         place.agents[0].wait()
         for name in ("ranks.json", "job.json", "epoch"):
             (place.node_dir / name).write_bytes(ruin)
         place.agent()
-        assert (await engine.joined(2)).ranks == 0
-        assert place.left() == set()  # found by their mark, and ended: nobody can answer for them
+        hello = await engine.joined(2)
+        assert (hello.attempt, hello.ranks) == (1, 2)  # known by the logs that they write to
+        assert not any(gone(pid) for pid in pids)
 
     play(tmp_path, scenario)
 
 
 def test_a_second_agent_on_the_node_ends_with_75(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         second = place.agent()
         out, _ = await asyncio.to_thread(second.communicate, timeout=30)
@@ -615,7 +855,7 @@ def test_a_second_agent_on_the_node_ends_with_75(tmp_path: Path) -> None:
 def test_a_bug_ends_it_loudly_and_the_ranks_live(tmp_path: Path) -> None:
     """The restart loop starts another, which adopts. No source line is read from storage."""
 
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place)
         await engine.started()
         pids = await place.pids()
@@ -636,7 +876,7 @@ def test_a_bug_ends_it_loudly_and_the_ranks_live(tmp_path: Path) -> None:
 # --- what is not to be trusted -------------------------------------------------------------------
 
 
-def refusal(place: Place) -> str:
+def refusal(place: LoopbackNode) -> str:
     agent = place.agent()
     out, _ = agent.communicate(timeout=30)
     assert agent.returncode == 2, out
@@ -646,7 +886,7 @@ def refusal(place: Place) -> str:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
-    place = Place(tmp_path)
+    place = LoopbackNode(tmp_path)
     place.write_keys("tcp://127.0.0.1:1")
     place.key_file.chmod(mode)
     assert "key: the key file must be a regular file of mode 0600, owned by you" in refusal(place)
@@ -655,7 +895,7 @@ def test_a_key_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder", "text", "wire"])
 def test_a_key_file_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
-    place = Place(tmp_path)
+    place = LoopbackNode(tmp_path)
     match kind:
         case "link":
             place.write_keys("tcp://127.0.0.1:1")
@@ -675,9 +915,9 @@ def test_a_key_file_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root: gives a file away")
-@pytest.mark.parametrize("what", ["key_file", "node_dir"])
+@pytest.mark.parametrize("what", ["key_file", "node_dir", "home"])
 def test_what_another_user_owns_is_refused(tmp_path: Path, what: str) -> None:
-    place = Place(tmp_path)
+    place = LoopbackNode(tmp_path)
     place.write_keys("tcp://127.0.0.1:1")
     place.node_dir.mkdir(mode=0o700)
     os.chown(getattr(place, what), 12345, 12345)
@@ -686,7 +926,7 @@ def test_what_another_user_owns_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_a_node_directory_that_is_not_to_be_trusted(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = LoopbackNode(tmp_path)
     place.write_keys("tcp://127.0.0.1:1")
     place.node_dir.mkdir()
     place.node_dir.chmod(0o777)
@@ -696,7 +936,7 @@ def test_a_node_directory_that_is_not_to_be_trusted(tmp_path: Path) -> None:
     place.node_dir.symlink_to(tmp_path / "elsewhere")
     assert "must be a directory" in refusal(place)
     place.node_dir.unlink()
-    place.node_dir = tmp_path / "no" / "parent"
+    place.home = tmp_path / "no" / "parent"
     assert "No such file or directory" in refusal(place)
     place.close()
 
@@ -705,7 +945,7 @@ def test_a_node_directory_that_is_not_to_be_trusted(tmp_path: Path) -> None:
 
 
 def test_whatever_a_pattern_captures_ends_nobody(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         lines = ["1e3", "-5", "none", "9" * 30, "٣", "²", "nan", "7"]
         script = tmp_path / "lines.py"
         script.write_text(
@@ -726,7 +966,7 @@ def test_whatever_a_pattern_captures_ends_nobody(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_lines_holds_up_neither_beats_nor_orders(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         script = tmp_path / "flood.py"
         script.write_text(
             "line = ('x' * 99 + chr(10)) * 1000\n"
@@ -749,7 +989,7 @@ def test_a_full_disk_ends_no_agent(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("needs root: mounts a small tmpfs")
 
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = EngineSide(place, job(tmp_path), epoch=1)
         place.write_keys(engine.endpoint)
         place.node_dir.mkdir(mode=0o700)
@@ -775,7 +1015,7 @@ def test_a_full_disk_ends_no_agent(tmp_path: Path) -> None:
             Path(f"/proc/{child.pid}/root{inside}/fill").unlink()
             await engine.order(start(2))
             await engine.event(ev.RanksStarted)
-            await engine.order(do.Leave(key="leave", node=NODE, attempt=2))
+            await engine.order(act.Leave(key="leave", node=NODE, attempt=2))
             assert await asyncio.wait_for(child.wait(), 30) == 0
         finally:
             if child.returncode is None:
@@ -786,7 +1026,7 @@ def test_a_full_disk_ends_no_agent(tmp_path: Path) -> None:
 
 
 def test_many_ranks(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, python="", fresh=("sleep", "600"), ranks_per_node=200)
         await engine.started()
         await until(lambda: engine.beats and engine.beats[-1].ranks == 200)
@@ -800,7 +1040,7 @@ def test_many_ranks(tmp_path: Path) -> None:
 def test_nothing_is_imported_after_the_start(tmp_path: Path) -> None:
     """The code may lie on storage that hangs; -X importtime tells each import on stderr."""
 
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = EngineSide(place, job(tmp_path, "steps"))
         place.write_keys(engine.endpoint)
         place.agent("-X", "importtime")
@@ -809,12 +1049,12 @@ def test_nothing_is_imported_after_the_start(tmp_path: Path) -> None:
         await engine.event(ev.Prepared)
         await engine.started()
         pids = await place.pids()
-        probe = do.Probe(
+        probe = act.Probe(
             key="p", node=NODE, attempt=1, target="n2", address="localhost", port=engine.port
         )
         await engine.order(probe)
         await engine.event(ev.Probed)
-        await engine.order(do.Collect(key="c", node=NODE, attempt=1))
+        await engine.order(act.Collect(key="c", node=NODE, attempt=1))
         fetch = wire.Fetch(epoch=1, key="f", attempt=1, rank=0, offset=0, limit=9, wait_s=0)
         await engine.channel.send(NODE, fetch)
         await until(lambda: engine.chunks)
@@ -826,7 +1066,7 @@ def test_nothing_is_imported_after_the_start(tmp_path: Path) -> None:
         await second.joined()
         await second.order(stop(1))
         await second.event(ev.RanksStopped)
-        await second.order(do.Leave(key="leave", node=NODE, attempt=1))
+        await second.order(act.Leave(key="leave", node=NODE, attempt=1))
         assert await asyncio.to_thread(place.agents[0].wait, 30) == 0
         late = [line for line in place.notes().splitlines() if line.startswith("import time:")]
         assert late == []

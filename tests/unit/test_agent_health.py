@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import NODE, EngineSide, Place, job, play, until
+from loopback import NODE, EngineSide, LoopbackNode, job, play, until
 
-from healthchecks.report import parse
-from supervisor import wire
-from supervisor.agent.health import Health
+from healthchecks.frame.report import parse
+from supervisor.agent.health import HealthWatch
+from supervisor.channel import wire
 from supervisor.core import events as ev
+from supervisor.host import procfs
+from tests.processes import children
 
 FULL = {"fs.local": {"fail_percent": 0, "warn_percent": 0}}
 
@@ -30,7 +31,7 @@ def plan(
     return wire.Health(**values)
 
 
-async def begin(place: Place, health: wire.Health | None, *args: str) -> EngineSide:
+async def begin(place: LoopbackNode, health: wire.Health | None, *args: str) -> EngineSide:
     engine = EngineSide(place, job(place.tmp, *args, health=health))
     place.write_keys(engine.endpoint)
     place.agent()
@@ -39,12 +40,12 @@ async def begin(place: Place, health: wire.Health | None, *args: str) -> EngineS
 
 
 def test_the_node_is_looked_at_first_of_all_and_once(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, plan(settings=FULL))
         seen = await engine.event(ev.HealthSeen)
         assert (seen.node, seen.agent, seen.status) == (NODE, engine.hellos[0].agent, "FAIL")
         fault = next(f for f in seen.faults if f.check.startswith("fs.local["))
-        assert fault.status == "FAIL" and fault.own and "% of its" in fault.text
+        assert fault.status == "FAIL" and fault.node_fault and "% of its" in fault.text
         report = parse(engine.looked[0].report)
         assert report.node == NODE and report.tags == ("preflight",)
         assert {f.check for f in report.findings} > {"fs.local"}
@@ -53,7 +54,7 @@ def test_the_node_is_looked_at_first_of_all_and_once(tmp_path: Path) -> None:
 
 
 def test_a_run_without_health_checks_has_none(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, None)
         await until(lambda: len(engine.beats) > 1)
         assert not engine.looked and not engine.of(ev.HealthSeen)
@@ -62,7 +63,7 @@ def test_a_run_without_health_checks_has_none(tmp_path: Path) -> None:
 
 
 def test_beside_ranks_the_running_suite_runs_and_at_once_when_one_ends(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, plan(tags=(), running_s=3600.0))
         await engine.started()
         await place.pids()
@@ -74,7 +75,7 @@ def test_beside_ranks_the_running_suite_runs_and_at_once_when_one_ends(tmp_path:
 
 
 def test_what_did_not_change_is_told_once(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, plan(running_s=0.01, settings=FULL))
         await until(lambda: len(engine.looked) >= 3, "three looks")
         assert len(engine.of(ev.HealthSeen)) < len(engine.looked)
@@ -83,10 +84,10 @@ def test_what_did_not_change_is_told_once(tmp_path: Path) -> None:
 
 
 def test_somebody_asks(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, None)
         for key, order in (("a", json.dumps({"names": ["fs.local"]})), ("b", "[]"), ("c", "{")):
-            look = wire.Look(epoch=1, key=key, order=order, deadline_s=20.0)
+            look = wire.HealthQuery(epoch=1, key=key, order=order, deadline_s=20.0)
             assert await engine.channel.send(NODE, look)
             await until(lambda: len(engine.looked) > "abc".index(key), key)  # noqa: B023
         good, *bad = engine.looked
@@ -97,7 +98,7 @@ def test_somebody_asks(tmp_path: Path) -> None:
 
 
 def test_checks_that_can_not_run_are_unknown_and_say_why(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         bad = {"fs.local": {"no_such_key": 1}}
         engine = await begin(place, plan(settings=bad))
         seen = await engine.event(ev.HealthSeen)
@@ -109,16 +110,14 @@ def test_checks_that_can_not_run_are_unknown_and_say_why(tmp_path: Path) -> None
 
 
 def test_checks_that_hang_are_given_up_in_time_and_looked_at_again(tmp_path: Path) -> None:
-    async def scenario(place: Place) -> None:
+    async def scenario(place: LoopbackNode) -> None:
         engine = await begin(place, plan(running_s=0.05, deadline_s=1.0))
-        children = Path(f"/proc/{place.agents[0].pid}/task/{place.agents[0].pid}/children")
 
         def stopped() -> bool:
-            for pid in children.read_text().split():
-                with contextlib.suppress(OSError):
-                    if b"healthchecks" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(int(pid), signal.SIGSTOP)
-                        return True
+            for pid in children(place.agents[0].pid):
+                if "healthchecks" in " ".join(procfs.argv(pid)):
+                    os.kill(pid, signal.SIGSTOP)
+                    return True
             return False
 
         await until(stopped, "the process of the checks")
@@ -143,15 +142,14 @@ class Scripted:
         monkeypatch.setattr(sys, "executable", str(python))
         self.busy = False
         self.seen: list[Any] = []
-        self.health = Health(
+        self.health = HealthWatch(
             "n1",
             "life",
             busy=lambda: self.busy,
             report=self.seen.append,
             send=lambda _: None,
-            note=lambda _: None,
         )
-        self.health.employ(plan(running_s=0.01, deadline_s=5.0))
+        self.health.configure(plan(running_s=0.01, deadline_s=5.0))
 
     def answers(self, **rows: str) -> None:
         results = [{"check": c.replace("_", "."), "status": s, "seen": s} for c, s in rows.items()]
@@ -246,6 +244,6 @@ def test_a_check_that_does_not_drain_names_no_node() -> None:
     from supervisor.agent.health import fault_of
 
     row = {"check": "ib.counters", "status": "FAIL", "seen": "x", "blame": "node"}
-    assert fault_of(row).own
-    assert not fault_of({**row, "drains": False}).own
-    assert not fault_of({**row, "shared": "switch s"}).own
+    assert fault_of(row).node_fault
+    assert not fault_of({**row, "drains": False}).node_fault
+    assert not fault_of({**row, "shared": "switch s"}).node_fault

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor import checkpoints
-from supervisor.checkpoints import REQUIRED, State, latest_verified, scan, verify
+from supervisor.checkpoints import metadata
+from supervisor.checkpoints.dcp import REQUIRED, CheckpointScan, CheckpointState, verify
+from supervisor.checkpoints.storage import Storage
 from supervisor.cli.checkpoints import checkpoints as command
-from supervisor.storage import Storage
 
 DATA = Path(__file__).parents[1] / "data" / "dcp"
 FULL, MODEL_ONLY = DATA / "step-5", DATA / "step-6"
@@ -32,7 +32,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FULL, tmp_path / "step-5"))
 
 
-def reason(path: Path, state: State = State.UNUSABLE) -> str:
+def reason(path: Path, state: CheckpointState = CheckpointState.UNUSABLE) -> str:
     report = verify(str(path))
     assert report.state is state, report
     assert not report.verified and "\n" not in report.reason
@@ -41,7 +41,7 @@ def reason(path: Path, state: State = State.UNUSABLE) -> str:
 
 def test_a_full_checkpoint_is_verified():
     report = verify(str(FULL))
-    assert (report.state, report.reason, report.step) == (State.VERIFIED, "", 5)
+    assert (report.state, report.reason, report.step) == (CheckpointState.VERIFIED, "", 5)
     assert report.bytes == sum(path.stat().st_size for path in FULL.iterdir())
     assert report.mtime == (FULL / ".metadata").stat().st_mtime
 
@@ -104,7 +104,7 @@ def test_a_shard_that_is_no_file_does_not_hold_us(copy: Path):
 
 def test_without_metadata_it_is_incomplete_not_damaged(copy: Path):
     (copy / ".metadata").unlink()
-    assert reason(copy, State.INCOMPLETE) == "no .metadata: not finished"
+    assert reason(copy, CheckpointState.INCOMPLETE) == "no .metadata: not finished"
 
 
 def test_truncated_metadata(copy: Path):
@@ -113,7 +113,7 @@ def test_truncated_metadata(copy: Path):
 
 
 def test_huge_metadata_is_not_read(copy: Path):
-    os.truncate(copy / ".metadata", checkpoints.MAX_METADATA + 1)  # sparse
+    os.truncate(copy / ".metadata", metadata.MAX_METADATA + 1)  # sparse
     assert reason(copy) == ".metadata has 268435457 bytes, 268435456 at most"
 
 
@@ -140,7 +140,7 @@ def test_an_allowed_name_does_nothing_real():
     # builtins.getattr is on the list, for Python 3.11's enums. Really loaded, this is a function.
     raw = b"cbuiltins\ngetattr\n(cpathlib\nPosixPath\nS'home'\ntR."
     assert pickle.loads(raw) == PosixPath.home
-    assert isinstance(checkpoints._Unpickler(raw).load(), checkpoints._Inert)
+    assert isinstance(metadata._Unpickler(raw).load(), metadata._Inert)
 
 
 @pytest.mark.parametrize("name", [b"/etc/passwd\0", b"../step-5/_0", b"__0_0/distcp"])
@@ -183,7 +183,7 @@ def test_a_shard_shorter_than_needed_is_never_verified(copy: Path, shard: str, d
 def memory_limit():
     """As in the child: a damaged pickle may ask for more memory than there is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (checkpoints.CHILD_MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (metadata.limits(20_000)[0], hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
@@ -219,6 +219,14 @@ def test_damaged_metadata_never_raises(copy: Path, data: st.DataObject):
 # --- scan
 
 
+def scan(directory: Path, above: int = -1) -> CheckpointScan:
+    async def ask() -> CheckpointScan:
+        async with Storage() as storage:
+            return await storage.scan(str(directory), deadline_s=60, above=above)
+
+    return asyncio.run(ask())
+
+
 def lineage(root: Path) -> Path:
     """Attempts as superv lays them out, with what lies around in real ones."""
     for where in ("a0001/step-5", "a0001/step-10", "a0002/step-10", "a0002/step-20"):
@@ -233,29 +241,26 @@ def lineage(root: Path) -> Path:
 
 
 def test_scan_lists_every_attempt_newest_first(tmp_path: Path):
-    result = scan(str(lineage(tmp_path)))
+    result = scan(lineage(tmp_path))
     assert [
         (one.path.removeprefix(f"{tmp_path}/"), one.step, one.state) for one in result.found
     ] == [
-        ("a0002/step-20", 20, State.INCOMPLETE),
-        ("a0002/step-10", 10, State.UNUSABLE),
-        ("a0001/step-10", 10, State.VERIFIED),
-        ("a0001/step-5", 5, State.VERIFIED),
+        ("a0002/step-20", 20, CheckpointState.INCOMPLETE),
+        ("a0002/step-10", 10, CheckpointState.UNUSABLE),
+        ("a0001/step-10", 10, CheckpointState.VERIFIED),
+        ("a0001/step-5", 5, CheckpointState.VERIFIED),
     ]
-    newest = latest_verified(result.found)
-    assert newest is not None and newest.path == str(tmp_path / "a0001/step-10")
 
 
 def test_scan_of_one_attempt_above_a_step(tmp_path: Path):
     lineage(tmp_path)
-    assert [one.step for one in scan(str(tmp_path / "a0001")).found] == [10, 5]
-    assert [one.step for one in scan(str(tmp_path / "a0001"), above=5).found] == [10]
+    assert [one.step for one in scan(tmp_path / "a0001").found] == [10, 5]
+    assert [one.step for one in scan(tmp_path / "a0001", above=5).found] == [10]
 
 
 def test_scan_tells_empty_from_absent(tmp_path: Path):
-    assert scan(str(tmp_path)).exists and scan(str(tmp_path)).found == ()
-    assert not scan(str(tmp_path / "a0001")).exists
-    assert latest_verified(()) is None
+    assert scan(tmp_path).exists and scan(tmp_path).found == ()
+    assert not scan(tmp_path / "a0001").exists
 
 
 # --- the child
@@ -272,10 +277,12 @@ def told(command: str, path: Path, **more: object) -> dict:
     return asyncio.run(ask())
 
 
-def test_the_child_answers_with_one_document(tmp_path: Path):
-    document = told("scan", lineage(tmp_path))
-    assert document["schema"] == 1 and document["exists"] and document["directory"] == str(tmp_path)
-    assert document["found"][2] == {
+def test_the_child_answers_with_plain_data(tmp_path: Path):
+    document = told("list", lineage(tmp_path))
+    assert document["exists"] and document["refused"] == []
+    paths = [str(tmp_path / name) for name in ("a0002/step-20", "a0002/step-10", "a0001/step-10")]
+    assert document["paths"][:3] == paths
+    assert told("verify", Path(paths[2])) == {
         "path": str(tmp_path / "a0001/step-10"),
         "step": 10,
         "state": "verified",
@@ -283,21 +290,22 @@ def test_the_child_answers_with_one_document(tmp_path: Path):
         "bytes": sum(path.stat().st_size for path in FULL.iterdir()),
         "mtime": (tmp_path / "a0001/step-10/.metadata").stat().st_mtime,
     }
-    assert told("verify", MODEL_ONLY, required=["model"])["found"][0]["state"] == "verified"
+    assert told("verify", MODEL_ONLY, required=["model"])["state"] == "verified"
 
 
 def test_a_pickle_cannot_take_all_memory(copy: Path):
     # LONG_BINPUT: "remember this as number 4,294,967,295", an array of 64 GiB to the unpickler.
     (copy / ".metadata").write_bytes(b"\x80\x02Nr\xff\xff\xff\xff.")
-    reason = told("verify", copy)["found"][0]["reason"]
-    assert reason == ".metadata can't be read: MemoryError:"
+    told_of = told("verify", copy)
+    assert told_of["state"] == "unusable"
+    assert told_of["reason"] == ".metadata asks for more than 512 MB of memory"
 
 
 def test_the_child_never_imports_torch_nor_what_is_slow():
-    code = "import sys, supervisor.checkpoints; print(*sys.modules)"
+    code = "import sys, supervisor.checkpoints.child; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert {"torch", "numpy", "asyncio", "msgspec", "click", "rich"}.isdisjoint(loaded.split())
-    assert "supervisor.checkpoints" in loaded.split()
+    assert "supervisor.checkpoints.child" in loaded.split()
 
 
 # --- superv checkpoints
@@ -315,11 +323,12 @@ def test_cli_list(tmp_path: Path):
     result = CliRunner().invoke(command, ["list", str(lineage(tmp_path))])
     assert result.exit_code == 0
     lines = [line.split() for line in result.output.splitlines()]
-    assert [(line[0], line[1], line[-1]) for line in (lines[1], lines[3], lines[5], lines[6])] == [
+    assert [(line[0], line[1], line[-1]) for line in lines[1:5]] == [
         ("20", "incomplete", "a0002/step-20"),
         ("10", "unusable", "a0002/step-10"),
         ("10", "verified", "a0001/step-10"),
         ("5", "verified", "a0001/step-5"),
     ]
     size = (FULL / SHARDS[1]).stat().st_size
-    assert f"{SHARDS[1]} is truncated: 100 bytes, {size} expected" in result.output
+    why = f"{SHARDS[1]} is truncated: 100 bytes, {size} expected"
+    assert f"10  a0002/step-10: {why}" in result.output

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from healthchecks.causes import Cause
-from healthchecks.check import Blame, Check, Result, Status
-from healthchecks.cohort import Judged, judge, kinds_of, pin
-from healthchecks.registry import registered
-from healthchecks.report import Finding, Report
+from healthchecks.frame.check import Blame, Check, Result, Status
+from healthchecks.frame.registry import registered
+from healthchecks.frame.report import Finding, Report
+from healthchecks.many.causes import FindingCause
+from healthchecks.many.cohort import ComparedReports, hardware_classes, judge, pin
 from supervisor.core.errors import UserError
 from supervisor.core.nodeset import compress
 
@@ -21,18 +21,18 @@ Change = Callable[[str, Result], Result]
 def a_check(name: str, cohort: Status | None) -> Check:
     return Check(
         name=name,
-        look=lambda ctx: Result(status=Status.OK, seen=""),
+        run=lambda ctx: Result(status=Status.OK, seen=""),
         tags=frozenset({"preflight"}),
         deadline_s=1.0,
         call_deadline_s=None,
         resource="host",
-        each=None,
-        hung=Status.UNKNOWN,
-        hung_fix="",
+        targets=None,
+        on_timeout=Status.UNKNOWN,
+        timeout_fix="",
         blame=Blame.NODE,
         cohort=cohort,
         drains=True,
-        untried="",
+        untested="",
     )
 
 
@@ -82,7 +82,7 @@ def cohort(
     return reports
 
 
-def added(judged: Judged) -> dict[str, list[tuple[str, Status, str]]]:
+def added(judged: ComparedReports) -> dict[str, list[tuple[str, Status, str]]]:
     """What the comparison added, by node."""
     return {
         node: found
@@ -100,7 +100,7 @@ def added(judged: Judged) -> dict[str, list[tuple[str, Status, str]]]:
 def test_a_cohort_that_is_alike_has_nothing_to_say() -> None:
     judged = judge(cohort(), CHECKS)
     assert (judged.causes, added(judged), judged.status) == ((), {}, Status.OK)
-    assert {kind: len(nodes) for kind, nodes in judged.kinds.items()} == {GPU: 63}
+    assert {kind: len(nodes) for kind, nodes in judged.hardware_classes.items()} == {GPU: 63}
 
 
 def test_the_odd_ones_out_are_named_with_the_checks_own_severity() -> None:
@@ -192,7 +192,7 @@ def test_kinds_are_compared_apart_and_a_node_without_gpus_stays_with_its_fellows
     }
     gone = {"versions": Result(status=Status.SKIP, seen="no NVIDIA GPU")}
     reports = cohort(20, {**{n: hopper for n in range(1, 6)}, 2: {**hopper, **gone}, 11: gone})
-    kinds = {kind: compress(nodes) for kind, nodes in kinds_of(reports).items()}
+    kinds = {kind: compress(nodes) for kind, nodes in hardware_classes(reports).items()}
     assert kinds == {"NVIDIA H100": "n[1-5]", GPU: "n[6-20]"}
     assert list(added(judge(reports, CHECKS))) == ["n2", "n11"]
 
@@ -225,7 +225,9 @@ def test_nodes_of_two_kinds_are_not_pinned_together() -> None:
         pin({}, CHECKS)
 
 
-def causes(changes: Mapping[int, Mapping[str, Result | None]], count: int = 63) -> list[Cause]:
+def causes(
+    changes: Mapping[int, Mapping[str, Result | None]], count: int = 63
+) -> list[FindingCause]:
     return list(judge(cohort(count, changes), CHECKS).causes)
 
 
@@ -276,7 +278,7 @@ def test_nodes_that_gave_no_report_are_in_nobodys_cohort() -> None:
 
 
 def test_checks_that_can_not_ask_for_one_reason_are_one_cause() -> None:
-    from healthchecks.causes import causes_of
+    from healthchecks.many.causes import causes_of
 
     why = "gpu3: not asked: GPU is lost (15); see gpu.handle"
     blind = [
@@ -293,7 +295,7 @@ def test_checks_that_can_not_ask_for_one_reason_are_one_cause() -> None:
 
 
 def test_the_slow_node_of_a_full_width_test_is_found_by_comparison() -> None:
-    from healthchecks.check import Metric
+    from healthchecks.frame.check import Metric
 
     def at_once(node: str, rate: float) -> Report:
         metrics = {}

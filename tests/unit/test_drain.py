@@ -7,11 +7,13 @@ import shlex
 import pytest
 
 import healthchecks.checks.fs
-from healthchecks.check import Result, Status
-from healthchecks.report import Finding
-from launchers.slurm import NodeStatus
-from supervisor.drain import Decision, command, decide, reason_for
-from supervisor.fleet import Drain
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding
+from launchers.slurm import SlurmNode
+from supervisor.config import DrainRule
+from supervisor.fleet.brake import counted, too_many
+from supervisor.fleet.drain import DrainDecision, decide, reason_for, scontrol_command
+from supervisor.fleet.types import Drain
 
 assert healthchecks.checks.fs  # registers fs.local
 
@@ -20,20 +22,26 @@ def bad(check="fs.local", status=Status.FAIL, seen="97 % used", shared=""):
     return Finding(check=check, result=Result(status=status, seen=seen, shared=shared))
 
 
-def node(name, state="idle", reason="", answers=True):
-    return NodeStatus(name=name, state=state, answers=answers, reason=reason)
+def node(name, state="idle", reason=""):
+    return SlurmNode(name=name, state=state, reason=reason)
 
 
-def asked(confirmed=None, *, slurm=None, own=None, passes=None, looked=63):
-    states = {f"n{i}": node(f"n{i}") for i in range(1, 64)} | (slurm or {})
+def asked(confirmed=None, *, slurm=None, own=None, passes=None, nodes=63, rule=None):
+    states = {f"n{i}": node(f"n{i}") for i in range(1, nodes + 1)} | (slurm or {})
     return decide(
-        confirmed=confirmed or {}, looked=looked, slurm=states, own=own or {}, passes=passes or {}
+        confirmed=confirmed or {},
+        brake=counted(states, rule or DrainRule(mode="on"), 0.0),
+        slurm=states,
+        own=own or {},
+        passes=passes or {},
     )
 
 
 def test_a_confirmed_fault_of_its_own_drains_a_node():
     decisions, why = asked({"n4": [bad()]})
-    assert decisions == [Decision(node="n4", act="drain", reason="superv: fs.local: 97 % used")]
+    assert decisions == [
+        DrainDecision(node="n4", act="drain", reason="superv: fs.local: 97 % used")
+    ]
     assert why == ""
 
 
@@ -54,10 +62,48 @@ def test_a_node_that_is_out_already_is_left_alone(state):
 
 def test_many_at_once_are_a_shared_cause():
     decisions, why = asked({f"n{i}": [bad()] for i in range(1, 5)})
-    assert decisions == [] and "4 nodes would be drained at once" in why
+    assert decisions == [] and why.startswith("4 nodes at once not drained (n[1-4]): the drain bra")
     decisions, why = asked({f"n{i}": [bad()] for i in range(1, 4)})
     assert len(decisions) == 3 and why == ""
-    assert asked({f"n{i}": [bad()] for i in range(1, 4)}, looked=4)[0] == []
+    assert asked({f"n{i}": [bad()] for i in range(1, 4)}, nodes=4)[0] == []
+
+
+def test_drains_that_stand_count_whoever_of_superv_set_them():
+    reasons = ["superv: gpu.count: 7 of 8 GPUs", "Prolog error", "superv:  x"]
+    slurm = {f"n{60 + i}": node(f"n{60 + i}", "drained", r) for i, r in enumerate(reasons)}
+    decisions, why = asked({"n4": [bad()]}, slurm=slurm)
+    assert decisions == [] and why == (
+        "1 node not drained (n4): the drain brake holds: 3 of 63 nodes are drained by superv or a "
+        "failed Prolog (n[60-62]), 3 may be (drain: max_percent, max_nodes); look for what they "
+        "share; it lifts by itself when fewer are"
+    )
+    slurm["n60"] = node("n60", "drained", "ops: superv: said so")  # a person's does not count
+    assert [d.node for d in asked({"n4": [bad()]}, slurm=slurm)[0]] == ["n4"]
+    slurm["n60"] = node("n60", "idle", "superv: lifted")
+    assert [d.node for d in asked({"n4": [bad()]}, slurm=slurm)[0]] == ["n4"]
+
+
+@pytest.mark.parametrize(
+    ("percent", "most", "nodes", "limit"),
+    [(5, 2, 63, 3), (5, 2, 10, 2), (50, 0, 10, 5), (0, 0, 1000, 0), (0, 1, 1000, 1), (1, 2, 10, 2)],
+)
+def test_the_limit_is_the_larger_of_share_and_number(percent, most, nodes, limit):
+    rule = DrainRule(mode="on", max_percent=percent, max_nodes=most)
+    for bad_ones in range(1, 8):
+        confirmed = {f"n{i}": [bad()] for i in range(1, bad_ones + 1) if i <= nodes}
+        decisions, why = asked(confirmed, nodes=nodes, rule=rule)
+        assert (len(decisions) == len(confirmed)) is (len(confirmed) <= limit) is (why == "")
+
+
+def test_nodes_that_drain_at_the_same_moment_give_back_what_is_too_much():
+    """Each counted before the others had drained; each looks again, and all come to the same."""
+    rule = DrainRule(mode="on")
+    drained = [f"n{i}" for i in range(1, 9)]
+    states = {f"n{i}": node(f"n{i}") for i in range(1, 64)}
+    states |= {n: node(n, "drained", "superv: x: y") for n in drained}
+    kept = [n for n in drained if not too_many(states, rule, [n])]
+    assert kept == ["n1", "n2", "n3"]
+    assert too_many(dict.fromkeys([]), rule, []) == []
 
 
 OWN = {"n4": Drain(node="n4", at=1.0, reason="superv: fs.local: 97 % used")}
@@ -91,7 +137,8 @@ def test_a_state_that_may_hide_a_drain_says_nothing_of_it(state):
 
 
 def test_nothing_is_lifted_while_slurm_does_not_say():
-    assert decide(confirmed={}, looked=1, slurm={}, own=OWN, passes={"n4": 9}) == ([], "")
+    brake = counted({}, DrainRule(mode="on"), 0.0)
+    assert decide(confirmed={}, brake=brake, slurm={}, own=OWN, passes={"n4": 9}) == ([], "")
 
 
 def test_the_reason_fits_on_a_line_and_the_command_is_quoted():
@@ -99,5 +146,5 @@ def test_the_reason_fits_on_a_line_and_the_command_is_quoted():
     assert len(reason) <= 200 and reason.isprintable() and not set("'\"|\\") & set(reason)
     assert reason.isascii() and "  " not in reason
     assert reason.endswith(" (and 1 more)")
-    words = shlex.split(command(Decision(node="n4", act="drain", reason=reason)))
+    words = shlex.split(scontrol_command(DrainDecision(node="n4", act="drain", reason=reason)))
     assert words[-1] == f"Reason={reason}"

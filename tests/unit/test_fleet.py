@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
-from healthchecks.check import Metric, Result, Status
-from healthchecks.report import Finding, Report
+from healthchecks.frame.check import Metric, Result, Status
+from healthchecks.frame.report import Finding, Report
 from supervisor.core.errors import TransientError, UserError
-from supervisor.fleet import DAY_S, KEEP_S, Fleet
+from supervisor.fleet import database
+from supervisor.fleet.record import DAY_S, KEEP_S, Fleet
 
 T = 1_790_000_000.0
 
@@ -26,6 +30,28 @@ def report(*findings, node="n1", at=T, tags=("preflight",)):
 def fleet(tmp_path):
     with Fleet(tmp_path / "deep/fleet.db") as made:
         yield made
+
+
+READS_ON = """
+import os, sqlite3, sys
+link = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, isolation_level=None)
+link.execute("BEGIN")
+link.execute("SELECT count(*) FROM look").fetchall()
+print("reads", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_keeps_writers_out_is_named(fleet, monkeypatch):
+    """Any user who may read the record can hold SQLite's shared lock for ever."""
+    monkeypatch.setattr(database, "WAIT_S", 0.2)
+    words = [sys.executable, "-c", READS_ON, str(fleet.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout.readline() == b"reads\n"
+        who = f"held by process {reader.pid} \\(.*\\) of uid {os.getuid()}$"
+        with Fleet(fleet.path) as other, pytest.raises(TransientError, match=who):
+            other.record([report(finding())], "sweep")
+    assert fleet.record([report(finding())], "sweep") == []
 
 
 def test_a_failure_is_a_change_and_the_nodes_state(fleet):
@@ -143,7 +169,7 @@ def test_a_record_that_is_not_there_or_none_says_so(tmp_path):
         Fleet(tmp_path / "fleet.db")
 
 
-def test_a_writer_that_holds_it_too_long_is_no_answer(fleet, monkeypatch):
+def test_a_writer_that_holds_it_too_long_is_no_answer(fleet):
     other = sqlite3.connect(fleet.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     fleet._db.execute("PRAGMA busy_timeout = 10")
@@ -201,16 +227,16 @@ def test_a_check_that_can_not_tell_its_targets_cures_none(fleet):
 
 def test_a_reader_is_told_once_what_changed_whoever_found_it(fleet):
     fleet.record([report(finding(status=Status.FAIL)), report(finding(), node="n2")], "preflight")
-    (change,) = fleet.untold("sweep")
+    (change,) = fleet.unreported_changes("sweep")
     assert (change.node, change.was, change.status) == ("n1", None, Status.FAIL)
-    assert fleet.untold("sweep") == []
+    assert fleet.unreported_changes("sweep") == []
     fleet.record([report(finding(status=Status.FAIL), node="n2", at=T + 1)], "run moe")
     fleet.record([report(finding(), node="n2", at=T + 2)], "run moe")  # came and went
     fleet.record([report(finding(status=Status.UNKNOWN), at=T + 1)], "run moe")
     fleet.record([report(finding(status=Status.WARN), at=T + 2)], "run moe")
-    (change,) = fleet.untold("sweep")
+    (change,) = fleet.unreported_changes("sweep")
     assert (change.node, change.was, change.status) == ("n1", Status.FAIL, Status.WARN)
     fleet.record([report(finding(), at=T + KEEP_S + 9)], "run moe")
     fleet.record([report(finding(), at=T + 3 * KEEP_S)], "run moe")  # nothing is left by now
     fleet.record([report(finding(status=Status.FAIL), at=T + 3 * KEEP_S + 1)], "run moe")
-    assert [c.status for c in fleet.untold("sweep")] == [Status.FAIL]
+    assert [c.status for c in fleet.unreported_changes("sweep")] == [Status.FAIL]

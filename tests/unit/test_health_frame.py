@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import pytest
 
-from healthchecks import catalogue, report
-from healthchecks.check import (
+from healthchecks.frame import catalogue, report
+from healthchecks.frame.check import (
     REGISTERED,
     Findings,
     Metric,
@@ -22,10 +22,10 @@ from healthchecks.check import (
     check,
     worst,
 )
-from healthchecks.context import Ctx
-from healthchecks.registry import registered, select, settings_for
-from healthchecks.report import Finding, Report
-from healthchecks.settings import merged
+from healthchecks.frame.context import Ctx
+from healthchecks.frame.registry import registered, select, settings_for
+from healthchecks.frame.report import Finding, Report
+from healthchecks.frame.settings import merged
 from supervisor.core.errors import UserError
 from supervisor.core.setting import About
 
@@ -43,13 +43,13 @@ def fresh() -> Iterator[None]:
 def options(
     ctx: Ctx,
     *,
-    count: Annotated[int, About(doc="How many.", least=1, most=16)] = 8,
-    share: Annotated[float, About(doc="A share.", unit="%", most=100)] = 5.0,
+    count: Annotated[int, About(doc="How many.", ge=1, le=16)] = 8,
+    share: Annotated[float, About(doc="A share.", unit="%", le=100)] = 5.0,
     kind: Annotated[str, About(doc="Which.", choices=("ib", "roce"))] = "ib",
     name: Annotated[str, About(doc="A name.", pattern="[a-z]+[0-9]*")] = "a",
     strict: Annotated[bool, About(doc="Whether.")] = False,
     path: Annotated[Path, About(doc="Where.")] = Path("/a"),
-    numbers: Annotated[tuple[int, ...], About(doc="Some.", least=0)] = (),
+    numbers: Annotated[tuple[int, ...], About(doc="Some.", ge=0)] = (),
 ) -> Result:
     """It has options of all types."""
     return Result(status=Status.OK, seen="fine")
@@ -133,7 +133,7 @@ def test_settings_of_all_types(fresh: None):
     ("given", "text"),
     [
         ({"cont": 1}, "new: no key 'cont'; valid: count, share, kind, name, strict, path, numbers"),
-        ({"count": "many"}, "new: count: Expected `int`, got `str`"),
+        ({"count": "many"}, "new: count: expected a whole number from 1 to 16, got 'many'"),
         ({"count": 0}, "new: count: expected a whole number from 1 to 16, got 0"),
         ({"count": 17}, "new: count: expected a whole number from 1 to 16, got 17"),
         ({"share": "nan"}, "new: share: "),
@@ -143,7 +143,7 @@ def test_settings_of_all_types(fresh: None):
         ({"path": 3}, "new: path: "),
         ({"path": ""}, "new: path: "),
         ({"numbers": [1, -1]}, "new: numbers: expected "),
-        ({"numbers": 1}, "new: numbers: Expected `array`"),
+        ({"numbers": 1}, "new: numbers: expected a list of whole numbers ≥ 0, got 1"),
     ],
 )
 def test_settings_that_do_not_fit(fresh: None, given: dict[str, Any], text: str):
@@ -325,11 +325,11 @@ def test_the_lines_of_a_nagios_plugin():
 
 THIRD = '''
 from typing import Annotated
-from healthchecks.check import Findings, Result, Skip, Status, check
+from healthchecks.frame.check import Findings, Result, Skip, Status, check
 from supervisor.core.setting import About
 
 @check("third.good", tags={"preflight"}, resource="third")
-def good(ctx, *, most: Annotated[int, About(doc="The most.", least=1)] = 8):
+def good(ctx, *, most: Annotated[int, About(doc="The most.", ge=1)] = 8):
     """It is good."""
     return Result(status=Status.OK, seen=f"at most {most} below {ctx.root}")
 
@@ -337,7 +337,7 @@ def good(ctx, *, most: Annotated[int, About(doc="The most.", least=1)] = 8):
 def bad(ctx):
     """It is bad."""
     found = Findings()
-    found.fail("\\x1b[31mbroken", expected="whole", fix="mend it", device="gpu1")
+    found.fail("\\x1b[31mbroken", expected="whole", fix="fix it", device="gpu1")
     return found.result("")
 
 @check("third.odd", tags={"prolog"})
@@ -375,7 +375,7 @@ def test_checks_of_another_distribution(third: dict[str, str], tmp_path: Path):
     assert lines[:4] == [
         "FAIL    third.bad",
         "        gpu1: ·[31mbroken (expected: whole)",
-        "        → mend it",
+        "        → fix it",
         "UNKNOWN third.odd",
     ]
     assert "/no/such/file: No such file" in done.stdout
@@ -428,7 +428,7 @@ def test_a_distribution_that_is_broken_is_named(third: dict[str, str], tmp_path:
     assert done.returncode == 2
     assert done.stderr == (
         "superv: the checks of third (third) can't be loaded: No module named 'no_such_module'; "
-        "mend or uninstall it\n"
+        "fix or uninstall it\n"
     )
 
 

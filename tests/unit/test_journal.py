@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from scenario import Play
+from scenario import Scenario
 
 from supervisor.core import events as ev
 from supervisor.core.machine import step
-from supervisor.core.types import Phase, Run
-from supervisor.journal import Busy, Journal, JournalError, read, rebuild
+from supervisor.core.policy import Policy
+from supervisor.core.types import Phase, Run, RunSpec
+from supervisor.run.journal import Busy, Journal, JournalError, read, rebuild
 
 
-def written(path: Path, play: Play) -> list[int]:
+def written(path: Path, play: Scenario) -> list[int]:
     """Journal all that happened in a play; returns the file's length after each record."""
     journal = Journal(path)
     lengths = [0]
@@ -30,12 +32,12 @@ def written(path: Path, play: Play) -> list[int]:
 
 
 @pytest.fixture
-def play() -> Play:
+def play() -> Scenario:
     """A launch, a lost node and a recovery: events of most kinds."""
-    p = Play(nodes=2, spares=1).to(Phase.RUNNING)
+    p = Scenario(nodes=2, spares=1).to(Phase.RUNNING)
     p.save(10)
     p.lose("n2")
-    p.again()
+    p.recover_to_first_step()
     return p
 
 
@@ -144,7 +146,7 @@ def test_two_writers_can_not_have_it(path, play):
     with pytest.raises(Busy, match="another engine has this run"):
         Journal(path)
     code = (
-        "import sys, pathlib; from supervisor.journal import Busy, Journal\n"
+        "import sys, pathlib; from supervisor.run.journal import Busy, Journal\n"
         "try: Journal(pathlib.Path(sys.argv[1]))\n"
         "except Busy: sys.exit(75)"
     )
@@ -176,3 +178,40 @@ def test_no_file_stays_open(path, play):
     with pytest.raises(JournalError):
         Journal(path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_whole_numbers_where_a_fraction_may_stand(path):
+    """They come back as floats: the same value in other letters."""
+    policy = Policy(heartbeat_timeout_s=600, first_step_timeout_s=600)
+    spec = RunSpec(
+        name="run",
+        run_id="4f",
+        nodes=1,
+        spares=0,
+        ranks_per_node=1,
+        checkpoint_dir=None,
+        policy=policy,
+    )
+    journal = Journal(path)
+    journal.append(ev.Launched(at=1, spec=spec), (), epoch=0)
+    journal.close()
+    assert Journal(path).run.spec == spec
+
+
+def test_only_an_engine_and_the_launch_of_a_run_write_a_journal():
+    """Reading needs no `Journal`, which holds the lock and appends."""
+    writers = {
+        (path.name, getattr(around, "name", ""))
+        for path in (Path(__file__).parents[2] / "supervisor").rglob("*.py")
+        if path.parent.name != "simulate"
+        for around in ast.walk(ast.parse(path.read_text()))
+        if isinstance(around, ast.FunctionDef | ast.AsyncFunctionDef)
+        for call in ast.walk(around)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Journal"
+    }
+    assert writers == {
+        ("process.py", "_journal"),
+        ("adoption.py", "_begun"),
+        ("process.py", "_journal_of_ended"),
+        ("launching.py", "launch"),
+    }

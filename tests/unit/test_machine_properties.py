@@ -7,34 +7,34 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scenario import Play, rebuilt
+from scenario import Scenario, rebuilt
 
-from supervisor.core import actions as do
+from supervisor.channel.wire import event_from, plain
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.actions import Action
+from supervisor.core.check_status import Status
 from supervisor.core.machine import step
+from supervisor.core.node_life import spares, usable, usable_count
 from supervisor.core.types import Fault, NodeState, Phase, Run
-from supervisor.wire import event_from, plain
 
-AFTER_THE_END = (do.Leave, do.Cancel)
-RESTART_AFTER_THE_END = (*AFTER_THE_END, do.Submit, do.SendKeys)
 CAUSES = 9  # all that open_incident is called with, but wrong-step, which holds at once
-OWN = Fault(check="gpu.count", status="FAIL", text="7 of 8 GPUs")
-SHARED = Fault(check="nfs.alive[/shared]", status="FAIL", text="no answer", own=False)
-DARK = Fault(check="ecc.mode", status="UNKNOWN", text="no answer")
-ODD = Fault(check="cpu.steal", status="WARN", text="3 % stolen")
+OWN = Fault(check="gpu.count", status=Status.FAIL, text="7 of 8 GPUs")
+SHARED = Fault(check="nfs.alive[/shared]", status=Status.FAIL, text="no answer", node_fault=False)
+DARK = Fault(check="ecc.mode", status=Status.UNKNOWN, text="no answer")
+ODD = Fault(check="cpu.steal", status=Status.WARN, text="3 % stolen")
 LOOKS = [
-    ("OK", ()),
-    ("FAIL", (OWN,)),
-    ("WARN", (ODD,)),
-    ("UNKNOWN", (DARK,)),
-    ("FAIL", (SHARED, DARK)),
-    ("OK", ()),
-    ("FAIL", (OWN, SHARED)),
+    (Status.OK, ()),
+    (Status.FAIL, (OWN,)),
+    (Status.WARN, (ODD,)),
+    (Status.UNKNOWN, (DARK,)),
+    (Status.FAIL, (SHARED, DARK)),
+    (Status.OK, ()),
+    (Status.FAIL, (OWN, SHARED)),
 ]
 
 
-class World(Play):
+class World(Scenario):
     """A world in which anything happens; every event is followed by a look at the invariants."""
 
     mirror: Run | None = None
@@ -44,7 +44,7 @@ class World(Play):
         self.starts_seen: list[tuple[int, int]] = []  # attempt and slot, as first ordered
         super().__init__(**more)
 
-    def take(self, kind: type[ev.Event], *, after: float = 1.0, **fields: Any) -> list[Action]:
+    def take(self, kind: type[ev.Event], /, *, after: float = 1.0, **fields: Any) -> list[Action]:
         before = self.run
         actions = super().take(kind, after=after, **fields)
         event = self.events[-1]
@@ -67,73 +67,31 @@ class World(Play):
                 self.unconfirmed.pop(name)
 
     def _check(self, before: Run, event: ev.Event, actions: list[Action]) -> None:
+        """What `supervisor.core.invariants` can't see in one step, or does not hold so strictly."""
         run = self.run
-        if run.ended:
-            allowed = (
-                RESTART_AFTER_THE_END if isinstance(event, ev.EngineStarted) else AFTER_THE_END
-            )
-            assert all(isinstance(a, allowed) for a in actions), (event, actions)
-            assert not before.ended or run.phase is before.phase, "an ended run goes on"
-            assert not isinstance(event, ev.AllocationSeen) or not actions
-        else:
-            waits_for_slurm = run.phase is Phase.PENDING and run.live_jobs
-            assert run.deadline or run.pending or run.phase is Phase.RUNNING or waits_for_slurm, (
-                f"nothing will ever happen in {run.phase}"
-            )
-        if run.attempt and (not before.attempt or before.attempt.number != run.attempt.number):
-            newest = run.lineage[-1] if run.lineage else None
-            assert run.attempt.resume == newest, "not the newest verified checkpoint"
-            assert not before.attempt or run.attempt.number == before.attempt.number + 1
+        assert usable_count(run) == len(usable(run)), "what is counted is not what is there"
+        assert not (before.ended and isinstance(event, ev.AllocationSeen) and actions)
         if len(run.slots) == len(before.slots):
             stay = [n for n in before.slots if n and n in run.slots]
             assert all(before.slots.index(n) == run.slots.index(n) for n in stay), "slots moved"
-        for name in run.excluded.keys() - before.excluded.keys():
-            assert name in {e.node for e in run.incidents[-1].evidence}, f"{name} was not named"
-        assert {a.attempt for a in run.pending.values() if isinstance(a, do.Start)} <= {
-            run.attempt.number if run.attempt else 0
-        }
-        self._check_health(before, event, actions)
-        if not isinstance(event, ev.EngineStarted):
-            self._check_starts([a for a in actions if isinstance(a, do.Start)])
-
-    def _check_health(self, before: Run, event: ev.Event, actions: list[Action]) -> None:
-        """A check stops no steps, unknown takes nobody away, what fails is no spare."""
-        run = self.run
-        for name in () if run.ended else run.spares:
-            assert run.pool[name].health != "FAIL", f"{name} fails, and is a spare"
-            assert name not in run.barred
-        for name in run.excluded.keys() - before.excluded.keys():
-            assert run.incidents[-1].verdict.culprits.index(name) < 2, "blame freezes at three"
-        if isinstance(event, ev.HealthSeen | ev.BarredSeen):
-            assert run.excluded == before.excluded
+        for name in () if run.ended else spares(run):
+            assert run.pool[name].health is not Status.FAIL, f"{name} fails, and is a spare"
+        if isinstance(event, ev.HealthSeen | ev.OperatorExclusionsChanged):
             begun = before.attempt is not None and before.attempt.step is not None
             if begun and before.phase in (Phase.STARTING, Phase.RUNNING):
                 assert run.phase is before.phase and actions == [], "steps were stopped"
-        if isinstance(event, ev.HealthSeen) and event.status in ("UNKNOWN", "WARN"):
-            pool = run.pool.values()
-            new = [n for n in pool if n.state is not before.pool[n.name].state]
-            assert all(n.state is NodeState.READY for n in new), "not known to fail, and not used"
-            assert event.status == "WARN" or not new, "unknown cures nothing"
-        if isinstance(event, ev.Prepared):
-            for start in (a for a in actions if isinstance(a, do.Start)):
-                assert run.pool[start.node].health != "FAIL" and start.node not in run.barred
-                assert run.pool[start.node].health or not run.spec.preflight
+        if not isinstance(event, ev.EngineStarted):
+            self._check_starts([a for a in actions if isinstance(a, act.Start)])
 
-    def _check_starts(self, starts: list[do.Start]) -> None:
-        run = self.run
+    def _check_starts(self, starts: list[act.Start]) -> None:
         for start in starts:
-            assert run.phase in (Phase.STARTING, Phase.RUNNING) and run.attempt is not None
-            assert start.attempt == run.attempt.number and run.slots[start.slot] == start.node
-            assert start.node not in run.excluded and start.node not in run.attempt.started
-            assert run.pool[start.node].state not in (NodeState.LOST, NodeState.LEFT)
-            assert start.resume_path == (run.attempt.resume.path if run.attempt.resume else None)
             old = {n: a for n, a in self.unconfirmed.items() if a < start.attempt}
             assert not old, f"attempt {start.attempt} starts while {old} may live"
         if starts:
             self._check_order(starts)
         self.unconfirmed.update({s.node: s.attempt for s in starts})
 
-    def _check_order(self, starts: list[do.Start]) -> None:
+    def _check_order(self, starts: list[act.Start]) -> None:
         """All at once, or slot 0's and then all others', each node's once."""
         attempt = self.run.attempt
         assert attempt is not None
@@ -158,7 +116,7 @@ class World(Play):
             self._answer(action)
 
     def _answer(self, action: Action, **more: Any) -> None:
-        if not isinstance(action, do.Leave) or action.node in self.run.pool:
+        if not isinstance(action, act.Leave) or action.node in self.run.pool:
             self.reply(action, **more)
 
     def answer_all(self, n: int) -> None:
@@ -168,24 +126,24 @@ class World(Play):
 
     def answer_badly(self, n: int) -> None:
         match self._pending(n):
-            case do.Prepare() as order:
+            case act.Prepare() as order:
                 self.reply(order, problems=("no port is free",))
-            case do.Start(key=key, node=node, attempt=attempt):
+            case act.Start(key=key, node=node, attempt=attempt):
                 self.take(ev.StartFailed, key=key, node=node, attempt=attempt, why="no python")
-            case do.Stop() as order:
+            case act.Stop() as order:
                 self.reply(order, stuck=(4711,))
-            case do.Probe() as order:
+            case act.Probe() as order:
                 self.reply(order, outcome=("unreachable", "refused")[n % 2])
-            case do.Scan() as order:
-                self.rotten.update(c.path for c in self.disk[-1:])
+            case act.Scan() as order:
+                self.corrupt.update(c.path for c in self.disk[-1:])
                 self.reply(order)
-            case do.Submit(key=key) | do.SendKeys(key=key) | do.Cancel(key=key):
+            case act.Submit(key=key) | act.SendKeys(key=key) | act.Cancel(key=key):
                 self.take(ev.Waiting, key=key, why="slurmctld does not answer")
 
     def repeat(self, n: int) -> None:
         """An event of some time ago comes again."""
         event = self.events[-1 - n % min(len(self.events), 40)]
-        if isinstance(event, ev.Launched | ev.StopAsked):
+        if isinstance(event, ev.Launched | ev.StopRequested):
             return
         fields = {f: getattr(event, f) for f in event.__dataclass_fields__ if f != "at"}
         if isinstance(event, ev.Scanned):
@@ -194,19 +152,19 @@ class World(Play):
 
     def pass_time(self, n: int) -> None:
         if self.run.deadline is not None:
-            self.due()
+            self.expire_deadline()
 
     def silence(self, n: int) -> None:
         self.silent(self._node(n))
 
     def heard(self, n: int) -> None:
-        self.take(ev.NodeHeard, node=self._node(n))
+        self.take(ev.HeartbeatRegained, node=self._node(n))
 
     def late(self, n: int) -> None:
         self.take(ev.StepOverdue, last_step=1, last_at=self.now, limit_s=1.0)
 
     def stall(self, n: int) -> None:
-        self.take(ev.Stalled, last_step=1, last_at=self.now, limit_s=300.0)
+        self.take(ev.HangDetected, last_step=1, last_at=self.now, limit_s=300.0)
 
     def rank_exit(self, n: int) -> None:
         if self.run.attempt is not None:
@@ -232,12 +190,14 @@ class World(Play):
     def look_again(self, n: int) -> None:
         attempt = self.run.attempt
         if attempt is not None and attempt.save_dir is not None:
-            scan = do.Scan(key="look", attempt=attempt.number, directory=attempt.save_dir, known=())
-            self.take(ev.Scanned, key="look", found=self.look(scan)["found"])
+            scan = act.Scan(
+                key="look", attempt=attempt.number, directory=attempt.save_dir, known=()
+            )
+            self.take(ev.Scanned, key="look", found=self.scan_result(scan)["found"])
 
     def rot(self, n: int) -> None:
         if self.disk:
-            self.rotten.add(self.disk[n % len(self.disk)].path)
+            self.corrupt.add(self.disk[n % len(self.disk)].path)
 
     def register(self, n: int) -> None:
         if not self.run.live_jobs:
@@ -260,7 +220,13 @@ class World(Play):
 
     def bar(self, n: int) -> None:
         names = {self._node(n): "bad link", self._node(n // 8): "fan"} if n % 3 else {}
-        self.take(ev.BarredSeen, barred=names)
+        self.take(ev.OperatorExclusionsChanged, operator_excluded=names)
+
+    def quarantine(self, n: int) -> None:
+        if self.run.lineage:
+            step = self.run.lineage[n % len(self.run.lineage)].step
+            fields = {"step": step, "reason": "a spike", "and_later": n % 2 == 0}
+            self.take(ev.QuarantineRequested, who="ann", **fields)
 
     def slurm(self, n: int) -> None:
         if not self.run.allocations:
@@ -272,7 +238,16 @@ class World(Play):
         elif n % 64 == 2:
             self.seen("cancelled", "CANCELLED by 1000")
         else:
-            self.seen("running", nodes=nodes, down=down)
+            taken_out = n // 8 % (2 * len(nodes))  # half the time nobody
+            here = nodes[:taken_out] + nodes[taken_out + 1 :]
+            self.seen("running", nodes=here, down=down)
+
+    def cut_off(self, n: int) -> None:
+        silent = tuple(self.names()[n % 3 : self.size])
+        self.take(ev.EngineIsolated, since=self.now - n % 4, silent=silent)
+
+    def back(self, n: int) -> None:
+        self.take(ev.IsolationEnded, why="agents are heard again")
 
     def restart(self, n: int) -> None:
         where = f"tcp://10.0.0.{1 + n % 2}:5555"
@@ -280,10 +255,12 @@ class World(Play):
 
     def stop(self, n: int) -> None:
         if n % 8 == 0:
-            self.take(ev.StopAsked, who="kim", now=n % 16 == 0)
+            self.take(ev.StopRequested, who="kim", now=n % 16 == 0)
 
     def everybody_works(self, n: int) -> None:
         """A good stretch: what brings a random world to the later phases."""
+        if self.run.isolated_since is not None:
+            self.back(n)
         phase = self.run.phase
         self.answer_all(n)
         if phase is Phase.PENDING and self.run.live_jobs:
@@ -323,8 +300,11 @@ MOVES = [
     World.health,
     World.health,
     World.bar,
+    World.quarantine,
     World.slurm,
     World.restart,
+    World.cut_off,
+    World.back,
     World.stop,
     *[World.everybody_works] * 8,
 ]
@@ -348,76 +328,3 @@ def test_the_invariants_hold_whatever_happens(script, nodes, spares, home, backo
     for move, n in script:
         move(world, n)
     assert rebuilt(world.events) == world.run
-
-
-FAULTS = {
-    "exit": lambda w, n: w.exit(n % w.run.spec.nodes),
-    "lost": lambda w, n: w.lose(w.run.slots[n % len(w.run.slots)]),
-    "stall": lambda w, n: w.stall(n),
-    "ranks-lost": lambda w, n: w.join(w.run.slots[n % len(w.run.slots)]),
-    "left": lambda w, n: w.goodbye(int(w.run.slots[n % len(w.run.slots)][1:]) - 1),
-    "ended": lambda w, n: w.seen("ended", "TIMEOUT"),
-    "ill": lambda w, n: (w.checked(w.run.slots[n % len(w.run.slots)], "FAIL", OWN), w.exit(0)),
-    "flapping": lambda w, n: (
-        w.checked(w.run.slots[0], "FAIL", SHARED),
-        w.exit(0),
-        w.checked(w.run.slots[0]),
-    ),
-    "stuck": lambda w, n: (w.exit(0), w.answer_badly(0)),
-    "heard": lambda w, n: (
-        w.lose(w.run.slots[0]),
-        w.heard(int(w.run.incidents[-1].evidence[0].node[1:]) - 1),
-    ),
-}
-EARLY = {
-    "start-failed": lambda w, n: w.answer_badly(n),
-    "no-step": lambda w, n: w.pass_time(n),
-    "ill-at-once": lambda w, n: (
-        w.checked(w.run.slots[n % len(w.run.slots)], "FAIL", OWN),
-        w.checked(w.run.slots[n % len(w.run.slots)]),
-    ),
-    "all-ill": lambda w, n: [w.checked(name, "FAIL", OWN) for name in w.run.slots],
-}
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([*FAULTS, *EARLY]), st.integers(0, 7)), min_size=1, max_size=8
-    ),
-    st.integers(2, 4),
-)
-def test_every_run_of_faults_ends(faults, nodes):
-    """Faults for ever, in a world that is otherwise fine and never has a new checkpoint."""
-    limit = 2
-    world = World(
-        nodes=nodes, spares=2, backoff_s=(1.0,), restarts_without_progress=limit, preflight=True
-    )
-    turn = 0
-    for _ in range(2000):
-        if world.run.ended:
-            break
-        name, n = faults[turn % len(faults)]
-        pending_start = any(isinstance(a, do.Start) for a in world.run.pending.values())
-        if world.phase is Phase.RUNNING and name in FAULTS:
-            FAULTS[name](world, n)
-            turn += 1
-        elif world.phase is Phase.STARTING and pending_start and name in EARLY:
-            EARLY[name](world, n)
-            turn += 1
-        elif world.phase is Phase.RUNNING:
-            world.stall(n)
-            turn += 1
-        else:
-            world.everybody_works(n)
-            stuck_silent = world.phase in (Phase.STOPPING, Phase.GATHERING)
-            if stuck_silent and world.run.deadline:
-                world.pass_time(n)
-    assert world.phase is Phase.HELD, f"{world.phase} after {turn} faults: {world.run.reason}"
-    rounds = {s.attempt for s in world.starts}
-    assert len(rounds) <= 1 + CAUSES * limit
-    assert (
-        "restarts for" in world.run.reason
-        or "usable" in world.run.reason
-        or ("can't be started" in world.run.reason)
-    )

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from healthchecks.check import Unknown
-from healthchecks.mounts import (
-    Server,
+from healthchecks.frame.check import Unknown
+from healthchecks.frame.context import Ctx, Memory
+from healthchecks.sources.mounts import (
+    NfsServer,
     Table,
     host_of,
     nfs_servers,
     parse_fstab,
     parse_mountinfo,
+    plain,
+    table,
     tidy,
 )
-from healthchecks.mountstats import Op, parse
+from healthchecks.sources.mountstats import Op, parse
 
 INFO = r"""
 1 1 0:2 / / rw - rootfs rootfs rw
@@ -56,10 +61,10 @@ def test_a_line_of_mountinfo(seen: Table) -> None:
 
 def test_servers(seen: Table) -> None:
     servers = {m.point: m.server for m in seen.network()}
-    assert servers["/shared"] == Server(host="nas", addr="10.0.0.5", port=2049, proto="tcp")
-    assert servers["/old"] == Server(host="fd00::5", addr="fd00::5", port=20490, proto="tcp6")
+    assert servers["/shared"] == NfsServer(host="nas", addr="10.0.0.5", port=2049, proto="tcp")
+    assert servers["/old"] == NfsServer(host="fd00::5", addr="fd00::5", port=20490, proto="tcp6")
     assert servers["/scratch"] is None
-    names = {s.name: (s.door, s.tcp) for s in servers.values() if s}
+    names = {s.name: (s.endpoint, s.tcp) for s in servers.values() if s}
     assert names == {
         "nfs server nas (10.0.0.5)": ("10.0.0.5:2049", True),
         "nfs server fd00::5": ("[fd00::5]:20490", True),
@@ -110,6 +115,24 @@ def test_a_namespace_that_does_not_see_its_root() -> None:
 def test_a_line_that_is_none_of_mountinfos_is_unknown(line: str) -> None:
     with pytest.raises(Unknown, match="a line that is none"):
         parse_mountinfo(f"{INFO}\n{line}\n{INFO}")
+
+
+ENDS = [c for c in map(chr, range(sys.maxunicode)) if len(f"a{c}b".splitlines()) > 1]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_users_mount_point_ends_no_line(tmp_path: Path, end: str) -> None:
+    """With FUSE any user names one; the kernel escapes blank, tab, LF, backslash and no other."""
+    if end == "\n":
+        end = "\\012"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    line = f"60 1 0:50 / /home/u/a{end}b rw - fuse.x x rw,user_id=1000"
+    (tmp_path / "proc/self/mountinfo").write_bytes(f"{INFO}\n{line}\n".encode())
+    found = table(
+        Ctx(root=tmp_path, node="n1", now=1.0, boot_id="b", memory=Memory({}, 1.0))
+    ).mounts
+    assert [m.point for m in found[-1:]] == [plain(f"/home/u/a{end}b")]
+    assert len(found) == len(parse_mountinfo(INFO)) + 1
 
 
 def test_paths_as_people_write_them() -> None:
@@ -251,7 +274,7 @@ def test_text_that_is_no_mountstats_holds_no_mount() -> None:
 def test_a_misspelt_key_of_a_mount_is_a_mistake() -> None:
     import pytest
 
-    from healthchecks.registry import registered, settings_for
+    from healthchecks.frame.registry import registered, settings_for
     from supervisor.core.errors import UserError
 
     mounts = [{"path": "/shared"}, {"path": "/x", "fs_type": "nfs4"}]

@@ -32,16 +32,16 @@ def found(root: Path, **env: str) -> tuple[str, ...]:
 
 
 def test_nothing_to_find_fault_with(root: Path) -> None:
-    told, facts = problems({"SLURM_CPUS_ON_NODE": str(len(os.sched_getaffinity(0)))}, root)
-    assert told == ()
+    seen, facts = problems({"SLURM_CPUS_ON_NODE": str(len(os.sched_getaffinity(0)))}, root)
+    assert seen == ()
     assert facts["cpus"] == str(len(os.sched_getaffinity(0)))
     assert (facts["memory_limit_mb"], facts["gpus"]) == ("none", "0")
     assert int(facts["nofile"]) > 0 and facts["memlock"]
 
 
 def test_this_very_machine_can_be_looked_at() -> None:
-    told, facts = problems({})
-    assert told == () or all("\n" not in line for line in told)
+    seen, facts = problems({})
+    assert seen == () or all("\n" not in line for line in seen)
     assert int(facts["cpus"]) >= 1
 
 
@@ -112,8 +112,8 @@ def test_a_limit_that_cannot_be_read_is_unknown(root: Path, text: str | None) ->
     (root / "proc/self/cgroup").unlink()
     if text is not None:
         put(root, "proc/self/cgroup", text)
-    told, facts = problems({"SLURM_MEM_PER_NODE": "2000"}, root)
-    assert told == () and facts["memory_limit_mb"].startswith("unknown: ")
+    seen, facts = problems({"SLURM_MEM_PER_NODE": "2000"}, root)
+    assert seen == () and facts["memory_limit_mb"].startswith("unknown: ")
 
 
 # --- devices ----------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def gpus(root: Path, count: int, *, driver: bool = True) -> None:
 
 def test_all_gpus_are_there(root: Path) -> None:
     gpus(root, 8)
-    told, facts = problems({"SLURM_GPUS_ON_NODE": "8"}, root)
-    assert told == () and facts["gpus"] == "8"
+    seen, facts = problems({"SLURM_GPUS_ON_NODE": "8"}, root)
+    assert seen == () and facts["gpus"] == "8"
 
 
 def test_a_gpu_is_missing(root: Path) -> None:
@@ -155,8 +155,8 @@ def test_a_driver_that_is_not_loaded(root: Path) -> None:
     put(root, "sys/bus/pci/devices/0000:20:00.0/class", "0x068000\n")
     put(root, "sys/bus/pci/devices/0000:21:00.0/vendor", "0x15b3\n")  # a network card
     put(root, "sys/bus/pci/devices/0000:21:00.0/class", "0x020700\n")
-    (told,) = found(root, SLURM_GPUS_ON_NODE="8")
-    assert told == "8 NVIDIA GPUs on the PCI bus, and no driver: is the nvidia module loaded?"
+    (seen,) = found(root, SLURM_GPUS_ON_NODE="8")
+    assert seen == "8 NVIDIA GPUs on the PCI bus, and no driver: is the nvidia module loaded?"
 
 
 def test_gpus_that_are_not_nvidias_are_not_judged(root: Path) -> None:
@@ -177,8 +177,8 @@ def memlock():
 def test_infiniband_needs_locked_memory(root: Path, memlock: None) -> None:
     assert found(root) == ()  # no InfiniBand here
     (root / "dev/infiniband").mkdir(parents=True)
-    (told,) = found(root)
-    assert told.startswith("memlock is limited to 65536 bytes: InfiniBand can't register memory")
+    (seen,) = found(root)
+    assert seen.startswith("a rank may lock 0.0625 MiB of memory, InfiniBand needs it without")
     assert problems({}, root)[1]["memlock"] == "65536"
 
 

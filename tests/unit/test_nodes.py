@@ -11,24 +11,24 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from healthchecks.check import Result as Seen
-from healthchecks.check import Status
-from healthchecks.report import Finding, Report
-from supervisor import app
+from healthchecks.frame.check import Result as Seen
+from healthchecks.frame.check import Status
+from healthchecks.frame.report import Finding, Report
 from supervisor.cli.nodes import exclude, include, nodes
 from supervisor.core.errors import UserError
-from supervisor.fleet import Fleet
+from supervisor.engine.clock import clock
+from supervisor.fleet.record import Fleet
 
 NAMES = [f"n{i}" for i in range(1, 64)]
 
 
 def report(node: str, status: Status = Status.OK, seen: str = "97 % used", **more: Any) -> Report:
     found = Finding(check="fs.local", on="/", result=Seen(status=status, seen=seen))
-    values = {"at": app.clock(), "tags": ("preflight",), **more}
+    values = {"at": clock(), "tags": ("preflight",), **more}
     return Report(node=node, findings=(found,), **values)
 
 
-class Place:
+class SlurmSite:
     """A site with a Slurm of 63 nodes."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ class Place:
         (path / "site.yaml").write_text(yaml.safe_dump({"state_dir": str(path / "state")}))
         monkeypatch.setenv("SUPERV_SITE", str(path / "site.yaml"))
         monkeypatch.setenv("PATH", f"{path}:/usr/bin:/bin")
-        self.slurm("\n".join(f"echo '{name}|idle|none'" for name in NAMES))
+        self.slurm("\n".join(f"echo '{name}|main*|idle|0/4/0/4|gpu:8|none'" for name in NAMES))
         self.fleet = Fleet(path / "state/fleet.db")
 
     def slurm(self, body: str) -> None:
@@ -54,45 +54,45 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path, monkeypatch)
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmSite:
+    return SlurmSite(tmp_path, monkeypatch)
 
 
-def test_the_table_fits_100_columns_whatever_is_in_it(place: Place) -> None:
+def test_the_table_fits_100_columns_whatever_is_in_it(site: SlurmSite) -> None:
     long = "fan \x1b[31m" + "very " * 60
-    place.fleet.record([report(n, Status.FAIL, long) for n in NAMES[:20]], "sweep")
-    place.fleet.record([report(n) for n in NAMES[20:]], "sweep")
-    place.fleet.record([report("a" * 90, Status.WARN, long)], "sweep")
-    place.fleet.exclude("n30", long, "a-person-with-a-long-name" * 3, app.clock(), None)
-    place.fleet.exclude("n31", "noise", "kim", app.clock(), app.clock() + 3600)
+    site.fleet.record([report(n, Status.FAIL, long) for n in NAMES[:20]], "sweep")
+    site.fleet.record([report(n) for n in NAMES[20:]], "sweep")
+    site.fleet.record([report("a" * 90, Status.WARN, long)], "sweep")
+    site.fleet.exclude("n30", long, "a-person-with-a-long-name" * 3, clock(), None)
+    site.fleet.exclude("n31", "noise", "kim", clock(), clock() + 3600)
     for words in ((), ("--all",), ("n1",), ("a" * 90,)):
-        done = place.do(nodes, *words)
+        done = site.do(nodes, *words)
         assert done.exit_code == 0, done.exception
         assert all(len(line) <= 100 for line in done.output.splitlines()), done.output
         assert "\x1b" not in done.output
-    told = place.do(nodes).output
+    told = site.do(nodes).output
     assert "healthy: 41 nodes, n[21-29,32-63]" in told
     assert "noise (by kim, until " in told
 
 
 def test_colours_are_the_terminals_and_can_be_turned_off(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    site: SlurmSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.fleet.record([report("n1", Status.FAIL)], "sweep")
+    site.fleet.record([report("n1", Status.FAIL)], "sweep")
     assert "\x1b[31m" in CliRunner().invoke(nodes, color=True).output
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in CliRunner().invoke(nodes, color=True).output
 
 
-def test_json_has_what_the_page_on_the_fleet_says(place: Place) -> None:
-    place.fleet.record([report("n1", Status.FAIL)], "sweep")
-    place.fleet.accept(report("n1", at=1_790_000_000.0))
-    place.fleet.drained("n1", "superv: fs.local[/]: 97 % used", app.clock())
-    place.do(exclude, "n1", "--reason=fan", "--for=2d")
+def test_json_has_what_the_page_on_the_fleet_says(site: SlurmSite) -> None:
+    site.fleet.record([report("n1", Status.FAIL)], "sweep")
+    site.fleet.accept(report("n1", at=1_790_000_000.0))
+    site.fleet.drained("n1", "superv: fs.local[/]: 97 % used", clock())
+    site.do(exclude, "n1", "--reason=fan", "--for=2d")
     row = {"node", "state", "since", "why", "looked_at", "strikes", "excluded", "drained"}
-    told = json.loads(place.do(nodes, "--json").output)
+    told = json.loads(site.do(nodes, "--json").output)
     assert told["schema"] == 1 and [set(n) for n in told["nodes"]] == [row]
-    one = json.loads(place.do(nodes, "n1", "--json").output)
+    one = json.loads(site.do(nodes, "n1", "--json").output)
     more = {"schema", "accepted", "findings", "changes", "exclusions"}
     assert set(one) == row | more and one["accepted"] == 1_790_000_000.0
     assert set(one["excluded"]) == {"since", "until", "reason", "by"}
@@ -104,29 +104,29 @@ def test_json_has_what_the_page_on_the_fleet_says(place: Place) -> None:
     assert all(f"`{key}`" in page or f"{key}" in page for key in row | more)
 
 
-def test_when_a_node_was_accepted_is_on_its_page(place: Place) -> None:
-    place.fleet.record([report("n1")], "sweep")
-    assert "accepted  never" in place.do(nodes, "n1").output
-    place.fleet.accept(report("n1"))
-    assert "accepted  never" not in place.do(nodes, "n1").output
+def test_when_a_node_was_accepted_is_on_its_page(site: SlurmSite) -> None:
+    site.fleet.record([report("n1")], "sweep")
+    assert "accepted  never" in site.do(nodes, "n1").output
+    site.fleet.accept(report("n1"))
+    assert "accepted  never" not in site.do(nodes, "n1").output
 
 
-def test_a_node_that_slurm_does_not_know_is_a_typo(place: Place) -> None:
-    said = place.refused(exclude, "n1,n77,m3", "--reason=fan")
+def test_a_node_that_slurm_does_not_know_is_a_typo(site: SlurmSite) -> None:
+    said = site.refused(exclude, "n1,n77,m3", "--reason=fan")
     assert said.startswith("n77: Slurm knows no such node (nor 1 more of these); did you mean n7")
-    assert place.fleet.exclusions(app.clock()) == {}
+    assert site.fleet.exclusions(clock()) == {}
 
 
 @pytest.mark.parametrize(
     "body", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exit 127"]
 )
 def test_where_slurm_does_not_say_the_exclusion_counts_and_a_note_is_told(
-    place: Place, body: str
+    site: SlurmSite, body: str
 ) -> None:
-    place.slurm(body)
-    done = place.do(exclude, "n77", "--reason=fan")
+    site.slurm(body)
+    done = site.do(exclude, "n77", "--reason=fan")
     assert done.exit_code == 0 and "note: whether there are such nodes is not known" in done.output
-    assert list(place.fleet.exclusions(app.clock())) == ["n77"]
+    assert list(site.fleet.exclusions(clock())) == ["n77"]
 
 
 @pytest.mark.parametrize(
@@ -146,35 +146,49 @@ def test_where_slurm_does_not_say_the_exclusion_counts_and_a_note_is_told(
         (["n1;reboot", "--reason=x"], "host list"),
     ],
 )
-def test_what_can_not_be_excluded(place: Place, words: list[str], said: str) -> None:
-    assert said in place.refused(exclude, *words)
-    assert place.fleet.exclusions(app.clock()) == {}
+def test_what_can_not_be_excluded(site: SlurmSite, words: list[str], said: str) -> None:
+    assert said in site.refused(exclude, *words)
+    assert site.fleet.exclusions(clock()) == {}
 
 
-def test_a_reason_is_kept_on_one_line(place: Place) -> None:
-    place.do(exclude, "n[1-2]", "--reason", " link 3\n  flaps ")
-    assert {x.reason for x in place.fleet.exclusions(app.clock()).values()} == {"link 3 flaps"}
+def test_a_reason_is_kept_on_one_line(site: SlurmSite) -> None:
+    site.do(exclude, "n[1-2]", "--reason", " link 3\n  flaps ")
+    assert {x.reason for x in site.fleet.exclusions(clock()).values()} == {"link 3 flaps"}
 
 
-def test_a_node_is_included_once_it_has_passed_or_by_force(place: Place) -> None:
-    place.do(exclude, "n[1-3]", "--reason=fan")
-    assert "n[1-3]: not passed since" in place.refused(include, "n[1-3]")
-    later = app.clock() + 1
-    place.fleet.record([report("n1", at=later), report("n2", at=later, tags=("running",))], "sweep")
-    assert "n[2-3]: not passed since" in place.refused(include, "n[1-3]")
-    assert len(place.fleet.exclusions(app.clock())) == 3  # all or none
-    assert place.do(include, "n1").output == "included n1\n"
-    place.fleet.record([report("n2", Status.FAIL, at=later + 1)], "sweep")
-    assert "not passed" in place.refused(include, "n2")
-    assert place.do(include, "n[2-3]", "--force").exit_code == 0
-    assert "n1: not excluded" in place.refused(include, "n1")
+def test_a_node_is_included_once_it_has_passed_or_by_force(site: SlurmSite) -> None:
+    site.do(exclude, "n[1-3]", "--reason=fan")
+    assert "n[1-3]: no preflight passed since" in site.refused(include, "n[1-3]")
+    later = clock() + 1
+    site.fleet.record([report("n1", at=later), report("n2", at=later, tags=("running",))], "sweep")
+    assert "n[2-3]: no preflight passed since" in site.refused(include, "n[1-3]")
+    assert len(site.fleet.exclusions(clock())) == 3  # all or none
+    assert site.do(include, "n1").output == "included n1\n"
+    site.fleet.record([report("n2", Status.FAIL, at=later + 1)], "sweep")
+    assert "no preflight passed" in site.refused(include, "n2")
+    assert site.do(include, "n[2-3]", "--force").exit_code == 0
+    assert "n1: not excluded" in site.refused(include, "n1")
 
 
-def test_a_node_that_left_the_cluster_is_forgotten(place: Place) -> None:
-    place.fleet.record([report("n1", Status.FAIL), report("n2")], "sweep")
-    place.fleet.exclude("n1", "gone", "ops", app.clock(), None)
-    assert "n1 is no longer in the fleet record" in place.do(nodes, "n1", "--forget").output
-    assert [n.name for n in place.fleet.nodes(app.clock())] == ["n2"]
-    assert place.fleet.changes(0.0) == [] and place.fleet.looks("n1", 0.0) == []
-    assert "needs the name" in place.refused(nodes, "--forget")
-    assert "not in the fleet record" in place.refused(nodes, "n1", "--forget")
+def test_a_node_that_left_the_cluster_is_forgotten(site: SlurmSite) -> None:
+    site.fleet.record([report("n1", Status.FAIL), report("n2")], "sweep")
+    site.fleet.exclude("n1", "gone", "ops", clock(), None)
+    assert "n1 is no longer in the fleet record" in site.do(nodes, "n1", "--forget").output
+    assert [n.name for n in site.fleet.nodes(clock())] == ["n2"]
+    assert site.fleet.changes(0.0) == [] and site.fleet.report_history("n1", 0.0) == []
+    assert "needs the name" in site.refused(nodes, "--forget")
+    assert "not in the fleet record" in site.refused(nodes, "n1", "--forget")
+
+
+def test_a_brake_that_holds_is_shown(site: SlurmSite) -> None:
+    for name in NAMES:
+        site.fleet.record([report(name)], "sweep")
+    for name in ("n1", "n2", "n3"):
+        site.fleet.drained(name, "superv: gpu.count: 7 of 8 GPUs", clock())
+    assert "brake" not in site.do(nodes).output  # drain is off
+    told = {"state_dir": str(site.path / "state"), "drain": "on"}
+    (site.path / "site.yaml").write_text(yaml.safe_dump(told))
+    shown = " ".join(site.do(nodes).output.split())
+    assert "the drain brake holds: superv has drained 3 of these 63 nodes, 3 may be" in shown
+    site.fleet.undrained("n2", clock())
+    assert "brake" not in site.do(nodes).output

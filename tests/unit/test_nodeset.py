@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,8 +52,14 @@ def test_malformed_is_one_line(text: str) -> None:
         (["n3", "n1", "n2", "n2"], "n[1-3]"),
         (["n08", "n09", "n10", "n7"], "n[7,08-10]"),
         (["n9", "n09", "n10"], "n[9,09-10]"),
-        (["a2-ib0", "a1-ib0", "a1-ib1", "a2-ib1"], "a[1-2]-ib[0-1]"),
+        (["a2-ib0", "a1-ib0", "a1-ib1", "a2-ib1"], "a1-ib[0-1],a2-ib[0-1]"),
         (["a1-ib0", "a2-ib0", "a1-ib1"], "a1-ib[0-1],a2-ib0"),
+        (["ip-10-0-1-5", "ip-10-0-2-5"], "ip-10-0-1-5,ip-10-0-2-5"),
+        (["ip-10-0-1-5", "ip-10-0-1-6", "ip-10-0-2-5"], "ip-10-0-1-[5-6],ip-10-0-2-5"),
+        (["n1-ib", "n0-ib", "n10-ib"], "n0-ib,n1-ib,n10-ib"),
+        (["n1x03y", "n1x04y"], "n1x03y,n1x04y"),
+        (["r1n09.x", "r1n10.x"], "r1n09.x,r1n10.x"),
+        (["n", "n1", "n2"], "n,n[1-2]"),
         (["n10", "n2", "m1"], "m1,n[2,10]"),
         (["0", "1", "00"], "[0-1,00]"),
     ],
@@ -76,6 +84,12 @@ def test_round_trip(names: list[str]) -> None:
     assert set(back) == set(names)
     assert len(back) == len(set(back))
     assert compress(reversed(back)) == there
+
+
+@given(st.lists(st.text("ab-_.0189", min_size=1, max_size=12), max_size=20))
+def test_no_text_follows_a_bracket(names: list[str]) -> None:
+    """slurmctld up to 23.02 refuses that."""
+    assert not re.search(r"\](?!,|\Z)", compress(names))
 
 
 @given(st.lists(st.text("ab-_.0189", min_size=1, max_size=12), max_size=20))

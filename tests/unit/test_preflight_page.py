@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
 import pytest
 
-from healthchecks import golden
-from healthchecks.check import Result, Status
-from healthchecks.cohort import Judged, judge
-from healthchecks.places import Way
-from healthchecks.remote import ANSWERS, Answer
-from healthchecks.report import Finding, Report
-from supervisor.cli.preflight import WIDTH, document, exit_code, page, verdict
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding, Report
+from healthchecks.many import golden
+from healthchecks.many.cohort import ComparedReports, judge
+from healthchecks.many.remote import ANSWERS, NodeAnswer
+from healthchecks.many.slurm_nodes import Transport
+from supervisor.cli.preflight import document, exit_code, page, verdict
 from supervisor.core.errors import UserError
+from supervisor.host import terminal
 
 
-def answer(node: str, status: Status, seen: str = "as it should be", shared: str = "") -> Answer:
+def answer(
+    node: str, status: Status, seen: str = "as it should be", shared: str = ""
+) -> NodeAnswer:
     result = Result(status=status, seen=seen, fix="do this", expected="that", shared=shared)
     report = Report(
         node=node,
@@ -27,17 +29,17 @@ def answer(node: str, status: Status, seen: str = "as it should be", shared: str
             Finding(check="nfs.alive", on="/data", result=result),
         ),
     )
-    return Answer(node=node, way=Way.SRUN, state="idle", report=report)
+    return NodeAnswer(node=node, transport=Transport.SRUN, state="idle", report=report)
 
 
-def judged(*given: Answer) -> tuple[dict[str, Answer], Judged]:
+def judged(*given: NodeAnswer) -> tuple[dict[str, NodeAnswer], ComparedReports]:
     answers = {a.node: a for a in given}
     return answers, judge({n: a.report for n, a in answers.items() if a.report is not None}, {})
 
 
-def plain(answers: dict[str, Answer], found: Judged, *notes: str) -> list[str]:
+def plain(answers: dict[str, NodeAnswer], found: ComparedReports, *notes: str) -> list[str]:
     """The page without colours."""
-    return [click.unstyle(line) for line in page(answers, found, notes, 4.21)]
+    return terminal.rendered(page(answers, found, notes, 4.21), colour=False).splitlines()
 
 
 def test_the_verdict_comes_first_and_nothing_is_too_wide() -> None:
@@ -46,13 +48,15 @@ def test_the_verdict_comes_first_and_nothing_is_too_wide() -> None:
         *(answer(f"n{i}", Status.FAIL, dead, "nfs server 10.0.0.5") for i in range(1, 61)),
         answer("n61", Status.OK),
         answer("n62", Status.UNKNOWN, "NVML \x1b[31mhangs"),
-        Answer(node="n63", way=Way.NONE, state="allocated", why="busy: job 7 of bob"),
+        NodeAnswer(
+            node="n63", transport=Transport.NONE, state="allocated", why="busy: job 7 of bob"
+        ),
     )
     lines = plain(answers, found, "pinned to x")
     first = "60 failed: n[1-60]; 1 of 63 nodes can be used; 1 unknown: n62; 1 left alone"
     assert lines[0] == f"FAIL    {first}"
     assert verdict(answers, found) == first
-    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, lines)) <= terminal.WIDTH
     text = "\n".join(lines)
     assert "FAIL    nfs server 10.0.0.5: 60 of 62 nodes, n[1-60] (nfs.alive)" in text
     assert "UNKNOWN n62 nfs.alive[/data]\n        NVML ·[31mhangs" in text
@@ -82,7 +86,8 @@ def test_exit_codes(statuses: list[Status], code: int, first: str) -> None:
 
 def test_the_document() -> None:
     answers, found = judged(
-        answer("n1", Status.FAIL, "gone"), Answer(node="n2", way=Way.NONE, why="busy")
+        answer("n1", Status.FAIL, "gone"),
+        NodeAnswer(node="n2", transport=Transport.NONE, why="busy"),
     )
     told = document(answers, found, ["a note"], 1.0)
     assert (told["schema"], told["status"], told["notes"]) == (1, "FAIL", ["a note"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import proc
-from supervisor.agent import tree
+from supervisor.host import procfs
 
 HUNG_FUSE = Path(__file__).with_name("hung_fuse.py")
 LONG = 60.0  # s: only what hangs for good reaches it
@@ -96,7 +96,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path):
     script = f"trap '' TERM INT HUP; echo $$ > {pid}; while :; do sleep 600; done"
     done = proc.run_sync(["sh", "-c", script], deadline_s=1.0)
     assert done.timed_out
-    wait_until(lambda: tree.state(int(pid.read_text())) in (None, "Z"))
+    wait_until(lambda: procfs.state(int(pid.read_text())) in (None, "Z"))
 
 
 def test_more_output_than_a_pipe_holds():
@@ -133,7 +133,7 @@ def test_a_grandchild_in_the_childs_session_dies_with_it(tmp_path: Path):
     pid = tmp_path / "pid"
     script = f"sleep 600 & echo $! > {pid}; wait"
     assert proc.run_sync(["sh", "-c", script], deadline_s=0.5).timed_out
-    wait_until(lambda: tree.state(int(pid.read_text())) in (None, "Z"))
+    wait_until(lambda: procfs.state(int(pid.read_text())) in (None, "Z"))
 
 
 def test_a_cancelled_call_ends_its_child_and_its_files(tmp_path: Path):
@@ -151,7 +151,7 @@ def test_a_cancelled_call_ends_its_child_and_its_files(tmp_path: Path):
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(body())
     assert len(os.listdir("/proc/self/fd")) == before
-    wait_until(lambda: tree.state(int(pid.read_text())) in (None, "Z"))
+    wait_until(lambda: procfs.state(int(pid.read_text())) in (None, "Z"))
 
 
 def test_no_descriptor_is_left_open():
@@ -169,9 +169,9 @@ def test_abandoned_children_are_reaped_when_others_start(tmp_path: Path):
     assert not proc.stuck(argv)
     assert proc.run_sync(argv, deadline_s=0.5).timed_out
     number = int(pid.read_text())
-    wait_until(lambda: tree.state(number) == "Z")  # dead, and nobody has waited for it
+    wait_until(lambda: procfs.state(number) == "Z")  # dead, and nobody has waited for it
     proc.run_sync(["true"], deadline_s=LONG)
-    assert tree.state(number) is None
+    assert procfs.state(number) is None
 
 
 def test_a_spawned_childs_output_and_folder(tmp_path: Path):
@@ -194,7 +194,7 @@ def test_spawn_returns_where_nothing_is_there(tmp_path: Path):
 HANGS = """
 import asyncio, os, sys, time
 from supervisor import proc
-from supervisor.agent import tree
+from supervisor.host import procfs
 
 folder = sys.argv[1]
 inside = folder + "/inside"
@@ -222,7 +222,7 @@ async def main():
     assert child.poll() is None
     child.kill()
     await asyncio.sleep(0.3)
-    assert tree.state(child.pid) == "D", tree.state(child.pid)
+    assert procfs.state(child.pid) == "D", procfs.state(child.pid)
     assert ticks > 10, ticks  # ~2 s of ticks; a loop that stood still has none
     clock.cancel()
     child.returncode = -9  # nobody waits for it: it may hang for ever

@@ -21,17 +21,17 @@ from supervisor.agent import tree
 from supervisor.agent.ranks import (
     KEPT,
     CantStart,
-    Ended,
+    RankEnd,
     Ranks,
     adopt,
     attempt_dir,
     error_file,
-    fill,
     log_file,
-    placeholders,
     rank_env,
 )
-from supervisor.config.trainer import PLACEHOLDERS
+from supervisor.core.rank_contract import PLACEHOLDERS, fill, placeholder_values, reserved
+from supervisor.host import procfs
+from tests.processes import send
 
 MARK = f"{RUN}/{NODE}/"
 # LocalElasticAgent._start_workers in torch 2.13 (local_elastic_agent.py), and what it takes from
@@ -64,7 +64,7 @@ def node(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     for pid in tree.find(MARK):
-        os.kill(pid, signal.SIGKILL)
+        send(pid)
 
 
 def env_of(tmp_path: Path, **changes: Any) -> dict[str, str]:
@@ -81,6 +81,12 @@ def env_of(tmp_path: Path, **changes: Any) -> dict[str, str]:
 def test_torchruns_contract(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(name, raising=False)
     assert env_of(tmp_path)[name] == TORCHRUN[name]
+
+
+def test_what_superv_sets_is_none_of_the_users(tmp_path: Path) -> None:
+    env = rank_env(job(tmp_path), start(), 0, tmp_path, NODE, {})
+    own = {"PYTHONUNBUFFERED", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "OMP_NUM_THREADS"}  # defaults
+    assert {name for name in env if not reserved(name)} == own
 
 
 def test_the_error_file_is_in_a_folder_that_is_there(tmp_path: Path) -> None:
@@ -140,17 +146,17 @@ def test_placeholders() -> None:
     order = start(
         3, slot=2, nnodes=9, save_dir="/s/a0003", resume_path="/s/a0002/step-7", resume_step=7
     )
-    values = placeholders(order)
+    values = placeholder_values(order)
     assert values.keys() == PLACEHOLDERS.keys()  # what job.yaml's documentation promises
     text = "{node_rank}/{nnodes} {master_addr}:{master_port} {save_dir} {resume_path} {resume_step}"
     assert fill(text, values) == "2/9 127.0.0.1:30000 /s/a0003 /s/a0002/step-7 7"
     assert fill('{"a": {}} {other} {} {0} ${HOME}', values) == '{"a": {}} {other} {} {0} ${HOME}'
-    fresh = placeholders(start())
+    fresh = placeholder_values(start())
     assert fill("[{save_dir}][{resume_path}][{resume_step}]", fresh) == "[][][0]"
 
 
 def test_a_value_is_not_filled_in_again() -> None:
-    values = placeholders(start(save_dir="/odd/{resume_step}", resume_step=7))
+    values = placeholder_values(start(save_dir="/odd/{resume_step}", resume_step=7))
     assert fill("{save_dir}", values) == "/odd/{resume_step}"
 
 
@@ -161,7 +167,7 @@ class One:
     """The ranks of one attempt and their ends."""
 
     def __init__(self, node: Path, attempt: int = 1) -> None:
-        self.ends: list[Ended] = []
+        self.ends: list[RankEnd] = []
         self.node = node
         self.ranks = Ranks(node, NODE, RUN, attempt, self.ends.append)
 
@@ -204,8 +210,8 @@ def test_the_message_in_an_error_file(tmp_path: Path, node: Path) -> None:
     """As torch.distributed.elastic.multiprocessing.errors writes it."""
     ranks = One(node).ranks
     attempt_dir(node, 1).mkdir()
-    told = {"message": {"message": "RuntimeError: no luck\n", "extraInfo": {"timestamp": "1"}}}
-    error_file(node, 1, 0).write_text(json.dumps(told))
+    report = {"message": {"message": "RuntimeError: no luck\n", "extraInfo": {"timestamp": "1"}}}
+    error_file(node, 1, 0).write_text(json.dumps(report))
     assert ranks.error(0) == "RuntimeError: no luck"
     error_file(node, 1, 1).write_text(json.dumps({"message": "a\nb " + "x" * 10_000}))
     assert ranks.error(1).startswith("b xxx") and len(ranks.error(1)) == 500
@@ -267,7 +273,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from supervisor.agent import ranks as subject
 from test_ranks import One
-subject.LOOK_S = 0.5
+subject.PATHS_S = 0.5
 async def body():
     try:
         await One(Path(sys.argv[2])).start(Path(sys.argv[1]), ("sleep", "600"), workdir=sys.argv[4])
@@ -290,17 +296,17 @@ def test_a_working_directory_that_hangs(tmp_path: Path, node: Path) -> None:
     mount.mkdir()
     inside = str(mount / "work")
     inner = [sys.executable, "-c", HUNG_WORKDIR, tmp_path, node, here, inside]
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, here / "hung_fuse.py", mount, *inner],
         capture_output=True,
         text=True,
         timeout=60,
         cwd=here.parents[1],
     )
-    if told.returncode == 77:
+    if done.returncode == 77:
         pytest.skip("needs root and /dev/fuse")
-    first, second = told.stdout.splitlines()
-    assert first == f"{inside} or sleep did not answer within 0 s", told.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"{inside} or sleep did not answer within 0 s", done.stderr
     assert second == f"{inside}: an earlier look at it still hangs"
 
 
@@ -343,36 +349,36 @@ def test_adoption(node: Path) -> None:
     os.kill(pids[1], signal.SIGKILL)
 
     async def body() -> None:
-        await until(lambda: tree.state(pids[1]) in (None, "Z"))
-        ends: list[Ended] = []
+        await until(lambda: procfs.state(pids[1]) in (None, "Z"))
+        ends: list[RankEnd] = []
         ranks = adopt(node, NODE, RUN, ends.append)
         assert ranks is not None and (ranks.attempt, ranks.alive) == (4, 2)
         assert [rank.pid for rank in ranks.ranks.values()] == pids
         ranks.watch()
         await until(lambda: ends)
-        assert ends == [Ended(rank=1, code=None, signal=None)]  # nobody saw how it ended
+        assert ends == [RankEnd(rank=1, code=None, signal=None)]  # nobody saw how it ended
         os.kill(pids[2], signal.SIGKILL)
         await until(lambda: len(ends) == 2)
-        assert ends[1] == Ended(rank=2, code=None, signal=None)
+        assert ends[1] == RankEnd(rank=2, code=None, signal=None)
         assert await ranks.stop(5) == set()
         assert adopt(node, NODE, RUN, ends.append) is None  # they were stopped: no more to tell
 
     asyncio.run(body())
-    assert all(tree.state(pid) in (None, "Z") for pid in pids)
+    assert all(procfs.state(pid) in (None, "Z") for pid in pids)
 
 
 def test_a_pid_that_was_used_again_is_not_adopted(node: Path) -> None:
     """The start time tells."""
     pids = left_by_another(node)
-    told = json.loads((node / "ranks.json").read_text())
-    told["ranks"][0][1:] = [os.getpid(), told["ranks"][0][2]]
-    told["ranks"][1][2] -= 1
-    (node / "ranks.json").write_text(json.dumps(told))
+    table = json.loads((node / "ranks.json").read_text())
+    table["ranks"][0][1:] = [os.getpid(), table["ranks"][0][2]]
+    table["ranks"][1][2] -= 1
+    (node / "ranks.json").write_text(json.dumps(table))
     ranks = adopt(node, NODE, RUN, lambda end: None)
     assert ranks is not None
     assert [rank.alive for rank in ranks.ranks.values()] == [False, False, True]
     assert asyncio.run(ranks.stop(0)) == set()  # all of them by their mark, and not this process
-    assert all(tree.state(pid) in (None, "Z") for pid in pids)
+    assert all(procfs.state(pid) in (None, "Z") for pid in pids)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from healthchecks.check import Status
-from healthchecks.frames import Collector, pieces
-from healthchecks.places import Place, Way, parse_places, way
-from healthchecks.remote import ANSWERS, Answer, Suite, examine
-from healthchecks.srun import Ended, Step
+from healthchecks.frame.check import Status
+from healthchecks.frame.frames import Collector, pieces
+from healthchecks.many.remote import ANSWERS, NodeAnswer, Suite, examine
+from healthchecks.many.slurm_nodes import Transport, transport_for
+from healthchecks.many.srun import SrunStep, StepResult
+from launchers.slurm import SlurmNode
 from supervisor.config import Site, Ssh
-from supervisor.core.errors import TransientError, UserError
+from supervisor.core.errors import UserError
 
 SUITE = Suite(names=("fs.local",))
 
@@ -37,7 +38,7 @@ def test_reports_of_many_nodes_come_whole_out_of_a_mixed_pipe() -> None:
     lines += ["srun: error: something", "m4rk n9", "0ther n1 1/1 {}", "m4rk n9 0/0 "]
     random.Random(4).shuffle(lines)
     data = ("\n".join(lines) + "\n").encode()
-    collector, found = Collector(mark="m4rk"), []
+    collector, found = Collector(nonce="m4rk"), []
     for start in range(0, len(data), 997):
         found += collector.feed(data[start : start + 997])
     assert dict(found) == texts and len(found) == 7
@@ -47,70 +48,61 @@ def test_reports_of_many_nodes_come_whole_out_of_a_mixed_pipe() -> None:
 
 def test_a_report_that_did_not_come_whole_is_none() -> None:
     first, *_ = pieces("m", "n1", "y" * 2000)
-    assert Collector(mark="m").feed(f"{first}\n".encode()) == []
+    assert Collector(nonce="m").feed(f"{first}\n".encode()) == []
 
 
 # --- Slurm's word ---
 
 
-def place(state: str, idle_cpus: int = 4, **more: str) -> Place:
-    return Place(name="n1", state=state, partitions=("main",), gres="", idle_cpus=idle_cpus, **more)
+def node(state: str, idle_cpus: int = 4, **more: str) -> SlurmNode:
+    return SlurmNode(
+        name="n1", state=state, partitions=("main",), gres="", idle_cpus=idle_cpus, **more
+    )
 
 
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        ("idle", Way.SRUN),
-        ("planned", Way.SRUN),
+        ("idle", Transport.SRUN),
+        ("planned", Transport.SRUN),
         ("mixed", None),
-        ("allocated", Way.NONE),
-        ("completing", Way.NONE),
-        ("draining", Way.NONE),
-        ("drained", Way.SSH),
-        ("drained*", Way.SSH),
-        ("down", Way.SSH),
-        ("down*", Way.SSH),
-        ("idle*", Way.SSH),
-        ("inval", Way.SSH),
-        ("maint", Way.SSH),
-        ("reserved", Way.SSH),
-        ("unknown*", Way.SSH),
-        ("idle~", Way.NONE),
-        ("idle#", Way.NONE),
-        ("drained@", Way.NONE),
-        ("powered_down", Way.NONE),
+        ("allocated", Transport.NONE),
+        ("completing", Transport.NONE),
+        ("draining", Transport.NONE),
+        ("drained", Transport.SSH),
+        ("drained*", Transport.SSH),
+        ("down", Transport.SSH),
+        ("down*", Transport.SSH),
+        ("idle*", Transport.SSH),
+        ("inval", Transport.SSH),
+        ("maint", Transport.SSH),
+        ("reserved", Transport.SSH),
+        ("unknown*", Transport.SSH),
+        ("idle~", Transport.NONE),
+        ("idle#", Transport.NONE),
+        ("drained@", Transport.NONE),
+        ("powered_down", Transport.NONE),
     ],
 )
-def test_the_way_follows_from_slurms_word(state: str, expected: Way | None) -> None:
-    assert way(place(state))[0] is expected
+def test_the_way_follows_from_slurms_word(state: str, expected: Transport | None) -> None:
+    assert transport_for(node(state))[0] is expected
 
 
 def test_a_mixed_node_without_a_free_core_is_busy() -> None:
-    assert way(place("mixed", idle_cpus=0)) == (Way.NONE, "all of its cores are in use")
-
-
-def test_sinfo_has_a_line_for_each_partition() -> None:
-    found = parse_places(
-        "n1|test|idle|0/8/0/8|gpu:b200:8(S:0-1)|none\n"
-        "n1|main*|idle|0/8/0/8|gpu:b200:8(S:0-1)|none\n"
-        "n2|main*|drained*|0/0/8/8|(null)|fan | broken\n"
+    assert transport_for(node("mixed", idle_cpus=0)) == (
+        Transport.NONE,
+        "all of its cores are in use",
     )
-    assert found["n1"].partitions == ("main", "test")
-    assert (found["n1"].gres, found["n1"].idle_cpus, found["n1"].answers) == ("gpu:b200:8", 8, True)
-    assert (found["n2"].gres, found["n2"].reason) == ("", "fan | broken")
-    assert not found["n2"].answers
-    with pytest.raises(TransientError, match="can't be read"):
-        parse_places("slurm is away\n")
 
 
 def test_a_step_asks_for_whole_nodes_and_all_their_gpus() -> None:
-    argv = Step(nodes=("n1", "n2", "n4"), partition="main", gres="gpu:8", cpus=4).argv(
+    argv = SrunStep(nodes=("n1", "n2", "n4"), partition="main", gres="gpu:8", cpus=4).argv(
         "x", "/py", 60
     )
     assert "--cpus-per-task=4" in argv
     assert {"--nodelist=n[1-2,4]", "--exclusive", "--mem=0", "--gres=gpu:8", "--no-kill"} < {*argv}
     assert argv[-4:] == ["/py", "-I", "-m", "healthchecks"]
-    mixed = Step(nodes=("n1",), partition="main", whole=False, options=("--account=a",))
+    mixed = SrunStep(nodes=("n1",), partition="main", whole=False, options=("--account=a",))
     assert "--exclusive" not in mixed.argv("x", "/py", 60)
     assert "--account=a" in mixed.argv("x", "/py", 60)
 
@@ -121,18 +113,21 @@ def test_what_srun_said_of_a_node() -> None:
         "srun: error: n11: task 3: Exited with exit code 1",
         "ModuleNotFoundError: healthchecks",
     )
-    ended = Ended(rc=1, began=frozenset(), said=said)
+    ended = StepResult(rc=1, began=frozenset(), said=said)
     assert ended.failed_on("n1") and not ended.failed_on("n11")
     assert ended.about("n11") == said[1]
     assert ended.about("n5") == said[2]
     busy = "srun: error: Unable to allocate resources: Requested nodes are busy"
-    assert Ended(rc=1, began=frozenset(), said=(busy,)).refused
-    assert not Ended(rc=1, began=frozenset({"n1"}), said=(busy,)).refused
+    assert StepResult(rc=1, began=frozenset(), said=(busy,)).refused
+    assert not StepResult(rc=1, began=frozenset({"n1"}), said=(busy,)).refused
 
 
 # --- examine, with Slurm's commands played by programs on PATH ---
 
-SRUN = """#!{python}
+SQUEUE = """#!/bin/sh
+[ ! -e "{folder}/squeue" ] || sed "s/^MARK/${{SQUEUE_FORMAT%%|*}}/" "{folder}/squeue"
+"""
+SRUN = """
 # Runs the command once for each node, as a step does, and says what slurmstepd and srun would.
 import json, os, subprocess, sys
 from supervisor.core.nodeset import expand
@@ -168,7 +163,7 @@ for node in nodes:
 """
 
 
-class World:
+class SlurmAnswers:
     """Slurm's commands, as this test has them answer."""
 
     def __init__(self, folder: Path) -> None:
@@ -178,10 +173,12 @@ class World:
         self.env = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(folder)}
         self.nodes: dict[str, str] = {}
         self.tell()
-        self.program("srun", SRUN.format(python=sys.executable, folder=str(folder)))
-        self.program("squeue", f"#!/bin/sh\ncat {folder}/squeue 2>/dev/null || true\n")
-        self.program("sinfo", f"#!/bin/sh\ncat {folder}/sinfo\n")
-        self.program("scancel", f'#!/bin/sh\necho "$@" >> {folder}/scancel.log\n')
+        script = folder / "srun.py"
+        script.write_text(SRUN.format(folder=str(folder)))
+        self.program("srun", f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+        self.program("squeue", SQUEUE.format(folder=folder))
+        self.program("sinfo", f'#!/bin/sh\ncat "{folder}/sinfo"\n')
+        self.program("scancel", f'#!/bin/sh\necho "$@" >> "{folder}/scancel.log"\n')
 
     def program(self, name: str, text: str) -> None:
         (self.bin / name).write_text(text)
@@ -201,7 +198,7 @@ class World:
         calls = [json.loads(line) for line in lines]
         return [w.partition("=")[2] for words in calls for w in words if "--nodelist" in w]
 
-    def examine(self, *nodes: str, **more: object) -> dict[str, Answer]:
+    def examine(self, *nodes: str, **more: object) -> dict[str, NodeAnswer]:
         site = Site(
             state_dir=self.folder,
             ssh=Ssh(port=more.pop("port", 22), connect_timeout_s=5),  # type: ignore[arg-type]
@@ -210,11 +207,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> SlurmAnswers:
+    return SlurmAnswers(tmp_path)
 
 
-def statuses(answers: dict[str, Answer]) -> dict[str, Status | None]:
+def statuses(answers: dict[str, NodeAnswer]) -> dict[str, Status | None]:
     return {
         node: None
         if a.report is None
@@ -223,11 +220,12 @@ def statuses(answers: dict[str, Answer]) -> dict[str, Status | None]:
     }
 
 
-def test_idle_nodes_answer_through_one_step_as_they_come(world: World) -> None:
+def test_idle_nodes_answer_through_one_step_as_they_come(world: SlurmAnswers) -> None:
     world.sinfo(n1="idle", n2="idle", n3="allocated")
     told: list[tuple[str, list[str]]] = []
     answers = world.examine(
-        *("n2", "n1", "n3"), told=lambda a, left: told.append((a.node if a else "", list(left)))
+        *("n2", "n1", "n3"),
+        on_answer=lambda a, left: told.append((a.node if a else "", list(left))),
     )
     assert statuses(answers) == {"n2": Status.OK, "n1": Status.OK, "n3": None}
     assert world.srun_calls() == ["n[1-2]"]
@@ -238,7 +236,7 @@ def test_idle_nodes_answer_through_one_step_as_they_come(world: World) -> None:
     assert "fs.local" in {f.check for f in report.findings}
 
 
-def test_a_node_lost_in_the_step_costs_the_others_nothing(world: World) -> None:
+def test_a_node_lost_in_the_step_costs_the_others_nothing(world: SlurmAnswers) -> None:
     world.sinfo(n1="idle", n2="idle", n3="idle")
     world.tell(n2="lost")
     answers = world.examine("n1", "n2", "n3")
@@ -246,14 +244,16 @@ def test_a_node_lost_in_the_step_costs_the_others_nothing(world: World) -> None:
     assert world.srun_calls() == ["n[1-3]", "n3"]
 
 
-def test_a_step_that_is_not_granted_is_asked_for_again(world: World) -> None:
+def test_a_step_that_is_not_granted_is_asked_for_again(world: SlurmAnswers) -> None:
     world.sinfo(n1="idle", n2="idle")
     world.tell(n2="refuse")
     assert set(statuses(world.examine("n1", "n2")).values()) == {Status.OK}
     assert world.srun_calls() == ["n[1-2]", "n[1-2]"]
 
 
-def test_where_some_cores_are_not_for_jobs_it_asks_for_no_number_of_them(world: World) -> None:
+def test_where_some_cores_are_not_for_jobs_it_asks_for_no_number_of_them(
+    world: SlurmAnswers,
+) -> None:
     world.sinfo(n1="idle")
     world.tell(n1="spare")
     assert statuses(world.examine("n1")) == {"n1": Status.OK}
@@ -261,7 +261,7 @@ def test_where_some_cores_are_not_for_jobs_it_asks_for_no_number_of_them(world: 
     assert ["--cpus-per-task=2" in line for line in asked] == [True, False]
 
 
-def test_a_task_that_ends_without_a_report_is_unknown(world: World) -> None:
+def test_a_task_that_ends_without_a_report_is_unknown(world: SlurmAnswers) -> None:
     world.sinfo(n1="idle", n2="idle")
     world.tell(n1="mute")
     answers = world.examine("n1", "n2")
@@ -270,21 +270,22 @@ def test_a_task_that_ends_without_a_report_is_unknown(world: World) -> None:
     assert report is not None and "n1: task 0: Exited" in report.findings[0].result.seen
 
 
-def test_who_holds_a_busy_node(world: World) -> None:
+def test_who_holds_a_busy_node(world: SlurmAnswers) -> None:
     world.sinfo(n1="allocated", n2="allocated", n3="draining")
     me = os.getuid()
     (world.folder / "squeue").write_text(
-        f"7|{me}|me|n1|superv-moe-100b-0a1b2c-1\n8|9999|bob|n2|train\n"
+        f"MARK|7|{me}|me|n1|superv-moe-100b-0a1b2c-1\n"
+        f"MARK|8|9999|bob|n2|train\n9|{me}|me|n[1-3]|superv-moe-100b-0a1b2c-2\n\n"
     )
     answers = world.examine("n1", "n2", "n3")
-    assert {node: (a.way, a.why) for node, a in answers.items()} == {
-        "n1": (Way.NONE, "in run moe-100b of me (job 7): its agents watch it"),
-        "n2": (Way.NONE, "busy: job 8 of bob"),
-        "n3": (Way.NONE, "draining"),
+    assert {node: (a.transport, a.why) for node, a in answers.items()} == {
+        "n1": (Transport.NONE, "in run moe-100b of me (job 7): its agents watch it"),
+        "n2": (Transport.NONE, "busy: job 8 of bob"),
+        "n3": (Transport.NONE, "draining"),
     }
 
 
-def test_nodes_and_partitions_that_slurm_does_not_know(world: World) -> None:
+def test_nodes_and_partitions_that_slurm_does_not_know(world: SlurmAnswers) -> None:
     world.sinfo(n1="idle")
     with pytest.raises(UserError, match=r"n\[7-8\]: Slurm knows no such node"):
         world.examine("n1", "n7", "n8")
@@ -297,28 +298,28 @@ def free_port() -> int:
         return port
 
 
-def test_a_drained_node_is_asked_through_ssh_and_refuses(world: World) -> None:
+def test_a_drained_node_is_asked_through_ssh_and_refuses(world: SlurmAnswers) -> None:
     world.sinfo(localhost="drained")
     answer = world.examine("localhost", port=free_port())["localhost"]
-    assert answer.way is Way.SSH and answer.report is not None
+    assert answer.transport is Transport.SSH and answer.report is not None
     (finding,) = answer.report.findings
     assert (finding.check, finding.status) == (ANSWERS, Status.UNKNOWN), "slurmd there answers"
     assert "Connection refused; Slurm says drained" in finding.result.seen
 
 
-def test_a_down_node_that_refuses_does_not_answer(world: World) -> None:
+def test_a_down_node_that_refuses_does_not_answer(world: SlurmAnswers) -> None:
     world.sinfo(localhost="down*")
     assert statuses(world.examine("localhost", port=free_port())) == {"localhost": Status.FAIL}
 
 
-def test_srun_alone_leaves_out_what_slurm_can_not_use(world: World) -> None:
+def test_srun_alone_leaves_out_what_slurm_can_not_use(world: SlurmAnswers) -> None:
     world.sinfo(n1="drained")
-    assert statuses(world.examine("n1", via=Way.SRUN)) == {"n1": Status.UNKNOWN}
+    assert statuses(world.examine("n1", via=Transport.SRUN)) == {"n1": Status.UNKNOWN}
 
 
-def test_a_port_that_says_nothing_is_no_answer(world: World) -> None:
+def test_a_port_that_says_nothing_is_no_answer(world: SlurmAnswers) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         answers = world.examine(
-            "127.0.0.1", port=mute.getsockname()[1], via=Way.SSH, deadline_s=1.0
+            "127.0.0.1", port=mute.getsockname()[1], via=Transport.SSH, deadline_s=1.0
         )
     assert statuses(answers) == {"127.0.0.1": Status.FAIL}

@@ -11,22 +11,23 @@ from html.parser import HTMLParser
 import pytest
 from click.testing import CliRunner
 
-from healthchecks.check import REGISTERED, Metric, Status
-from healthchecks.registry import registered
-from healthchecks.report import Report
+from healthchecks.frame.areas import AREAS, area_of
+from healthchecks.frame.check import REGISTERED, Metric, Status
+from healthchecks.frame.registry import registered
+from healthchecks.frame.report import Report
 from supervisor.cli.report import report as command
 from supervisor.core.errors import UserError
 from supervisor.core.policy import Policy
 from supervisor.core.status import status as describe
 from supervisor.core.types import Run, RunSpec
-from supervisor.fleet import DAY_S, Fleet
-from supervisor.report.areas import AREAS, area_of
+from supervisor.fleet.record import DAY_S, Fleet
+from supervisor.host.terminal import LONGEST, one_line
 from supervisor.report.chart import HEIGHT, LABEL_APART, LEFT, TOP, WIDTH, chart
 from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
-from supervisor.report.model import LONGEST, Outlier, Point, Slower, Trend, one_line
+from supervisor.report.model import Outlier, Point, Slower, Trend
 from supervisor.report.text import text
 from supervisor.report.trends import KINDS
 from supervisor.report.words import amount
@@ -74,10 +75,10 @@ def test_the_verdict_counts_every_node_once(page):
 
 
 def test_one_dead_server_is_one_thing_to_do(page):
-    first = page.hands[0]
+    first = page.action_items[0]
     assert (first.who, first.do) == ("node-[041-063]", "look at the server 10.0.0.5")
     assert "nfs server 10.0.0.5" in first.what
-    assert [(h.status, h.who) for h in page.hands[1:]] == [
+    assert [(h.status, h.who) for h in page.action_items[1:]] == [
         (Status.FAIL, "node-007"),
         (Status.UNKNOWN, "node-031"),
     ]
@@ -89,11 +90,11 @@ def test_exclusions_that_no_longer_fit_need_a_hand(empty):
         empty.exclude(node_name(node), "why", "ops", NOW - 600, NOW + 7200 if node < 3 else None)
     empty.record([report(1, NOW, bad), report(2, NOW), report(3, NOW)], "sweep")
     page = gather(empty, NOW, NOW - DAY_S)
-    assert [(h.status, h.who) for h in page.hands] == [
-        (Status.WARN, "node-001"),  # soon in, and ill
+    assert [(h.status, h.who) for h in page.action_items] == [
+        (Status.WARN, "node-001"),  # soon in, and unhealthy
         (Status.OK, "node-003"),  # out for good, and well
     ]
-    assert "ends in 2 h" in page.hands[0].what
+    assert "ends in 2 h" in page.action_items[0].what
 
 
 def test_problems_have_evidence_age_and_a_page(page):
@@ -101,7 +102,7 @@ def test_problems_have_evidence_age_and_a_page(page):
     lost = by_title["gpu.handle"]
     assert lost.seen[0].text.startswith("gpu3: GPU is lost")
     assert (lost.since, lost.asked) == (NOW - 2 * HOUR_S, NOW)
-    assert lost.pages == ("docs/checks.md#gpuhandle",)
+    assert lost.pages == ("docs/checks/gpu.md#gpuhandle",)
     assert [p.title for p in page.problems if p.excluded] == ["ib.port"]
     assert page.problems[-1].title == "ib.port"  # somebody knows of it already
 
@@ -113,8 +114,8 @@ def test_nodes_alike_share_a_row_and_areas_with_faults_come_first(page):
     assert server.cells["gpu"].status is Status.OK
     assert len(page.rows) == 7
     shown = {node for row in page.rows for node in row.nodes}
-    assert shown.isdisjoint(page.fine)
-    assert len(shown) + len(page.fine) == 63
+    assert shown.isdisjoint(page.healthy)
+    assert len(shown) + len(page.healthy) == 63
     assert set(page.areas[:5]) == {"gpu", "gpu memory", "heat", "infiniband", "nfs"}
 
 
@@ -143,7 +144,7 @@ def test_exclusions_say_when_they_end(page):
     assert (eve.until, eve.passed) == (None, ())
     assert over.ended == NOW - HOUR_S
     shown = text(page, colour=False)
-    assert "(in 24 h), by ops: link 3 flaps" in shown
+    assert "(in 23 h 59 min), by ops: link 3 flaps" in shown
     assert "until superv include, by eve" in shown
     assert "was out from" in shown
 
@@ -154,8 +155,8 @@ def test_what_was_seen_days_ago_is_no_knowledge(empty):
     assert page.verdict.stale == (node_name(2),)
     assert page.verdict.healthy == (node_name(1),)
     assert page.verdict.status is Status.UNKNOWN
-    (hand,) = page.hands
-    assert (hand.who, hand.do) == ("node-002", "superv preflight node-002")
+    (item,) = page.action_items
+    assert (item.who, item.do) == ("node-002", "superv preflight node-002")
     (row,) = page.rows
     assert row.stale
     assert all(cell.stale for cell in row.cells.values())
@@ -211,7 +212,7 @@ def test_nodes_far_from_the_others_are_named(page):
     remaps = next(t for t in page.trends if t.title.startswith("Rows"))
     assert (remaps.highest.value, remaps.highest.on) == (254, "gpu5")
     assert len(remaps.rest) == 62
-    assert "NVLink errors between looks" in page.quiet
+    assert "NVLink errors between looks" in page.all_zero
 
 
 def test_what_few_nodes_ever_tell_is_named_without_others_to_compare(empty):
@@ -230,7 +231,7 @@ def test_a_lost_gpu_is_one_thing_to_do_and_not_one_for_each_check(empty):
     empty.record([report(1, NOW), report(2, NOW)], "sweep")
     empty.record([report(1, NOW + 60, lost)], "sweep")
     page = gather(empty, NOW + 120, NOW - DAY_S)
-    assert [(h.who, h.do) for h in page.hands] == [(node_name(1), "reboot it")]
+    assert [(h.who, h.do) for h in page.action_items] == [(node_name(1), "reboot it")]
     assert [(len(p.checks), p.status) for p in page.problems] == [
         (1, Status.FAIL),
         (4, Status.UNKNOWN),
@@ -257,8 +258,8 @@ def test_one_node_that_is_well(empty):
     empty.record([report(1, NOW)], "preflight")
     page = gather(empty, NOW + 60, NOW - DAY_S)
     assert (page.verdict.status, page.verdict.text) == (Status.OK, "1 of 1 node can be used")
-    assert page.hands == page.rows == page.problems == ()
-    assert "Nothing needs a hand." in text(page, colour=False)
+    assert page.action_items == page.rows == page.problems == ()
+    assert "No action is required." in text(page, colour=False)
     assert "<figure>" in html(page)  # its lines are points
     assert not any(trend.outliers for trend in page.trends)
 
@@ -301,13 +302,29 @@ def test_a_run_that_trains_can_run_whatever_its_nodes_checks_say(well):
     assert "node-007 in it failed" in told.text
 
 
+def test_what_needs_attention_in_a_run_is_an_action_item_and_stops_nothing(well):
+    said = {"what": "loss", "since": NOW - 60, "text": "the loss is NaN", "fix": "go back"}
+    page = gather(well, NOW, NOW - DAY_S, run_status(attention=[said]), 60)
+    (item,) = [i for i in page.action_items if i.who == "run pre"]
+    assert (item.status, item.do) == (Status.WARN, "go back")
+    assert item.what.startswith("the loss is NaN (since ")
+    assert page.verdict.can_run == "yes"
+    for shown in (text(page, colour=False), markdown(page), html(page)):
+        assert "the loss is NaN" in shown
+    mute = {"what": "engine", "since": None, "text": "it did not answer", "fix": "kill it"}
+    page = gather(well, NOW, NOW - DAY_S, run_status(engine=False, attention=[mute]), 60)
+    assert [i.do for i in page.action_items if i.who == "run pre"] == ["kill it"]
+
+
 def test_a_run_whose_slot_waits_can_not_run(well):
     slots = run_status()["slots"]
     slots[4] = {"slot": 4, "node": None, "state": None, "reason": ""}
     told = gather(well, NOW, NOW - DAY_S, run_status(phase="gathering", slots=slots, spares=[]), 60)
     assert (told.verdict.can_run, told.verdict.status) == ("no", Status.FAIL)
     assert "waiting   4" in text(told, colour=False)
-    assert told.hands[0].what == "gathering: 2 usable nodes too few"  # node-007 is no good either
+    assert (
+        told.action_items[0].what == "gathering: 2 usable nodes too few"
+    )  # node-007 is no good either
 
 
 @pytest.mark.parametrize(("need", "answer"), [(39, "yes"), (40, "no")])
@@ -328,7 +345,7 @@ def test_nodes_that_nobody_looked_at_may_or_may_not_do(empty):
     assert verdict(empty, 3, phase="stopped", slots=[], spares=[]).can_run == "no"
 
 
-def test_a_held_run_needs_a_hand_first_and_its_incidents_are_told(well):
+def test_a_held_run_is_the_first_action_and_its_incidents_are_told(well):
     incident = {
         "confirmed": NOW - 60,
         "suspected": NOW - 90,
@@ -341,9 +358,9 @@ def test_a_held_run_needs_a_hand_first_and_its_incidents_are_told(well):
     old = {**incident, "confirmed": NOW - 9 * DAY_S, "cause": "hang"}
     told = run_status(phase="held", reason="no progress", incidents=[old, incident])
     page = gather(well, NOW + 60, NOW - DAY_S, told, 60)
-    assert (page.hands[0].who, page.hands[0].do) == (
+    assert (page.action_items[0].who, page.action_items[0].do) == (
         "run pre",
-        "mend it, then superv resume pre",
+        "fix it, then superv resume pre",
     )
     assert [i.cause for i in page.run.incidents] == ["rank-exit"]
     for shown in (text(page, colour=False), html(page)):
@@ -351,9 +368,9 @@ def test_a_held_run_needs_a_hand_first_and_its_incidents_are_told(well):
     assert "Can pre run? NO" in html(page)
 
 
-def test_a_run_without_an_engine_needs_a_hand(well):
+def test_a_run_without_an_engine_is_an_action(well):
     page = gather(well, NOW, NOW - DAY_S, run_status(engine=False), 60)
-    assert page.hands[0].do == "superv attach pre"
+    assert page.action_items[0].do == "superv attach pre"
 
 
 # --- forms ---
@@ -468,6 +485,7 @@ def test_a_ticket_has_tables_of_as_many_columns_as_their_heads(page):
 def test_the_document_has_a_schema_and_plain_values(page):
     told = json.loads(json.dumps(document(page)))
     assert told["schema"] == 1
+    assert {"hands", "fine", "quiet"} < set(told)  # schema 1's words, though the fields have others
     assert told["verdict"]["usable"] == 36
     assert told["problems"][0]["shared"] == "nfs server 10.0.0.5"
     assert told["rows"][0]["cells"]["nfs"]["status"] == "FAIL"
@@ -479,7 +497,7 @@ def test_the_document_has_a_schema_and_plain_values(page):
 def test_the_documentation_names_every_key(page):
     from tests.unit.test_docs import DOCS
 
-    quoted = re.findall(r"`([^`]+)`", (DOCS / "report.md").read_text())
+    quoted = re.findall(r"`([^`]+)`", (DOCS / "report-json.md").read_text())
     named = {word for part in quoted for word in re.findall(r"[a-z_]+", part)}
     told = document(page)
     keys = {*told, *told["verdict"]}

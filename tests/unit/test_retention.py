@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import retention
+from supervisor.checkpoints import retention
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from launchers.slurm import (
+    SlurmNode,
     client_env,
-    parse_down,
+    lines,
+    marked_rows,
     parse_jobs,
     parse_nodes,
     parse_partitions,
-    refusal,
     state_of,
 )
 from supervisor.core.errors import TransientError
@@ -18,7 +19,9 @@ from supervisor.core.ports import JobState
 
 # squeue(1) and sacct(1), JOB STATE CODES.
 STATES = {
-    JobState.PENDING: "PENDING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD",
+    JobState.PENDING: (
+        "PENDING EXPEDITING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD"
+    ),
     JobState.RUNNING: "RUNNING CONFIGURING COMPLETING RESIZING SUSPENDED STOPPED SIGNALING"
     " STAGE_OUT",
     JobState.CANCELLED: "CANCELLED",
@@ -51,20 +54,42 @@ def test_first_word_decides(raw: str, state: JobState) -> None:
 
 def test_jobs() -> None:
     running, pending, ended = parse_jobs(
-        "10|RUNNING|None|n[1-2,4]|sv-moe-0\n"
-        "11|PENDING|PartitionNodeLimit||sv-moe-1\n"
-        "9|CANCELLED by 4242|None|n3|odd|name\n"
+        lines(
+            "10|RUNNING|None|n[1-2,4]|sv-moe-0\n"
+            "11|PENDING|PartitionNodeLimit||sv-moe-1\n"
+            "9|CANCELLED by 4242|None|n3|odd|name\n"
+        )
     )
     assert (running.job_id, running.nodes, running.reason) == ("10", ("n1", "n2", "n4"), "")
     assert (pending.state, pending.nodes) == (JobState.PENDING, ())
     assert pending.reason == "PartitionNodeLimit"
     assert (ended.raw, ended.job_name) == ("CANCELLED by 4242", "odd|name")
-    assert parse_jobs("") == []
+    assert parse_jobs(lines("")) == []
 
 
 def test_a_line_that_is_none() -> None:
     with pytest.raises(TransientError, match="can't be read"):
-        parse_jobs("10|RUNNING\n")
+        parse_jobs(["10|RUNNING"])
+    with pytest.raises(TransientError, match="can't be read"):
+        marked_rows("10|RUNNING|None|n1|x\n", "5eed")
+
+
+def test_nodes_that_are_none() -> None:
+    """A half-written or new form of a list is no answer, and ends no engine."""
+    with pytest.raises(TransientError, match="can't be read"):
+        parse_jobs(["10|RUNNING|None|n[1-|x"])
+    with pytest.raises(TransientError, match="can't be read"):
+        parse_partitions("main*|n[1-2\n")
+
+
+def test_a_jobs_name_makes_no_rows() -> None:
+    """As squeue printed such names (22.05.8): line ends of all kinds, and another job's row."""
+    forged = "7|RUNNING|None|n[1-2]|superv-x-0a1b2c-1"
+    text = f"5eed|1|RUNNING|None|n1|evil\n{forged}\n5eed|2|RUNNING|None|n2|u\u2028v\x0bw\r|x\n"
+    one, two = parse_jobs(marked_rows(text, "5eed"))
+    assert (one.job_id, one.nodes, one.job_name) == ("1", ("n1",), f"evil\n{forged}")
+    assert (two.job_id, two.nodes, two.job_name) == ("2", ("n2",), "u\u2028v\x0bw\r|x")
+    assert marked_rows("", "5eed") == []
 
 
 def test_partitions() -> None:
@@ -73,45 +98,16 @@ def test_partitions() -> None:
     assert (small.name, small.default, small.nodes) == ("small", False, {"n1"})
 
 
-def test_down_is_down_or_silent_and_not_drained() -> None:
-    text = (
-        "n1|allocated\nn1|allocated\nn2|allocated*\nn3|down*\nn4|down\nn5|drained\nn6|drained*\n"
-        "n7|mixed$\nn8|idle~\nn9|draining\nm1|unknown*\nm2|mixed-\n"
-    )
-    assert parse_down(text) == {"n2", "n3", "n4", "n6", "m1"}
-
-
 @pytest.mark.parametrize(
-    ("message", "argv", "says"),
+    ("states", "down"),
     [
-        (
-            "sbatch: error: Batch job submission failed: Invalid node name specified",
-            ["sbatch", "--nodelist=n77", "--exclude=n1"],
-            "slurm: nodelist or exclude: Slurm refused the job: Invalid node name specified"
-            " (given: --nodelist=n77 --exclude=n1)",
-        ),
-        (
-            "sbatch: error: Invalid --time specification",
-            ["sbatch", "--time=bogus"],
-            "slurm: time: Slurm refused the job: Invalid --time specification"
-            " (given: --time=bogus)",
-        ),
-        (
-            "sbatch: error: Invalid generic resource (gres) specification",
-            ["sbatch", "--gres=foo:2"],
-            "slurm: gres: ",
-        ),
-        ("Batch job submission failed: Invalid feature specification", [], "slurm: constraint: "),
-        ("Batch job submission failed: Invalid qos specification", [], "slurm: qos: "),
-        (
-            "sbatch: unrecognized option '--bogus=2'\nTry \"sbatch --help\" for more information",
-            [],
-            "slurm: Slurm refused the job: unrecognized option '--bogus=2'; mend it",
-        ),
+        ("allocated drained mixed$ idle~ draining mixed- idle planned completing", False),
+        ("allocated* down* down drained* unknown* idle* down$", True),
     ],
 )
-def test_refusals_name_the_option(message: str, argv: list[str], says: str) -> None:
-    assert str(refusal(message, argv)).startswith(says)
+def test_down_is_down_or_silent_and_not_drained(states: str, down: bool) -> None:
+    for state in states.split():
+        assert SlurmNode(name="n1", state=state).down is down, state
 
 
 def test_the_environment_is_an_allow_list() -> None:
@@ -125,11 +121,27 @@ def test_the_environment_is_an_allow_list() -> None:
 
 
 def test_nodes_with_states_and_reasons() -> None:
-    text = "n1|idle|none\nn1|idle|none\nn2|drained*|superv: fs.local: a | b\nn3|mixed~|none\n"
-    found = parse_nodes(text)
-    assert list(found) == ["n1", "n2", "n3"]
-    assert (found["n1"].state, found["n1"].answers, found["n1"].reason) == ("idle", True, "")
-    assert (found["n2"].state, found["n2"].answers) == ("drained", False)
-    assert found["n2"].reason == "superv: fs.local: a | b"
-    assert found["n2"].drains and not found["n1"].drains
-    assert found["n3"].state == "mixed"
+    found = parse_nodes(
+        "n1|test|idle|0/8/0/8|gpu:b200:8(S:0-1)|none\n"
+        "n1|main*|IDLE|0/8/0/8|gpu:b200:8(S:0-1)|none\n"
+        "n2|main*|drained*|0/0/8/8|(null)|superv: fs.local: a | b\n"
+        "n3||mixed~|2/6/0/8||(null)\n"
+    )
+    one, two, three = found.values()
+    assert (one.name, one.partitions, one.gres, one.idle_cpus) == (
+        *("n1", ("main", "test"), "gpu:b200:8"),
+        8,
+    )
+    assert (one.state, one.answers, one.reason, one.drains) == ("idle", True, "", False)
+    assert (two.state, two.word, two.answers, two.drains) == ("drained*", "drained", False, True)
+    assert (two.gres, two.reason) == ("", "superv: fs.local: a | b")
+    assert (three.word, three.idle_cpus, three.gres, three.reason) == ("mixed", 6, "", "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["slurm is away", "n1|idle|none", "n1|main*|idle|n/a|gpu:8|none", "|main*|idle|0/1/0/1||"],
+)
+def test_a_line_about_a_node_that_is_none(line: str) -> None:
+    with pytest.raises(TransientError, match="can't be read"):
+        parse_nodes(f"{line}\n")

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor import snapshot
-from supervisor.snapshot import CODE, Snapshot
+from supervisor.run import snapshot
+from supervisor.run.snapshot import CODE, Snapshot
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_limits_are_told(work: Path) -> None:
         "larger than 1 MB",
         "more than 2000 entries, or too much",
     ]
-    assert f"{many} is read where it is" in packed.told()
+    assert f"{many} is read where it is" in packed.summary()
     (many / "0.py").unlink()
     (many / "1.py").unlink()
     packed = pack(work)
@@ -196,4 +196,73 @@ def test_a_damaged_archive_is_refused(work: Path, tmp_path: Path) -> None:
     (tmp_path / "code").write_bytes(data[:-1])
     with pytest.raises(ValueError, match="damaged"):
         snapshot.unpack(tmp_path / "code", tmp_path / "there", told["digest"])
-    assert os.listdir(tmp_path) == ["work", "code"] or not (tmp_path / "there").exists()
+    assert os.listdir(tmp_path / "there") == []
+
+
+def packed(tmp_path: Path, links: str, *names: str) -> tuple[Path, str]:
+    members = [(tarfile.TarInfo(name), b"x") for name in names]
+    return archive(tmp_path, (tarfile.TarInfo("links.json"), links.encode()), *members)
+
+
+@pytest.mark.parametrize(
+    ("links", "why"),
+    [
+        ('{"/l": "OUT", "/l/x": "/nowhere"}', "lies behind a link"),
+        ('{"/../x": "OUT"}', "leads out"),
+        ('["/l"]', "not of the usual form"),
+        ('{"/l": 5}', "not of the usual form"),
+        ("[" * 100_000, "damaged"),
+    ],
+)
+def test_links_lead_nowhere_for_us(tmp_path: Path, links: str, why: str) -> None:
+    (tmp_path / "out").mkdir()
+    path, digest = packed(tmp_path, links.replace("OUT", str(tmp_path / "out")), "a.py")
+    with pytest.raises(ValueError, match=why):
+        snapshot.unpack(path, tmp_path / "there", digest)
+    assert os.listdir(tmp_path / "out") == [] and os.listdir(tmp_path / "there") == []
+
+
+def test_an_archive_has_an_end(tmp_path: Path) -> None:
+    """A gigabyte of zeros in a megabyte, and a file that is a hole."""
+    import gzip
+    import hashlib
+
+    hole = tarfile.TarInfo("hole.py")
+    hole.size, hole.type = 1 << 40, tarfile.GNUTYPE_SPARSE
+    for plain in (bytes(snapshot.MAX_UNPACKED + 1), hole.tobuf(tarfile.GNU_FORMAT)):
+        data = gzip.compress(plain, 1)
+        (tmp_path / "code").write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        with pytest.raises(ValueError, match=r"when it is unpacked|is not a file"):
+            snapshot.unpack(tmp_path / "code", tmp_path / "there", digest)
+
+
+def test_a_copy_is_not_made_where_others_write(work: Path, tmp_path: Path) -> None:
+    told, data = snapshot.pack(question(work))
+    (tmp_path / "code").write_bytes(data)
+    place = tmp_path / "there"
+    place.mkdir()
+    (place / told["digest"]).mkdir()  # what somebody else would have us run
+    place.chmod(0o777)
+    with pytest.raises(ValueError, match="must be a folder of yours"):
+        snapshot.unpack(tmp_path / "code", place, told["digest"])
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="must be a folder of yours"):
+        snapshot.unpack(tmp_path / "code", tmp_path / "link", told["digest"])
+
+
+def test_names_that_are_no_text_are_links(work: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(work) + b"/caf\xe9.py"))
+    odd.write_text("ODD = 1")
+    packed_ = pack(work)
+    assert packed_.left_out == (f"a name that is not UTF-8: {str(odd)!a} is read where it is",)
+    copy = Path(f"{unpacked(work, tmp_path)}{odd}")
+    assert copy.is_symlink() and copy.read_text() == "ODD = 1"
+    done = snapshot.take(question(work), None)  # as a launch does, through a child
+    assert done == packed_
+
+
+def test_a_fifo_holds_nobody(work: Path) -> None:
+    os.mkfifo(work / "fifo.py")
+    packed_ = pack(work, str(work / "fifo.py"))
+    assert "fifo.py" not in names(packed_, work)

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logged import logged
 
 from supervisor.agent import stacks, tree
-from supervisor.agent.ranks import Ended, Ranks
+from supervisor.agent.ranks import RankEnd, Ranks
 from supervisor.agent.warm import Starter
+from supervisor.channel.wire import RankJob
 from supervisor.core.actions import Start
-from supervisor.wire import Job
+from supervisor.host import procfs
+from tests.processes import children, send
 
 RUN = os.urandom(6).hex()  # two test sessions must not end each other's ranks
 
 
-def job_of(folder: Path, *entry: str, preload: tuple[str, ...] = (), **changes: Any) -> Job:
+def job_of(folder: Path, *entry: str, preload: tuple[str, ...] = (), **changes: Any) -> RankJob:
     values: dict[str, Any] = {
         "run_id": RUN,
         "name": "warm",
@@ -40,9 +43,9 @@ def job_of(folder: Path, *entry: str, preload: tuple[str, ...] = (), **changes: 
         "resumed_pattern": "",
         "rank_ports": (30000, 31000),
         "log_cap": 1_000_000,
-        "orphan_s": 60.0,
+        "engine_lost_timeout_s": 60.0,
     }
-    return Job(**(values | changes))
+    return RankJob(**(values | changes))
 
 
 def order(attempt: int = 1, **changes: Any) -> Start:
@@ -61,21 +64,21 @@ def order(attempt: int = 1, **changes: Any) -> Start:
     return Start(**(values | changes))
 
 
-class Node:
+class StarterNode:
     """What the agent keeps of one node: its starter, its ranks, their ends."""
 
-    def __init__(self, job: Job, folder: Path, quiet_s: float) -> None:
+    def __init__(self, job: RankJob, folder: Path, quiet_s: float) -> None:
         self.job, self.dir = job, folder / "node"
         self.dir.mkdir()
         self.notes: list[str] = []
-        self.ends: list[Ended] = []
+        self.ends: list[RankEnd] = []
         mark = f"{RUN}/n1/"
-        self.starter = Starter(job, self.dir, mark, self.notes.append, quiet_s=quiet_s)
+        self.starter = Starter(job, self.dir, mark, quiet_s=quiet_s)
         self.ranks: Ranks | None = None
 
     async def start(self, attempt: int = 1, **changes: Any) -> str:
         self.ranks = Ranks(self.dir, "n1", RUN, attempt, self.ends.append)
-        self.ranks.spare = lambda: self.starter.pids
+        self.ranks.exclude_pids = lambda: self.starter.pids
         return await self.ranks.start(self.job, order(attempt, **changes), "n1", self.starter)
 
     async def ahead(self, count: int = 2) -> frozenset[int]:
@@ -94,34 +97,38 @@ class Node:
         path = self.dir / f"a{attempt:04d}" / f"rank{rank}.log"
         return path.read_text() if path.exists() else ""
 
-    def told(self, rank: int = 0, attempt: int = 1) -> Any:
+    def last_line(self, rank: int = 0, attempt: int = 1) -> Any:
         return json.loads(self.log(rank, attempt).splitlines()[-1])
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Callable[..., Node]]:
-    made: list[Node] = []
+MakeNode = Callable[[RankJob], StarterNode]
 
-    def make(job: Job, quiet_s: float = 600.0) -> Node:
-        made.append(Node(job, tmp_path, quiet_s))
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Callable[..., StarterNode]]:
+    made: list[StarterNode] = []
+
+    def make(job: RankJob, quiet_s: float = 600.0) -> StarterNode:
+        made.append(StarterNode(job, tmp_path, quiet_s))
         return made[-1]
 
     yield make
     for pid in tree.find(f"{RUN}/n1/"):
-        os.kill(pid, signal.SIGKILL)
+        send(pid)
 
 
-def play(one: Node, scenario: Callable[[Node], Awaitable[None]]) -> None:
+def play(one: StarterNode, scenario: Callable[[StarterNode], Awaitable[None]]) -> None:
     """Run a scenario in a loop, and end the starter in the same loop."""
 
     async def whole() -> None:
-        one.starter.start()
-        try:
-            await scenario(one)
-        finally:
-            one.starter.stop()
-            if one.ranks is not None:
-                await one.ranks.stop(0)
+        with logged() as one.notes:
+            one.starter.start()
+            try:
+                await scenario(one)
+            finally:
+                one.starter.stop()
+                if one.ranks is not None:
+                    await one.ranks.stop(0)
 
     asyncio.run(whole())
 
@@ -134,7 +141,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
-    tmp_path: Path, node: Callable[..., Node], ahead: bool
+    tmp_path: Path, node: Callable[..., StarterNode], ahead: bool
 ) -> None:
     script = write(
         tmp_path,
@@ -169,17 +176,17 @@ def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
     )
     job = job_of(tmp_path, script, "--save", "{node_rank}", preload=("heavy",), env={"MINE": "yes"})
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         attempt, waiting = 1, frozenset[int]()
         assert await n.start() == ""
         await n.ended()
-        fds = n.told(0)["fds"]
+        fds = n.last_line(0)["fds"]
         if ahead:
             attempt, waiting = 2, await n.ahead()
             assert await n.start(attempt) == ""
             await n.ended(4)
         assert [(e.code, e.signal) for e in n.ends] == [(0, None)] * 2 * attempt
-        first, second = n.told(0, attempt), n.told(1, attempt)
+        first, second = n.last_line(0, attempt), n.last_line(1, attempt)
         assert {first["pid"], second["pid"]} & waiting == waiting
         assert first["argv"] == [script, "--save", "0"]
         assert (first["rank"], second["rank"], first["mine"]) == ("0", "1", "yes")
@@ -204,11 +211,16 @@ def test_ranks_are_forked_and_are_what_a_new_interpreter_would_be(
     ],
 )
 def test_the_end_of_a_forked_rank_is_known(
-    tmp_path: Path, node: Callable[[Job], Node], body: str, code: int, number: int, words: str
+    tmp_path: Path,
+    node: MakeNode,
+    body: str,
+    code: int,
+    number: int,
+    words: str,
 ) -> None:
     job = job_of(tmp_path, write(tmp_path, "train.py", body), preload=("json",), ranks_per_node=1)
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         await n.ended(1)
         assert (n.ends[0].code, n.ends[0].signal) == (code, number)
@@ -217,7 +229,7 @@ def test_the_end_of_a_forked_rank_is_known(
     play(node(job), scenario)
 
 
-def test_a_module_runs_as_python_m_would(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_a_module_runs_as_python_m_would(tmp_path: Path, node: MakeNode) -> None:
     (tmp_path / "pack").mkdir()
     write(tmp_path, "pack/__init__.py", "")
     write(
@@ -227,15 +239,15 @@ def test_a_module_runs_as_python_m_would(tmp_path: Path, node: Callable[[Job], N
     )
     job = job_of(tmp_path, "-m", "pack.train", "x", preload=("json",), ranks_per_node=1)
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         await n.ended(1)
-        assert n.told() == ["__main__", ["x"], True]
+        assert n.last_line() == ["__main__", ["x"], True]
 
     play(node(job), scenario)
 
 
-def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: MakeNode) -> None:
     write(
         tmp_path,
         "threads.py",
@@ -245,7 +257,7 @@ def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: Callable[[Jo
     script = write(tmp_path, "train.py", "print('ran')")
     job = job_of(tmp_path, script, preload=("threads",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         why = await n.start()
         assert "2 threads" in why
         await n.ended()
@@ -271,11 +283,11 @@ def test_a_process_that_has_opened_a_gpu_is_not_forked() -> None:
 
 
 def test_a_module_that_cannot_be_imported_means_cold_ranks_and_says_why(
-    tmp_path: Path, node: Callable[[Job], Node]
+    tmp_path: Path, node: MakeNode
 ) -> None:
     job = job_of(tmp_path, write(tmp_path, "train.py", "print(1)"), preload=("no_such_module",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert "No module named 'no_such_module'" in await n.start()
         await n.ended()
         assert [e.code for e in n.ends] == [0, 0]
@@ -283,29 +295,29 @@ def test_a_module_that_cannot_be_imported_means_cold_ranks_and_says_why(
     play(node(job), scenario)
 
 
-def test_a_dead_starter_takes_no_ranks_with_it(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_a_dead_starter_takes_no_ranks_with_it(tmp_path: Path, node: MakeNode) -> None:
     script = write(tmp_path, "train.py", "import time\nprint('up', flush=True)\ntime.sleep(600)")
     job = job_of(tmp_path, script, preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         assert n.ranks is not None and n.starter.pid is not None
         pids = [rank.pid for rank in n.ranks.ranks.values()]
         os.kill(n.starter.pid, signal.SIGKILL)
         while "no warm starts: the starter ended" not in n.notes:
             await asyncio.sleep(0.01)
-        assert all(tree.state(pid) not in (None, "Z", "X") for pid in pids) and not n.ends
+        assert all(procfs.state(pid) not in (None, "Z", "X") for pid in pids) and not n.ends
         os.kill(pids[0], signal.SIGKILL)
         await n.ended(1)
-        assert n.ends[0] == Ended(rank=0, code=None, signal=None)
+        assert n.ends[0] == RankEnd(rank=0, code=None, signal=None)
         await n.ranks.stop(0)
-        await n.starter.freshen()  # a new one for the next attempt
+        await n.starter.reload_if_changed()  # a new one for the next attempt
         assert await n.start(2) == ""
 
     play(node(job), scenario)
 
 
-def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: MakeNode) -> None:
     script = write(
         tmp_path,
         "train.py",
@@ -321,15 +333,16 @@ def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[J
     )
     job = job_of(tmp_path, script, preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         while "up" not in n.log(0) or "up" not in n.log(1):
             await asyncio.sleep(0.01)
         assert n.ranks is not None
-        assert len(n.ranks.find()) >= 4
+        while len(n.ranks.find()) < 4:  # the ranks, and their daemons as soon as they are
+            await asyncio.sleep(0.01)
         assert await n.ranks.stop(0.2) == set()
         assert n.ranks.find() == set()
-        assert n.starter.pid is not None and tree.state(n.starter.pid) not in (None, "Z", "X")
+        assert n.starter.pid is not None and procfs.state(n.starter.pid) not in (None, "Z", "X")
         pid = n.starter.pid
         assert await n.start(2) == "" and n.starter.pid == pid
 
@@ -337,33 +350,33 @@ def test_stopping_the_ranks_spares_the_starter(tmp_path: Path, node: Callable[[J
 
 
 def test_what_was_forked_ahead_is_spared_with_the_starter_and_ends_with_it(
-    tmp_path: Path, node: Callable[..., Node]
+    tmp_path: Path, node: Callable[..., StarterNode]
 ) -> None:
     job = job_of(tmp_path, write(tmp_path, "train.py", "pass"), preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         waiting = await n.ahead()
         assert n.ranks is not None and n.starter.pid is not None
         assert await n.ranks.stop(0) == set()
-        assert not {tree.state(pid) for pid in waiting} & {None, "Z", "X"}
+        assert not {procfs.state(pid) for pid in waiting} & {None, "Z", "X"}
         os.kill(n.starter.pid, signal.SIGKILL)
         async with asyncio.timeout(20):
             while n.starter.pids != {n.starter.pid}:
                 await asyncio.sleep(0.01)
-            while any(tree.state(pid) not in (None, "Z", "X") for pid in waiting):
+            while any(procfs.state(pid) not in (None, "Z", "X") for pid in waiting):
                 await asyncio.sleep(0.01)
 
     play(node(job, quiet_s=0.1), scenario)
 
 
 def test_one_that_ends_while_it_waits_is_replaced(
-    tmp_path: Path, node: Callable[..., Node]
+    tmp_path: Path, node: Callable[..., StarterNode]
 ) -> None:
     script = write(tmp_path, "train.py", "import os; print(os.getpid())")
     job = job_of(tmp_path, script, preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         await n.ended()
         gone, stays = await n.ahead()
@@ -374,25 +387,25 @@ def test_one_that_ends_while_it_waits_is_replaced(
         assert await n.start(2) == ""
         await n.ended(4)
         assert [e.code for e in n.ends] == [0] * 4
-        assert stays in {n.told(0, 2), n.told(1, 2)}
+        assert stays in {n.last_line(0, 2), n.last_line(1, 2)}
 
     play(node(job, quiet_s=0.1), scenario)
 
 
-def test_changed_imports_are_preloaded_anew(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_changed_imports_are_preloaded_anew(tmp_path: Path, node: MakeNode) -> None:
     write(tmp_path, "model.py", "SIZE = 1\n")
     script = write(tmp_path, "train.py", "import model; print(model.SIZE)")
     job = job_of(tmp_path, script, preload=("model",), ranks_per_node=1)
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start(1) == ""
         await n.ended(1)
-        await n.starter.freshen()
+        await n.starter.reload_if_changed()
         same = n.starter.pid
         assert await n.start(2) == ""
         await n.ended(2)
         write(tmp_path, "model.py", "SIZE = 22\n")
-        await n.starter.freshen()
+        await n.starter.reload_if_changed()
         assert any("model.py changed on disk" in note for note in n.notes)
         assert await n.start(3) == ""
         await n.ended(3)
@@ -402,25 +415,23 @@ def test_changed_imports_are_preloaded_anew(tmp_path: Path, node: Callable[[Job]
     play(node(job), scenario)
 
 
-def test_fifty_forks_leave_nothing(tmp_path: Path, node: Callable[[Job], Node]) -> None:
+def test_fifty_forks_leave_nothing(tmp_path: Path, node: MakeNode) -> None:
     job = job_of(tmp_path, write(tmp_path, "train.py", "pass"), preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         for attempt in range(1, 26):
             assert await n.start(attempt) == ""
             await n.ended(2 * attempt)
         assert [e.code for e in n.ends] == [0] * 50
-        path = Path(f"/proc/{n.starter.pid}/task/{n.starter.pid}/children")
+        assert n.starter.pid is not None
         async with asyncio.timeout(20):
-            while {int(pid) for pid in path.read_text().split()} - n.starter.pids:
+            while {*children(n.starter.pid)} - n.starter.pids:
                 await asyncio.sleep(0.05)
 
     play(node(job), scenario)
 
 
-def test_ranks_say_where_they_stand_in_their_code(
-    tmp_path: Path, node: Callable[[Job], Node]
-) -> None:
+def test_ranks_say_where_they_stand_in_their_code(tmp_path: Path, node: MakeNode) -> None:
     script = write(
         tmp_path,
         "train.py",
@@ -437,7 +448,7 @@ def test_ranks_say_where_they_stand_in_their_code(
     )
     job = job_of(tmp_path, script, preload=("json",))
 
-    async def scenario(n: Node) -> None:
+    async def scenario(n: StarterNode) -> None:
         assert await n.start() == ""
         while "up" not in n.log(0) or "up" not in n.log(1):
             await asyncio.sleep(0.01)
@@ -445,7 +456,7 @@ def test_ranks_say_where_they_stand_in_their_code(
         ranks = n.ranks
         os.kill(ranks.ranks[1].pid, signal.SIGSTOP)
         asked = {rank: (ranks.ranks[rank].pid, ranks.stacks_file(rank)) for rank in (0, 1)}
-        first, second = await stacks.ask("n1", asked)
+        first, second = await stacks.dump("n1", asked)
         assert first.text.startswith("rank 0: wait_for_the_others (train.py:5) < train_step")
         assert second.text == "rank 1: no answer (its process is in state T)"
         assert not n.ends

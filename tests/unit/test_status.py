@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from scenario import Play
+from scenario import Scenario
 
-from supervisor.core import actions as do
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.status import SCHEMA, status
-from supervisor.core.types import Phase
+from supervisor.core.types import Phase, Violation
 
 KEYS = {
     "schema": int,
@@ -20,6 +21,7 @@ KEYS = {
     "since": float,
     "now": float,
     "reason": str,
+    "attention": ["what", "since", "text", "fix"],
     "epoch": int,
     "step": int,
     "loss": float,
@@ -29,10 +31,11 @@ KEYS = {
     "attempt_resumed_from": int,
     "slots": ["slot", "node", "state", "reason"],
     "spares": list,
+    "drained": list,
     "unusable": ["node", "state", "reason", "since"],
     "excluded": ["node", "reason", "since"],
     "health": ["node", "status", "checked_at", "faults"],
-    "allocations": ["job_id", "job_name", "state", "raw", "nodes", "reason"],
+    "allocations": ["job_id", "job_name", "state", "raw", "nodes", "reason", "folder"],
     "last_checkpoint": ["step", "path", "verified", "verified_at"],
     "lineage": ["step", "path", "attempt", "verified_at", "bytes"],
     "retired_checkpoints": ["step", "path", "at", "why", "quarantined", "done", "problem"],
@@ -60,27 +63,30 @@ KEYS = {
         "evidence",
     ],
     "pending": list,
+    "violations": ["invariant", "what", "at", "times", "refused", "undone"],
 }
 
 
 @pytest.fixture
-def full() -> Play:
+def full() -> Scenario:
     """A run with a value for every key."""
-    p = Play(nodes=2, spares=2).to(Phase.RUNNING)
+    p = Scenario(nodes=2, spares=2).to(Phase.RUNNING)
     p.save(10)
-    p.rotten.add(p.save(20))
+    p.corrupt.add(p.save(20))
     p.progress(24)
     p.lose("n2")
-    p.again()
+    p.recover_to_first_step()
     p.save(30)
-    p.take(ev.Scanned, key="look", **p.look_now())
-    p.take(ev.QuarantineAsked, who="ann", step=30, reason="a spike")
+    p.take(ev.Scanned, key="look", **p.scan_found())
+    p.take(ev.QuarantineRequested, who="ann", step=30, reason="a spike")
     p.silent("n4")
     return p
 
 
 def test_the_keys_and_kinds_of_the_document(full):
     """A key that is added comes here too; one that goes or changes needs another SCHEMA."""
+    full.run = replace(full.run, violations=(Violation(at=1.0, invariant=1, what="a fault"),))
+    full.run = replace(full.run, isolated_since=full.now)
     document = json.loads(json.dumps(status(full.run, full.now)))
     assert SCHEMA == 1
     assert list(document) == list(KEYS)
@@ -115,7 +121,7 @@ def test_it_says_what_happened(full):
 
 
 def test_before_anything_happened_absent_values_are_null():
-    document = status(Play().run, 1000.0)
+    document = status(Scenario().run, 1000.0)
     for key in ("step", "loss", "step_at", "attempt", "attempt_resumed_from", "last_checkpoint"):
         assert document[key] is None, key
     assert (document["slots"], document["incidents"]) == ([], [])
@@ -123,9 +129,9 @@ def test_before_anything_happened_absent_values_are_null():
 
 
 def test_a_slot_that_waits_for_a_node_is_null():
-    p = Play(nodes=2, spares=0).to(Phase.RUNNING)
+    p = Scenario(nodes=2, spares=0).to(Phase.RUNNING)
     p.lose("n2")
-    p.stopped()
+    p.finish_stop_and_scan()
     assert status(p.run, p.now)["slots"][1] == {
         "slot": 1,
         "node": None,
@@ -136,8 +142,8 @@ def test_a_slot_that_waits_for_a_node_is_null():
 
 def test_it_can_be_printed_in_every_phase():
     for phase in list(Phase)[:8]:
-        p = Play(backoff_s=(5.0,)).to(phase)
+        p = Scenario(backoff_s=(5.0,)).to(phase)
         assert json.loads(json.dumps(status(p.run, p.now)))["phase"] == phase.value
-    p.due()
-    p.answer(do.Prepare)
+    p.expire_deadline()
+    p.answer(act.Prepare)
     assert status(p.run, p.now)["phase"] == "starting"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import storage
-from supervisor.checkpoints import scan
+from supervisor.checkpoints import storage
+from supervisor.checkpoints.dcp import verify
+from supervisor.checkpoints.storage import Storage
 from supervisor.core.errors import TransientError
-from supervisor.storage import Storage
 
 FULL = Path(__file__).parents[1] / "data" / "dcp" / "step-5"
 
@@ -29,11 +29,11 @@ def test_the_answer_is_what_looking_oneself_gives(there: Path) -> None:
     async def scenario() -> None:
         async with Storage() as asked:
             directory, one = str(there), str(there / "a0001" / "step-5")
-            assert await asked.scan(directory, deadline_s=30) == scan(directory)
+            scan = await asked.scan(directory, deadline_s=30)
+            assert scan.found == (verify(one),) and scan.found[0].verified
             assert (await asked.scan(directory, deadline_s=30, above=5)).found == ()
-            report = (await asked.verify(one, deadline_s=30)).found[0]
-            assert (report.step, report.verified) == (5, True)
-            report = (await asked.verify(one, deadline_s=30, required=("moon",))).found[0]
+            assert await asked.verify(one, deadline_s=30) == verify(one)
+            report = await asked.verify(one, deadline_s=30, required=("moon",))
             assert not report.verified and "moon" in report.reason
 
     asyncio.run(scenario())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from healthchecks.check import Metric, Result, Status
-from healthchecks.report import Finding, Report
-from healthchecks.shards import Shards, Side
-from healthchecks.storage_width import judge
+from healthchecks.frame.check import Metric, Result, Status
+from healthchecks.frame.report import Finding, Report
+from healthchecks.many.storage_width import judge
+from healthchecks.probes.shards import Shards, Side
 
 GB = 1e9
 
@@ -110,7 +110,7 @@ def test_nobody_was_asked() -> None:
 
 
 def test_shards_are_written_read_and_gone(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, "n1", 3)
+    shards = Shards(tmp_path, tmp_path, "n1", 3)
     try:
         assert [*tmp_path.iterdir()] == [], "no shard has a name that could be left behind"
         wrote = shards.write(20_000, 8192, time.monotonic() + 60)
@@ -122,7 +122,7 @@ def test_shards_are_written_read_and_gone(tmp_path: Path) -> None:
 
 
 def test_shards_end_when_their_time_is_up(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, "n1", 1)
+    shards = Shards(tmp_path, tmp_path, "n1", 1)
     try:
         wrote = shards.write(1 << 40, 4096, time.monotonic())
     finally:
@@ -132,7 +132,7 @@ def test_shards_end_when_their_time_is_up(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Shards(tmp_path / "nowhere", "n1", 2)
+        Shards(tmp_path / "nowhere", tmp_path, "n1", 2)
 
 
 def test_percentiles_are_by_nearest_rank() -> None:

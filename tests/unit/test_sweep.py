@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from healthchecks.check import Result, Status
-from healthchecks.report import Finding, Report
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding, Report
 from launchers.slurm import Slurm
 from supervisor.config import load_site
-from supervisor.fleet import Change, Fleet
-from supervisor.sweep import Busy, Sweep, alone, crontab_line, installed, settle, units
+from supervisor.fleet.apply_drains import apply_drains, in_both
+from supervisor.fleet.record import Fleet
+from supervisor.fleet.schedule import crontab_line, systemd_units, with_crontab_line
+from supervisor.fleet.sweep import Sweep, SweepRunning, sweep_lock
+from supervisor.fleet.types import Change
 
 T = 1_790_000_000.0
 
@@ -31,13 +34,17 @@ def report(node: str, status: Status, at: float = T) -> Report:
     return Report(node=node, at=at, findings=(found,), tags=("preflight",))
 
 
-class World:
+def rule(mode: str, look_again_s: float = 0) -> dict[str, object]:
+    return {"mode": mode, "look_again_s": look_again_s}
+
+
+class SweepSite:
     """A site, its fleet record, and a scontrol that writes down what it is told."""
 
     def __init__(self, path: Path, drain: str) -> None:
         self.path = path
         (path / "site.yaml").write_text(
-            yaml.safe_dump({"state_dir": str(path / "state"), "drain": drain})
+            yaml.safe_dump({"state_dir": str(path / "state"), "drain": rule(drain)})
         )
         self.env = {"PATH": f"{path}:/usr/bin:/bin", "SUPERV_SITE": str(path / "site.yaml")}
         self.site = load_site(self.env, system=path / "none")
@@ -50,17 +57,16 @@ class World:
         (self.path / name).chmod(0o755)
 
     def states(self, **nodes: str) -> None:
-        lines = "".join(f"{node}|{state}\n" for node, state in nodes.items())
+        rows = ((node, *state.split("|")) for node, state in nodes.items())
+        lines = "".join(f"{n}|main*|{word}|0/4/0/4|gpu:8|{why}\n" for n, word, why in rows)
         self.put("sinfo", f"printf %s {shlex.quote(lines)}")
 
     def settle(self, first: list[Report], second: list[Report], at: float = T) -> list[str]:
         self.fleet.record(first, "sweep")
         by = lambda reports: {r.node: r for r in reports}  # noqa: E731
-        work = settle(
-            *(self.fleet, Slurm(env=self.env), self.site, by(first), by(second), 63),
-            now=lambda: at,
-        )
-        return [act.text for act in asyncio.run(work)]
+        both = in_both(by(first), by(second))
+        work = apply_drains(self.fleet, Slurm(env=self.env), self.site, both, lambda: at)
+        return [drain.text for drain in asyncio.run(work)]
 
     @property
     def told(self) -> list[str]:
@@ -69,24 +75,24 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path, "on")
+def world(tmp_path: Path) -> SweepSite:
+    return SweepSite(tmp_path, "on")
 
 
-def test_what_failed_twice_is_drained_and_known_to_be_ours(world: World) -> None:
+def test_what_failed_twice_is_drained_and_known_to_be_ours(world: SweepSite) -> None:
     bad = report("n1", Status.FAIL)
     assert world.settle([bad], [bad]) == ["n1: drained: superv: fs.local[/]: 97 % used"]
     assert world.told == ["update NodeName=n1 State=DRAIN Reason=superv: fs.local[/]: 97 % used"]
     assert list(world.fleet.drains()) == ["n1"]
 
 
-def test_what_failed_once_is_not(world: World) -> None:
+def test_what_failed_once_is_not(world: SweepSite) -> None:
     assert world.settle([report("n1", Status.FAIL)], [report("n1", Status.OK)]) == []
     assert world.settle([report("n1", Status.FAIL)], [report("n1", Status.UNKNOWN)]) == []
     assert world.told == []
 
 
-def test_a_drained_node_is_resumed_after_two_passes(world: World) -> None:
+def test_a_drained_node_is_resumed_after_two_passes(world: SweepSite) -> None:
     bad = report("n1", Status.FAIL)
     world.settle([bad], [bad])
     world.states(n1="drained|superv: fs.local[/]: 97 % used")
@@ -97,14 +103,14 @@ def test_a_drained_node_is_resumed_after_two_passes(world: World) -> None:
 
 
 def test_without_the_sites_word_the_command_is_told(tmp_path: Path) -> None:
-    world = World(tmp_path, "off")
+    world = SweepSite(tmp_path, "off")
     bad = report("n1", Status.FAIL)
     (line,) = world.settle([bad], [bad])
     assert "would drain" in line and "scontrol update NodeName=n1 State=DRAIN" in line
     assert world.told == [] and world.fleet.drains() == {}
 
 
-def test_without_the_rights_too(world: World) -> None:
+def test_without_the_rights_too(world: SweepSite) -> None:
     world.put("scontrol", "echo 'slurm_update error: Access/permission denied' >&2; exit 1")
     bad = report("n1", Status.FAIL)
     (line,) = world.settle([bad], [bad])
@@ -112,14 +118,18 @@ def test_without_the_rights_too(world: World) -> None:
     assert world.fleet.drains() == {}
 
 
-def test_one_sweep_at_a_time(world: World) -> None:
-    with alone(world.site), pytest.raises(Busy, match="under way"), alone(world.site):
+def test_one_sweep_at_a_time(world: SweepSite) -> None:
+    with (
+        sweep_lock(world.site),
+        pytest.raises(SweepRunning, match="under way"),
+        sweep_lock(world.site),
+    ):
         pass
 
 
 NODE = """
 import json, os, sys, time
-from healthchecks.frames import pieces
+from healthchecks.frame.frames import pieces
 order = json.loads(sys.stdin.readline())
 status = "FAIL" if os.path.exists("BAD") else "OK"
 row = {"check": "fs.local", "on": "/", "status": status, "seen": "x"}
@@ -130,7 +140,7 @@ for text in ("", json.dumps(report)):
 """
 
 
-class Fleetful(World):
+class AnsweringSite(SweepSite):
     """A world with one node, which answers through srun."""
 
     def __init__(self, path: Path) -> None:
@@ -144,12 +154,11 @@ class Fleetful(World):
 
     def drain(self, word: str) -> None:
         told = yaml.safe_load((self.path / "site.yaml").read_text())
-        (self.path / "site.yaml").write_text(yaml.safe_dump(told | {"drain": word}))
+        (self.path / "site.yaml").write_text(yaml.safe_dump(told | {"drain": rule(word)}))
 
     def nodes(self, **states: str) -> None:
         rows = [f"echo '{n}|main*|{word}|0/4/0/4|gpu:8|none'" for n, word in states.items()]
-        brief = [f"echo '{n}|{word}|none'" for n, word in states.items()]
-        self.put("sinfo", f"case $* in *%C*) {'; '.join(rows)};; *) {'; '.join(brief)};; esac")
+        self.put("sinfo", "; ".join(rows))
 
     def sweep(self, *more: str, **env: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "supervisor.cli", "sweep", *more]
@@ -158,88 +167,88 @@ class Fleetful(World):
 
 
 @pytest.fixture
-def fleetful(tmp_path: Path) -> Fleetful:
-    return Fleetful(tmp_path)
+def site(tmp_path: Path) -> AnsweringSite:
+    return AnsweringSite(tmp_path)
 
 
-def test_the_command_looks_at_nodes_and_tells_what_changed(fleetful: Fleetful) -> None:
-    quiet = fleetful.sweep("n1")
+def test_the_command_looks_at_nodes_and_tells_what_changed(site: AnsweringSite) -> None:
+    quiet = site.sweep("n1")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    fleetful.bad.touch()
-    worse = fleetful.sweep()
+    site.bad.touch()
+    worse = site.sweep()
     assert worse.returncode == 1
     assert "FAIL    n1 fs.local[/] (was OK): x" in worse.stdout
     assert "n1: drained: superv: fs.local[/]: x" in worse.stdout
-    told = json.loads(fleetful.sweep("--json").stdout)
+    told = json.loads(site.sweep("--json").stdout)
     assert set(told) == {"schema", "nodes", "changes", "acts"} and told["schema"] == 1
     assert set(told["nodes"]["n1"]) == {"asked", "state", "why", "report"}
     assert told["nodes"]["n1"]["report"]["status"] == "FAIL" and told["changes"] == []
 
 
-def test_a_drain_that_slurm_does_not_answer_loses_nothing_else(fleetful: Fleetful) -> None:
-    fleetful.put("scontrol", "exec sleep 600")
-    fleetful.bad.touch()
-    done = fleetful.sweep("--deadline=20")
+def test_a_drain_that_slurm_does_not_answer_loses_nothing_else(site: AnsweringSite) -> None:
+    site.put("scontrol", "exec sleep 600")
+    site.bad.touch()
+    done = site.sweep("--deadline=20")
     assert done.returncode == 1 and "FAIL    n1 fs.local[/]" in done.stdout
     assert "n1: drain: scontrol did not answer" in done.stdout
-    assert list(fleetful.fleet.drains()) == ["n1"]  # perhaps it was done: it is looked at again
-    fleetful.put("scontrol", f'echo "$@" >> {fleetful.path}/told')
-    again = fleetful.sweep()
+    assert list(site.fleet.drains()) == ["n1"]  # perhaps it was done: it is looked at again
+    site.put("scontrol", f'echo "$@" >> {site.path}/told')
+    again = site.sweep()
     assert "the drain is superv's no longer: it is drained no longer" in again.stdout
-    assert "n1: drained" in fleetful.sweep().stdout
+    assert "n1: drained" in site.sweep().stdout
 
 
-def test_what_runs_and_people_found_meanwhile_is_told_and_advice_once(fleetful: Fleetful) -> None:
-    fleetful.drain("off")
-    fleetful.sweep()
-    fleetful.bad.touch()
+def test_what_runs_and_people_found_meanwhile_is_told_and_advice_once(site: AnsweringSite) -> None:
+    site.drain("off")
+    site.sweep()
+    site.bad.touch()
     before = report("n1", Status.FAIL, time.time())
-    fleetful.fleet.record([before], "run moe")
-    fleetful.fleet.strike("n1", "run moe", "node-lost: silence", time.time())
-    told = fleetful.sweep()
+    site.fleet.record([before], "run moe")
+    site.fleet.strike("n1", "run moe", "node-lost: silence", time.time())
+    told = site.sweep()
     assert told.returncode == 1
     assert "FAIL    n1 fs.local[/] (was OK): 97 % used" in told.stdout
     assert "FAIL    n1 run: node-lost: silence" in told.stdout
     assert "n1: would drain it" in told.stdout
-    again = fleetful.sweep()
+    again = site.sweep()
     assert (again.returncode, again.stdout) == (0, "")
-    assert "n1: would drain it" in fleetful.sweep("--json").stdout
-    fleetful.fleet.record([report("n1", Status.UNKNOWN, time.time())], "run moe")
-    assert fleetful.sweep().stdout == ""  # it fails, as before
+    assert "n1: would drain it" in site.sweep("--json").stdout
+    site.fleet.record([report("n1", Status.UNKNOWN, time.time())], "run moe")
+    assert site.sweep().stdout == ""  # it fails, as before
 
 
-def test_one_that_is_under_way_is_not_disturbed(fleetful: Fleetful) -> None:
-    with alone(fleetful.site):
-        done = fleetful.sweep()
+def test_one_that_is_under_way_is_not_disturbed(site: AnsweringSite) -> None:
+    with sweep_lock(site.site):
+        done = site.sweep()
     assert done.returncode == 4 and "another sweep is under way" in done.stderr
 
 
 @pytest.mark.parametrize("more", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, more: bool) -> None:
+def test_whatever_hangs_a_sweep_ends_in_time(site: AnsweringSite, more: bool) -> None:
     """srun, a host that takes connections and says nothing, the engine of a run.
 
     And more: scancel, and the home directory before ssh has so much as connected.
     """
-    fleetful.put("srun", "exec sleep 600")
-    home = fleetful.path / "home"
+    site.put("srun", "exec sleep 600")
+    home = site.path / "home"
     (home / ".ssh").mkdir(parents=True)
     if more:
-        fleetful.put("scancel", "exec sleep 600")
+        site.put("scancel", "exec sleep 600")
         os.mkfifo(home / ".ssh/known_hosts")
-    fleetful.nodes(n1="idle", localhost="down*", n3="allocated")
+    site.nodes(n1="idle", localhost="down*", n3="allocated")
     job = f"7|{os.getuid()}|me|n3|superv-moe-0123ab-1"
-    fleetful.put("squeue", f"echo '{job}'")
-    run = fleetful.site.state_dir / "runs/moe"
+    site.put("squeue", f'echo "${{SQUEUE_FORMAT%%|*}}|{job}"')
+    run = site.site.state_dir / "runs/moe"
     run.mkdir(parents=True)
     with socket.socket() as mute, socket.socket(socket.AF_UNIX) as engine:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
         engine.bind(str(run / "control.sock"))
         engine.listen()
-        told = yaml.safe_load((fleetful.path / "site.yaml").read_text())
+        told = yaml.safe_load((site.path / "site.yaml").read_text())
         told["ssh"] = {"port": mute.getsockname()[1], "connect_timeout_s": 2}
-        (fleetful.path / "site.yaml").write_text(yaml.safe_dump(told))
-        done = fleetful.sweep("--deadline=10", "--json", HOME=str(home))
+        (site.path / "site.yaml").write_text(yaml.safe_dump(told))
+        done = site.sweep("--deadline=10", "--json", HOME=str(home))
     assert done.returncode == 1, done.stderr
     nodes = json.loads(done.stdout)["nodes"]
     seen = {n: row["report"]["results"][0] for n, row in nodes.items() if row["report"]}
@@ -248,16 +257,16 @@ def test_whatever_hangs_a_sweep_ends_in_time(fleetful: Fleetful, more: bool) -> 
     assert nodes["n3"]["why"] == "in run moe, whose agent does not answer"
 
 
-def test_a_slurm_that_does_not_answer_is_no_sweep(fleetful: Fleetful) -> None:
-    fleetful.put(
+def test_a_slurm_that_does_not_answer_is_no_sweep(site: AnsweringSite) -> None:
+    site.put(
         "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1"
     )
-    done = fleetful.sweep()
+    done = site.sweep()
     assert done.returncode == 4 and "sweep not done" in done.stderr
 
 
-def test_crons_bare_environment_is_one_clear_line(fleetful: Fleetful) -> None:
-    env = {"PATH": "/nonexistent", "SUPERV_SITE": fleetful.env["SUPERV_SITE"]}
+def test_crons_bare_environment_is_one_clear_line(site: AnsweringSite) -> None:
+    env = {"PATH": "/nonexistent", "SUPERV_SITE": site.env["SUPERV_SITE"]}
     argv = [sys.executable, "-m", "supervisor.cli", "sweep"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, cwd="/")
     assert done.returncode == 2 and done.stdout == ""
@@ -266,17 +275,17 @@ def test_crons_bare_environment_is_one_clear_line(fleetful: Fleetful) -> None:
     )
 
 
-def test_the_crontabs_line_runs_a_sweep_and_is_there_once(fleetful: Fleetful) -> None:
-    tab = fleetful.path / "tab"
+def test_the_crontabs_line_runs_a_sweep_and_is_there_once(site: AnsweringSite) -> None:
+    tab = site.path / "tab"
     tab.write_text("MAILTO=ops\n5 4 * * * backup\n")
-    fleetful.put("crontab", f'[ "$1" = -l ] && exec cat {tab}; exec cat > {tab}')
+    site.put("crontab", f'[ "$1" = -l ] && exec cat {tab}; exec cat > {tab}')
     for every in ("20", "10"):
-        done = fleetful.sweep("--install", f"--every={every}", "--set=fs.local.warn_percent=80")
+        done = site.sweep("--install", f"--every={every}", "--set=fs.local.warn_percent=80")
         assert done.returncode == 0, done.stderr
     before, line = tab.read_text().rsplit("\n", 2)[:2]
     assert before == "MAILTO=ops\n5 4 * * * backup"
     assert line.startswith("*/10 * * * * env PATH=") and "--set=fs.local.warn_percent=80" in line
-    fleetful.bad.touch()
+    site.bad.touch()
     command = line.removeprefix("*/10 * * * * ").replace(r"\%", "%")
     bare = {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
     ran = subprocess.run(
@@ -293,9 +302,9 @@ def test_the_crontabs_line_runs_a_sweep_and_is_there_once(fleetful: Fleetful) ->
         ("exec /nonexistent/crontab", "there is no crontab command here"),
     ],
 )
-def test_a_crontab_that_can_not_be_changed(fleetful: Fleetful, crontab: str, said: str) -> None:
-    fleetful.put("crontab", crontab)
-    done = fleetful.sweep("--install")
+def test_a_crontab_that_can_not_be_changed(site: AnsweringSite, crontab: str, said: str) -> None:
+    site.put("crontab", crontab)
+    done = site.sweep("--install")
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -310,8 +319,8 @@ def test_a_crontab_that_can_not_be_changed(fleetful: Fleetful, crontab: str, sai
         (["--tags=nonsense"], "nonsense"),
     ],
 )
-def test_what_can_not_be_asked_for(fleetful: Fleetful, words: list[str], said: str) -> None:
-    done = fleetful.sweep(*words)
+def test_what_can_not_be_asked_for(site: AnsweringSite, words: list[str], said: str) -> None:
+    done = site.sweep(*words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -320,9 +329,9 @@ def test_the_line_for_cron_and_the_timer() -> None:
     line = crontab_line(["/opt/it's/python", "-m", "x", "--set=a.b=50%"], env, 30)
     assert line.startswith("*/30 * * * * env PATH=/opt/slurm/bin:/bin ") and r"50\%" in line
     before = "MAILTO=ops\n5 4 * * * backup\n"
-    once = installed(before, line)
-    assert once.startswith(before) and installed(once, line) == once
-    files = units(["/opt/p y", 'say "100%"', "$HOME"], env, 15)
+    once = with_crontab_line(before, line)
+    assert once.startswith(before) and with_crontab_line(once, line) == once
+    files = systemd_units(["/opt/p y", 'say "100%"', "$HOME"], env, 15)
     service = files["superv-sweep.service"]
     assert 'ExecStart="/opt/p y" "say \\"100%%\\"" "$$HOME"' in service
     assert 'Environment="SLURM_CONF=/etc/100%%"\n' in service
@@ -334,7 +343,7 @@ def test_better_is_not_worse() -> None:
         change = Change(
             node="n1", at=T, origin="sweep", finding="x", was=was, status=status, seen=""
         )
-        return Sweep(answers={}, changes=[change], acts=[]).worse
+        return Sweep(answers={}, changes=[change], drains=[]).worse
 
     assert found(None, Status.FAIL) and found(Status.OK, Status.UNKNOWN)
     assert found(Status.UNKNOWN, Status.FAIL) and found(Status.WARN, Status.FAIL)
@@ -343,7 +352,7 @@ def test_better_is_not_worse() -> None:
 
 
 def test_what_can_never_be_measured_keeps_no_drain_but_the_drains_own_check_does(
-    world: World,
+    world: SweepSite,
 ) -> None:
     def blind(at: float, own: Status) -> Report:
         other = Finding(check="roce.qos", result=Result(status=Status.UNKNOWN, seen="no dcb"))

@@ -23,10 +23,10 @@ class Followed:
         self.path = path
         self.lines: list[tuple[int, str]] = []
         self.problems: list[str] = []
-        self.tail = Tail(cap, lambda rank, line: self.lines.append((rank, line)), self.told)
+        self.tail = Tail(cap, lambda rank, line: self.lines.append((rank, line)), self.problem)
         self.tail.add(0, str(path))
 
-    def told(self, text: str) -> None:
+    def problem(self, text: str) -> None:
         self.problems.append(text)
 
     def write(self, data: bytes) -> None:
@@ -232,15 +232,15 @@ def test_without_inotify_logs_are_read_all_the_same(tmp_path: Path):
     """In a user namespace, whose limit is its own."""
     limited = 'echo 5 > /proc/sys/user/max_inotify_instances; exec "$@"'
     inside = ("unshare", "--user", "--map-root-user", "sh", "-c", limited, "sh")
-    told = subprocess.run(
+    done = subprocess.run(
         [*inside, sys.executable, "-c", NO_INOTIFY, str(tmp_path / "log")],
         capture_output=True,
         text=True,
         cwd=Path(subject.__file__).parents[2],
     )
-    if "unshare" in told.stderr:
+    if "unshare" in done.stderr:
         pytest.skip("needs user namespaces")
-    assert told.returncode == 0, told.stderr
+    assert done.returncode == 0, done.stderr
 
 
 NO_HOLES = """
@@ -254,8 +254,8 @@ for _ in range(12):
     open(path, "ab").write(b"x" * 262144)
     tail.catch_up()
 assert open(path, "rb").read() == b"x" * 12 * 262144
-told = f"{path} grows without limit: it can't be capped (Operation not supported)"
-assert set(problems) == {told}, problems
+problem = f"{path} grows without limit: it can't be capped (Operation not supported)"
+assert set(problems) == {problem}, problems
 print("ok")
 """
 
@@ -265,12 +265,12 @@ def test_a_file_system_without_holes_says_so(tmp_path: Path):
     """ramfs: it knows no fallocate()."""
     script = 'mount -t ramfs none "$1" || exit 77; shift; exec "$@"'
     inside = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
-    told = subprocess.run(
+    done = subprocess.run(
         [*inside, str(tmp_path), sys.executable, "-c", NO_HOLES, str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=Path(subject.__file__).parents[2],
     )
-    if told.returncode == 77 or "unshare" in told.stderr:
-        pytest.skip(f"needs root: {told.stderr.strip()}")
-    assert told.stdout == "ok\n", told.stderr
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"needs root: {done.stderr.strip()}")
+    assert done.stdout == "ok\n", done.stderr

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from supervisor.agent import tree
+from supervisor.host import procfs
+from tests.processes import send
 
 RUN = os.urandom(6).hex()
 MARK = f"{RUN}/n1/"
@@ -49,7 +51,7 @@ class Family:
     def close(self) -> None:
         for path in self.folder.iterdir():
             if path.read_text().strip().isdigit() and alive(int(path.read_text())):
-                os.kill(int(path.read_text()), signal.SIGKILL)
+                send(int(path.read_text()))
         for child in self.children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -64,7 +66,7 @@ def family(tmp_path: Path) -> Iterator[Family]:
 
 
 def alive(pid: int) -> bool:
-    return tree.state(pid) not in (None, "Z", "X")
+    return procfs.state(pid) not in (None, "Z", "X")
 
 
 def end(grace_s: float = 0.0, roots: frozenset[int] = frozenset()) -> set[int]:
@@ -141,8 +143,8 @@ def test_the_spared_are_left_out_with_what_only_they_started(family: Family):
     rank = family.start("exec sleep 600")
     spare = frozenset({starter.pid})
     assert tree.find(MARK) == {starter.pid, helper, rank.pid}
-    assert tree.find(MARK, spare=spare) == {helper, rank.pid}  # it has the mark, too
-    asyncio.run(tree.end(lambda: tree.find(MARK, spare=spare), 0.0))
+    assert tree.find(MARK, exclude_pids=spare) == {helper, rank.pid}  # it has the mark, too
+    asyncio.run(tree.end(lambda: tree.find(MARK, exclude_pids=spare), 0.0))
     assert alive(starter.pid) and not alive(rank.pid)
 
 
@@ -165,7 +167,7 @@ def test_a_stopped_process_is_killed(family: Family):
     rank = family.start("echo $$ > up; exec sleep 600")
     family.pid("up")
     os.kill(rank.pid, signal.SIGSTOP)
-    while tree.state(rank.pid) != "T":
+    while procfs.state(rank.pid) != "T":
         time.sleep(0.01)
     assert end(grace_s=0.2) == set()
     assert rank.wait() == -signal.SIGKILL
@@ -183,7 +185,7 @@ def test_processes_that_appear_meanwhile_are_ended_too(family: Family):
 def test_a_zombie_is_gone(family: Family):
     rank = family.start("exit 0")
     deadline = time.monotonic() + 20
-    while tree.state(rank.pid) != "Z":  # nobody has waited for it yet
+    while procfs.state(rank.pid) != "Z":  # nobody has waited for it yet
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert tree.find(MARK, frozenset({rank.pid})) == set()
@@ -199,7 +201,7 @@ def test_nothing_else_is_touched(family: Family):
     ]
     rank = family.start("exec sleep 600")
     deadline = time.monotonic() + 20
-    while any(b"sleep" not in Path(f"/proc/{o.pid}/cmdline").read_bytes() for o in others):
+    while any(procfs.argv(other.pid)[:1] != ("sleep",) for other in others):
         assert time.monotonic() < deadline
     assert tree.find(MARK) == {rank.pid}
     assert end() == set()
@@ -223,11 +225,11 @@ assert asyncio.run(tree.end(lambda: tree.find({MARK!r}), 10.0)) == set()
 
 def test_what_names_a_process():
     child = subprocess.Popen(["sleep", "600"])
-    assert tree.start_time(child.pid) == tree.start_time(child.pid) is not None
-    assert tree.start_time(child.pid) >= tree.start_time(os.getpid())
+    assert procfs.start_time(child.pid) == procfs.start_time(child.pid) is not None
+    assert procfs.start_time(child.pid) >= procfs.start_time(os.getpid())
     child.kill()
     child.wait()
-    assert tree.start_time(child.pid) is None and tree.state(child.pid) is None
+    assert procfs.start_time(child.pid) is None and procfs.state(child.pid) is None
 
 
 def test_a_name_made_to_mislead(tmp_path: Path):
@@ -239,7 +241,7 @@ def test_a_name_made_to_mislead(tmp_path: Path):
         deadline = time.monotonic() + 20
         while ") Z 1" not in Path(f"/proc/{child.pid}/comm").read_text():
             assert time.monotonic() < deadline
-        while tree.state(child.pid) != "S":
+        while procfs.state(child.pid) != "S":
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:

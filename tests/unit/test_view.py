@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from supervisor.cli.view import Throughput, age, panel
-from supervisor.cli.watch import history, printable
+from supervisor.cli.view import Throughput, panel
+from supervisor.cli.watch import history
+from supervisor.host.terminal import duration, printable
 
 NOW = 1_700_000_000.0
 
@@ -41,10 +42,12 @@ def status(**more: Any) -> dict[str, Any]:
     }
 
 
-def shown(told: dict[str, Any], *, silent_s: float = 0.0, width: int = 100, **how: Any) -> str:
+def shown(
+    told: dict[str, Any], *, engine_silence_s: float = 0.0, width: int = 100, **how: Any
+) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, **how)
-    console.print(panel(told, silent_s, 23.45))
+    console.print(panel(told, engine_silence_s, 23.45))
     return out.getvalue()
 
 
@@ -61,13 +64,15 @@ def test_a_healthy_run_is_told_in_a_few_lines() -> None:
 
 
 def test_bad_nodes_are_listed_one_by_one_with_slot_and_reason() -> None:
-    bad = [{"node": "gpu007", "state": "suspect", "since": NOW, "reason": "no beat since 2.7 s"}]
+    bad = [
+        {"node": "gpu007", "state": "suspect", "since": NOW, "reason": "no heartbeat since 2.7 s"}
+    ]
     gone = [{"node": "gpu099", "since": NOW, "reason": "node-lost: silence, and a second witness"}]
     told = shown(status(unusable=bad, excluded=gone, spares=[]))
     assert "active       59  gpu[001-006,008-060]" in told
     assert "spare       none left" in told
     assert "suspect     gpu007, slot 6, since" in told
-    assert "no beat since 2.7 s" in told
+    assert "no heartbeat since 2.7 s" in told
     assert "excluded    gpu099, since" in told
 
 
@@ -111,10 +116,10 @@ def test_an_incident_under_way_says_why_and_what_is_done() -> None:
 
 
 def test_ages_go_on_while_the_engine_is_silent() -> None:
-    told = shown(status(), silent_s=7.5)
+    told = shown(status(), engine_silence_s=7.5)
     assert "last step 10.0 s ago" in told
     assert "engine      has not answered for 7.5 s; the ranks go on without it" in told
-    assert "engine" not in shown(status(), silent_s=1.5)
+    assert "engine" not in shown(status(), engine_silence_s=1.5)
 
 
 def test_before_the_first_step() -> None:
@@ -148,16 +153,39 @@ def test_throughput_is_over_the_last_minute_of_the_attempt() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(-1, "0.0 s"), (3.24, "3.2 s"), (75, "1 min 15 s"), (7300, "2 h 1 min"), (2e5, "2 d 7 h")],
+    [
+        (-1, "0.0 s"),
+        (3.24, "3.2 s"),
+        (75, "1 min 15 s"),
+        (7200, "2 h"),
+        (7300, "2 h 1 min"),
+        (2e5, "2 d 7 h"),
+    ],
 )
-def test_age(seconds: float, text: str) -> None:
-    assert age(seconds) == text
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
-def test_history_is_the_end_of_the_log(tmp_path: Any) -> None:
+@pytest.mark.parametrize("level", ["", "INFO ", "WARNING "])  # "": before November 2026
+def test_history_is_the_end_of_the_log(tmp_path: Any, level: str) -> None:
     log = tmp_path / "engine.log"
-    log.write_text(
-        "Traceback\n" + "".join(f"2026-01-01T00:00:{n:02} line {n}\n" for n in range(20))
-    )
+    lines = [f"2026-01-01T00:00:{n:02} {level}line {n}\n" for n in range(20)]
+    log.write_text("Traceback\n" + "".join(lines))
     assert history(log)[0] == ("00:00:12", "line 12")
     assert len(history(log)) == 8
+
+
+def test_history_goes_on_where_the_log_has_just_rotated(tmp_path: Any) -> None:
+    log = tmp_path / "engine.log"
+    assert history(log) == []
+    (tmp_path / "engine.log.1").write_text("2026-01-01T00:00:01 INFO before\n")
+    assert history(log) == [("00:00:01", "before")]
+    log.write_text("2026-01-01T00:00:02 INFO after\n")
+    assert history(log) == [("00:00:01", "before"), ("00:00:02", "after")]
+
+
+def test_what_needs_attention_is_said_before_all_numbers() -> None:
+    one = {"what": "loss", "since": NOW - 120, "text": "the loss is NaN", "fix": "go back"}
+    lines = [line.rstrip() for line in shown(status(attention=[one])).splitlines()]
+    assert lines[1] == "attention   the loss is NaN for 2 min; go back"
+    assert lines[2].startswith("training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import types
 import typing
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor import wire
-from supervisor.core.actions import ACTIONS, Action
+from supervisor.channel import wire
+from supervisor.core.actions import ACTIONS, Action, AgentCommand
 from supervisor.core.errors import UserError
 from supervisor.core.events import EVENTS, Event
+from supervisor.core.machine import record_only
 from supervisor.core.policy import Policy
+from supervisor.core.transition import HANDLERS
 from supervisor.core.types import RunSpec
+from supervisor.engine.effects import PERFORM
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SIMPLE = {
@@ -46,6 +50,8 @@ def value_of(kind: typing.Any) -> st.SearchStrategy[typing.Any]:
         if args[1] is typing.Any:
             return st.dictionaries(text, st.one_of(text, st.integers(0, 9)), max_size=3)
         return st.dictionaries(value_of(args[0]), value_of(args[1]), max_size=3)
+    if issubclass(kind, enum.Enum):
+        return st.sampled_from(kind)
     assert is_dataclass(kind) or issubclass(kind, msgspec.Struct), kind
     return made(kind)
 
@@ -79,8 +85,20 @@ def test_every_event_and_action_that_exists_has_a_name():
         subs = kind.__subclasses__()
         return set().union(*[leaves(s) for s in subs]) if subs else {kind.__name__}
 
-    assert leaves(Event) == set(EVENTS)
-    assert leaves(Action) - {"Order"} == set(ACTIONS)
+    assert leaves(Event) - {"AgentEvent"} == set(EVENTS)
+    assert leaves(Action) - {"AgentCommand"} == set(ACTIONS)
+
+
+def test_every_event_has_a_handler_of_its_own_class():
+    assert set(HANDLERS) == set(EVENTS.values())
+    for kind, handler in HANDLERS.items():
+        if handler is not record_only:
+            assert typing.get_type_hints(handler)["event"] is kind
+
+
+def test_every_action_is_performed_by_the_engine_or_sent_to_an_agent():
+    sent = {kind for kind in ACTIONS.values() if issubclass(kind, AgentCommand)}
+    assert set(ACTIONS.values()) == sent | set(PERFORM) and not sent & set(PERFORM)
 
 
 TO_ENGINE = typing.get_args(wire.ToEngine)

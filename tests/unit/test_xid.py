@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from healthchecks.check import Status
-from healthchecks.xid import POLICY, XIDS, Act, driver_loaded, parse
+from healthchecks.frame.check import Status
+from healthchecks.sources.xid import RULES, XIDS, Act, driver_loaded, parse
 
 GPU = "NVRM: Xid (PCI:0000:3b:00): "
 
@@ -96,7 +96,7 @@ def test_a_line_of_each_row(line: str, code: int, act: Act) -> None:
     assert (event.device, event.code, event.xid.act) == ("0000:3b:00", code, act)
     assert event.name == f"Xid {code}"
     assert event.xid.meaning
-    if POLICY[act].status is not Status.OK:
+    if RULES[act].status is not Status.OK:
         assert event.xid.advice()
 
 
@@ -164,7 +164,7 @@ def test_a_link_that_went_down_says_where_to_look() -> None:
         ("changed from 0x4 (Drain and Reset) to 0x1 (GPU Reset Required)", 1, "reset the GPU"),
         ("changed from 0x0 (None) to 0x2 (Node Reboot Required)", 2, "reboot"),
         ("changed from 0x1 (GPU Reset Required) to 0x0 (None)", 0, ""),
-        ("changed from 0x0 (None) to 0x1f (Something New)", 31, "0x1f (Something New)"),
+        ("changed from 0x0 (None) to 0x1f (Something New)", 31, "what action 0x1f means"),
     ],
 )
 def test_the_recovery_action(line: str, action: int, advice: str) -> None:
@@ -206,7 +206,6 @@ def test_a_recovery_action_of_another_form_is_not_lost() -> None:
         ),
         ("NVRM: Xid (0000:03:00): 13, Channel 00000001", "0000:03:00", 13, Act.APP),
         ("NVRM: Xid (PCI:0000:C4:00 GPU-I:05): 31, pid=9, name=a", "0000:c4:00", 31, Act.APP),
-        ("[  12.3] NVRM: Xid (PCI:0000:04:00): 69", "0000:04:00", 69, Act.APP),
     ],
 )
 def test_other_forms(line: str, device: str, code: int, act: Act) -> None:
@@ -235,7 +234,7 @@ def test_the_driver_starts() -> None:
 
 
 def test_every_action_has_a_policy_and_every_failure_a_fix() -> None:
-    assert set(POLICY) == set(Act)
+    assert set(RULES) == set(Act)
     for code, xid in XIDS.items():
-        if POLICY[xid.act].status is not Status.OK and xid.act is not Act.RECOVERY:
+        if RULES[xid.act].status is not Status.OK and xid.act is not Act.RECOVERY:
             assert xid.advice(), code

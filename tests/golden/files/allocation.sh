@@ -4,10 +4,19 @@
 set -u
 export PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin:/opt/slurm/bin
 export LC_ALL=C.UTF-8 TZ=UTC0
+export SUPERV_NODE_FOLDER=/tmp/superv-1000-00112233445566778899
+mkdir -m 700 "$SUPERV_NODE_FOLDER" 2>/dev/null
+# 73: somebody else has made it first. They can't know its name but by a leak.
+if [[ ! -d $SUPERV_NODE_FOLDER || -L $SUPERV_NODE_FOLDER || ! -O $SUPERV_NODE_FOLDER ]]; then exit 73; fi
+(umask 077 && : >>"$SUPERV_NODE_FOLDER/allocation.log")
+exec >>"$SUPERV_NODE_FOLDER/allocation.log" 2>&1
 job=$SLURM_JOB_ID
 # shellcheck disable=SC1003,SC2016 # meant for the shells on the nodes
 agent=(sh -c '# Keeps one agent alive on this node: sh -c THIS superv-agent COMMAND ARGUMENT...
 # While this shell lives, so does the step, and with it the ranks that a dead agent left behind.
+# Other users of this node must not make the allocation'"'"'s private folder first: it is the first thing
+# that is done here. The agent looks whose it is.
+if [ -n "${SUPERV_NODE_FOLDER:-}" ]; then mkdir -m 700 "$SUPERV_NODE_FOLDER" 2>/dev/null; fi
 say() { printf "%s %s: %s\n" "$(TZ=UTC0 date +%FT%TZ)" "${SLURMD_NODENAME:-?}" "$*"; }
 leaving="" agent="" pause=1
 # shellcheck disable=SC2317 # called by the trap
@@ -58,8 +67,8 @@ leave() {
 }
 trap leave TERM
 
-say 'starting 63 agents'
-"${step[@]}" --nodes=63 --ntasks=63 "${agent[@]}" &
+say "starting $SLURM_JOB_NUM_NODES agents"
+"${step[@]}" --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" "${agent[@]}" &
 srun=$!
 wait "$srun"
 code=$?
@@ -75,7 +84,7 @@ say "the agent step's srun ended with $code; looking after the agents node by no
 
 # Prints the nodes of the allocation by slurmctld's word at this moment: SLURM_JOB_NODELIST goes
 # stale when a dead node is taken out. Steps are not asked for: one that ended while a node of it
-# was dead is listed as running for ever. Whether an agent lives on a node, only the node knows.
+# was dead is listed as running forever. Whether an agent lives on a node, only the node knows.
 look() {
   local nodes
   nodes=$(timeout --kill-after=1 30 squeue --noheader --jobs="$job" --format=%N) || return

@@ -10,21 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from healthchecks.registry import registered
-from healthchecks.runner import Order, run
+from healthchecks.frame.registry import registered
+from healthchecks.frame.runner import Order, run
+from supervisor.host import procfs
 
 
 def children() -> list[int]:
     """Processes that this one started and that are no zombies."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == SELF and fields[0] not in "ZX":
-            found.append(int(place.name))
-    return found
+    return [found.pid for found in procfs.processes() if found.parent == SELF and found.alive]
 
 
 SELF = int(Path("/proc/self").readlink().name)

@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define MOST 16
+#define MAX_GPUS 16
 #define LINES 512
 #define VALUES 32
 #define NOT_SUPPORTED 3
@@ -50,7 +50,7 @@ struct answer {
 static struct line lines[LINES];
 static int count_lines;
 static struct stat seen;
-static int handles[MOST];
+static int handles[MAX_GPUS];
 static const char *buses[] = {"1B", "29", "45", "4E", "9D", "AC", "C1", "CC"};
 
 static void load(void)
@@ -273,6 +273,7 @@ struct field {
         double d;
         u64 ull;
         u32 ui;
+        int si;
     } value;
 };
 
@@ -289,7 +290,8 @@ static double healthy_field(u32 id)
         return 15 << 8 | 255;
     case 173: case 174: case 175: case 176: case 177: case 178: case 179: case 180: case 181:
     case 182: case 183: /* PCIE_COUNT_* */
-    case 208: case 211: case 213: case 214: case 215: /* NVLINK_COUNT_* */
+    case 206: case 207: case 208: case 209: case 210: case 211: case 213: case 214: case 215:
+    case 219: case 221: /* NVLINK_COUNT_* */
     case 230: /* GET_GPU_RECOVERY_ACTION */
     case 269: case 270: case 271: /* CLOCKS_EVENT_REASON_*, ns */
         return 0;
@@ -311,9 +313,12 @@ int nvmlDeviceGetFieldValues(void *device, int count, struct field *fields)
             a = look(__func__, index_of(device), key);
         }
         double value = NUMBER(0, healthy_field(fields[i].id));
-        fields[i].rc = a.rc ? a.rc : value < 0 ? NOT_SUPPORTED : 0;
-        fields[i].type = 3; /* unsigned long long */
+        int negative = value < 0 && a.found;
+        fields[i].rc = a.rc ? a.rc : value < 0 && !negative ? NOT_SUPPORTED : 0;
+        fields[i].type = negative ? 5 : 3; /* signed int, unsigned long long */
         fields[i].value.ull = value < 0 ? 0 : (u64)value;
+        if (negative)
+            fields[i].value.si = (int)value;
     }
     return 0;
 }

@@ -1,4 +1,4 @@
-"""`python -m tests.hardware.nvml.worker MODULE.py`: runs the module's cases, each in a fork.
+"""`python -m tests.hardware.nvml.worker MODULE.py`: its `run` of each of its CASES, in a fork.
 
 Reads {"case": NAME, "tmp": FOLDER} a line, and answers with {"error": TEXT} or {"seen": TEXT}.
 """
@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from healthchecks.registry import registered
+from healthchecks.frame.registry import registered
 from tests.hardware.nvml import SCRIPT
 from tests.hardware.tree import borrowed
 
@@ -29,8 +29,9 @@ def answer(run: Any, case: Any, tmp: Path) -> dict[str, str]:
 
 def main(module: Path) -> int:
     sys.path.insert(0, os.fspath(module.parent))
-    cases = {str(case): case for case in importlib.import_module(module.stem).CASES}
-    run = importlib.import_module("checks").run
+    asked_of = importlib.import_module(module.stem)
+    cases = {str(case): case for case in asked_of.CASES}
+    run = getattr(asked_of, "run", None) or importlib.import_module("checks").run
     for costly in ("pynvml", "msgspec"):  # once, and not in every fork
         importlib.import_module(costly)
     registered()

@@ -30,8 +30,11 @@ def arguments() -> argparse.Namespace:
     bad = parser.add_argument_group("how it can misbehave")
     bad.add_argument("--ignore-term", action="store_true")
     bad.add_argument("--daemonise", action="store_true", help="leave a child of its own behind")
+    bad.add_argument("--daemon-port", type=int, help="on SIGUSR1 leave a nameless daemon there")
     bad.add_argument("--cling", action="store_true", help="never end when a peer is gone")
     bad.add_argument("--skew", type=int, default=0, help="come back so many steps later")
+    bad.add_argument("--save-s", type=float, default=0, help="the first save takes so long")
+    bad.add_argument("--quiet", action="store_true", help="only rank 0 tells its steps")
     bad.add_argument("--exit-code", type=int, help="exit at once")
     return parser.parse_args()
 
@@ -68,6 +71,11 @@ def barrier(peers: list[socket.socket]) -> None:
 def save(args: argparse.Namespace, step: int) -> None:
     there = args.save_dir / f"step-{step}"
     there.mkdir(parents=True)
+    if step == args.save_every:
+        with (there / "slow.distcp").open("wb", buffering=0) as shard:
+            for _ in range(round(args.save_s)):
+                shard.write(b" ")
+                time.sleep(1)
     for shard in args.checkpoint.glob("*.distcp"):
         shutil.copyfile(shard, there / shard.name)
     shutil.copyfile(args.checkpoint / ".metadata", there / ".metadata.tmp")
@@ -86,6 +94,21 @@ def daemonise() -> None:
     os.wait()
 
 
+def leave_daemon(port: int) -> None:
+    """As `daemonise`, with nothing by which it could be known: no environment, nothing open."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.closerange(0, 1000)
+            code = (
+                "import signal, socket, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+                "there = socket.create_server(('', int(sys.argv[1]))); time.sleep(3600)"
+            )
+            os.execve(sys.executable, [sys.executable, "-c", code, str(port)], {})
+        os._exit(0)
+    os.wait()
+
+
 def train(args: argparse.Namespace, peers: list[socket.socket]) -> None:
     first = args.resume_step + 1
     if args.resume_step:
@@ -94,7 +117,8 @@ def train(args: argparse.Namespace, peers: list[socket.socket]) -> None:
     for step in range(first, args.steps + 1):
         time.sleep(args.step_s)
         barrier(peers)
-        print(f"step: {step} loss: {1 / step:.6f}", flush=True)
+        if RANK == 0 or not args.quiet:
+            print(f"step: {step} loss: {1 / step:.6f}", flush=True)
         if args.save_dir and RANK == 0 and step % args.save_every == 0:
             save(args, step)
 
@@ -108,6 +132,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if args.daemonise:
         daemonise()
+    if args.daemon_port:
+        with socket.create_server(("", args.daemon_port + RANK)):
+            pass  # an older one's daemon would have it
+        signal.signal(signal.SIGUSR1, lambda *_: leave_daemon(args.daemon_port + RANK))
     peers = gather()
     try:
         train(args, peers)

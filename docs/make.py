@@ -1,0 +1,64 @@
+"""Write the pages that are made from the code, and remove those of areas that are no more.
+
+python docs/make.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from healthchecks.frame import catalogue
+from supervisor.config.page import page as configuration
+from supervisor.core import node_states, phases
+from supervisor.core.types import Cause
+from supervisor.host import footprint
+
+DOCS = Path(__file__).parent
+MADE = "<!-- Made by `python docs/make.py`; don't edit. -->"
+FILES_HEAD = f"""\
+# Every file and socket that superv makes
+
+{MADE}
+
+Owned by whoever runs superv; tests hold a real run against this table, under a umask that takes
+nothing away. What it means is in [security.md](security.md). `{{state_dir}}` and `{{node_dir}}` are
+site.yaml's, `{{fleet}}` its fleet record, `{{checkpoints}}` is `checkpoints.dir`, `{{tmp}}` TMPDIR,
+`{{mount}}` a shared file system, `{{health}}` the folder of what health checks remember.
+
+## Files
+
+"""
+
+
+def pages() -> dict[str, str]:
+    """Path below docs → text."""
+    return {
+        "configuration.md": configuration(),
+        "nodes.md": node_states.page(),
+        "phases.md": phases.page(),
+        "security-files.md": FILES_HEAD + footprint.page(),
+        "runbooks.md": runbooks(),
+        **catalogue.pages(),
+    }
+
+
+def runbooks() -> str:
+    """Every cause, with the first line of its page."""
+    rows = ["# Causes of incidents", "", MADE, "", "| cause | in short |", "|---|---|"]
+    for cause in Cause:
+        title = (DOCS / "runbooks" / f"{cause}.md").read_text().partition("\n")[0]
+        rows.append(f"| [{cause}](runbooks/{cause}.md) | {title.partition(': ')[2]} |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    made = pages()
+    for old in (DOCS / "checks").glob("*.md"):
+        if f"checks/{old.name}" not in made:
+            old.unlink()
+    for name, text in made.items():
+        (DOCS / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

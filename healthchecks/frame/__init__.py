@@ -1,0 +1,1 @@
+"""What every health check shares: declaration, context, runner, deadlines, reports."""

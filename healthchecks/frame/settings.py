@@ -1,0 +1,54 @@
+"""The checks' configuration: site.yaml, then --set. The registry checks names and values."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from healthchecks.frame.registry import named, settings_for
+from supervisor.config import Site, load_site
+from supervisor.core.errors import UserError
+from supervisor.core.setting import PORT_ROLES
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+def merged(env: Mapping[str, str], sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """By check and key, as JSON could carry it to another node. Raises UserError."""
+    return of_site(load_site(env), sets)
+
+
+def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """As `merged`, of a site that was read already."""
+    found: dict[str, dict[str, Any]] = {}
+    if roles := site.ports.patterns():
+        found[PORT_ROLES] = dict(roles)
+    for name, values in site.checks.items():
+        check = named(name, "site.yaml: checks")
+        try:
+            settings_for(check, values)
+        except UserError as error:
+            raise UserError(f"site.yaml: checks: {error}") from error
+        found[name] = dict(values)
+    for given in sets:
+        place, equals, value = given.partition("=")
+        name, dot, key = place.rpartition(".")
+        if not (equals and dot and name):
+            raise UserError(f"--set {given}: expected CHECK.KEY=VALUE, as fs.local.warn_percent=80")
+        option = named(name, f"--set {given}").options().get(key)
+        several = option is not None and typing.get_origin(option.hint) is tuple
+        found.setdefault(name, {})[key] = _several(given, value) if several else value
+    return found
+
+
+def _several(given: str, value: str) -> Any:
+    """A list: with commas, or as JSON where the items are mappings."""
+    if not value.startswith("["):
+        return [item for item in value.split(",") if item]
+    import json
+
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise UserError(f"--set {given}: not JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""Health checks over many nodes: how they are asked, and how they compare."""

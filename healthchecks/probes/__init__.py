@@ -1,0 +1,1 @@
+"""Programs and traffic of our own that a check sends out to measure something."""

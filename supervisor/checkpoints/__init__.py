@@ -1,0 +1,1 @@
+"""Checkpoints on storage: formats and verification, questions to storage, retention."""

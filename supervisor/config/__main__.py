@@ -1,7 +1,0 @@
-"""Print docs/configuration.md."""
-
-import sys
-
-from supervisor.config.page import page
-
-sys.stdout.write(page())

@@ -1,0 +1,50 @@
+"""The end of a run: its nodes are given back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from supervisor.core import actions as act
+from supervisor.core import names
+from supervisor.core.transition import Transition
+from supervisor.core.types import ENDED, AllocationState, DeadlineKind, NodeState, Phase
+
+RELEASE_S = 15.0  # agents told to leave have ended their job by then; else it is cancelled
+
+
+def change_allocation(t: Transition, job_id: str, **changes: Any) -> None:
+    alloc = replace(t.run.allocations[job_id], **changes)
+    t.set(allocations={**t.run.allocations, job_id: alloc})
+
+
+def cancel(t: Transition, job_id: str, why: str) -> None:
+    change_allocation(t, job_id, cancelled=True)
+    if names.cancel_key(job_id) in t.run.pending:
+        return
+    t.emit(act.Cancel(key=names.cancel_key(job_id), job_id=job_id, why=why))
+
+
+def leave(t: Transition, node: str) -> None:
+    number = t.run.attempt.number if t.run.attempt else 0
+    t.emit(act.Leave(key=names.leave_key(node, t.run.pool[node].agent), node=node, attempt=number))
+
+
+def end(t: Transition, phase: Phase, reason: str) -> None:
+    """The run has ended: give its nodes back."""
+    assert phase in ENDED
+    # A request for nodes that has no answer yet may be a job already: its answer is waited for.
+    # Checkpoints that are on their way out go there all the same.
+    kept = act.Cancel | act.Submit | act.Discard | act.Quarantine
+    t.drop(lambda a: not isinstance(a, kept))
+    t.set(stopping_as=None, isolated_since=None)
+    if not t.run.live_jobs:
+        t.enter_phase(phase, reason)
+        return
+    t.enter_phase(phase, reason, (RELEASE_S, DeadlineKind.RELEASE))
+    for node in t.run.pool.values():
+        if node.state not in (NodeState.LOST, NodeState.LEFT):
+            leave(t, node.name)
+    for job in t.run.live_jobs:
+        if t.run.allocations[job].state is AllocationState.REQUESTED:
+            cancel(t, job, "the run ended")

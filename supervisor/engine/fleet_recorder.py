@@ -1,0 +1,118 @@
+"""Between a run's engine and the fleet record: reports go in, people's exclusions come out.
+
+The record is one SQLite file that others write too; it is asked in a thread, and an engine goes on
+without it. What is wrong with it is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from healthchecks.frame.report import parse
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.types import Exclusion, Run
+from supervisor.fleet.record import Fleet
+from supervisor.host.log import counted
+
+logger = logging.getLogger(__name__)
+
+
+READ_EVERY_S = 30.0  # how often exclusions are read
+MAX_WAITING = 500  # reports that wait for a record that does not answer; more are dropped
+
+
+def operator_exclusions(path: Path, now: float) -> dict[str, str]:
+    """The nodes that people keep out of runs, and why; none where there is no record.
+
+    Raises UserError, TransientError.
+    """
+    if not path.exists():
+        return {}
+    with Fleet(path, write=False) as fleet:
+        return {name: x.reason for name, x in fleet.exclusions(now).items()}
+
+
+class FleetRecorder:
+    """One engine's hand in the fleet record."""
+
+    def __init__(self, path: Path, run: str, now: Callable[[], float]) -> None:
+        self._path, self._origin = path, f"run {run}"
+        self._now = now
+        self._closing = False
+        self._room = threading.Semaphore(MAX_WAITING)
+        self._recorded: set[tuple[str, float]] = set()  # exclusions of the run that are recorded
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fleet")
+
+    def record(self, node: str, report: str) -> None:
+        """Take in the health report of a node; returns at once."""
+        if not self._room.acquire(blocking=False):
+            self._once(f"{self._path} is too slow: health reports of the run are not kept in it")
+            return
+        self._thread.submit(self._quietly, lambda: self._record(node, report))
+
+    def _record(self, node: str, report: str) -> None:
+        self._room.release()
+        if self._closing:  # the engine is about to end, and waits for no more than it must
+            return
+        read = parse(report)
+        if read.node != node:
+            raise UserError(f"the agent on {node} told of {read.node!r}: not recorded")
+        with Fleet(self._path) as fleet:
+            fleet.record([read], self._origin, now=self._now())
+
+    def _quietly(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (UserError, TransientError, OSError) as error:
+            self._once(f"fleet record: {error}")
+        except Exception as error:  # rows that another version wrote, or a bug: the run goes on
+            self._once(f"fleet record: {self._path}: {error!r}")
+
+    @staticmethod
+    def _once(text: str) -> None:
+        logger.warning(text, extra=counted(text))
+
+    async def follow(
+        self, run: Callable[[], Run], on_exclusions: Callable[[dict[str, str]], None]
+    ) -> None:
+        """Read who is kept out, and record whom the run excludes, for as long as it lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            found = await loop.run_in_executor(self._thread, self._exchange, self._new(run()))
+            if found is not None:
+                on_exclusions(found)
+            await asyncio.sleep(READ_EVERY_S)
+
+    def _exchange(self, new: Collection[Exclusion]) -> dict[str, str] | None:
+        """Who is kept out; None where that can't be read. Told twice, an exclusion counts once."""
+        found: dict[str, str] | None = None
+
+        def read() -> None:
+            nonlocal found
+            found = operator_exclusions(self._path, self._now())
+
+        if new:
+            self._quietly(lambda: self._record_exclusions(new))
+        self._quietly(read)
+        return found
+
+    def _new(self, run: Run) -> list[Exclusion]:
+        return [x for x in run.excluded.values() if (x.node, x.since) not in self._recorded]
+
+    def _record_exclusions(self, new: Collection[Exclusion]) -> None:
+        with Fleet(self._path) as fleet:
+            for one in new:
+                fleet.strike(one.node, self._origin, one.reason, one.since)
+                self._recorded.add((one.node, one.since))
+
+    def close(self, run: Run) -> None:
+        """Record whom the run excluded last; reports that wait are dropped."""
+        self._closing = True
+        if new := self._new(run):
+            self._thread.submit(self._quietly, lambda: self._record_exclusions(new))
+        self._thread.shutdown(wait=False)

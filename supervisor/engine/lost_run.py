@@ -1,0 +1,63 @@
+"""A run whose journal is lost: its jobs, found by their name, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+from launchers import load as load_launcher
+from supervisor.core import names
+from supervisor.core.errors import TransientError, UserError
+from supervisor.core.ports import JobState, JobStatus, Launcher
+from supervisor.run import folder
+from supervisor.run.journal import readable
+
+CANCEL_S = 60.0  # a cancelled job's agents end its ranks well within this
+POLL_S = 0.5
+
+
+async def active_jobs(launcher: Launcher, run: folder.RunDir) -> list[JobStatus]:
+    """The jobs of the run that wait or run, by their name. Raises UserError, TransientError.
+
+    The journal told them apart from those of another run of the name; without it there may be one
+    run only.
+    """
+    name, (before, _) = run.path.name, readable(run.journal)
+    run_id = before.spec.run_id if before else ""
+    with contextlib.suppress(UserError, OSError):
+        run_id = run_id or folder.read_server_keys(run).run_id
+    there: dict[str, list[JobStatus]] = {}  # by the first letters of the run's id
+    for job in await launcher.find(names.allocations_of(name)):
+        found = names.run_of(job.job_name)
+        wanted = job.state in (JobState.PENDING, JobState.RUNNING) and job.raw != "COMPLETING"
+        if found is not None and found[0] == name and wanted:
+            there.setdefault(found[1], []).append(job)
+    if run_id:
+        return there.get(run_id[:6], [])
+    if len(there) > 1:
+        jobs = ", ".join(f"{j.job_id} ({j.job_name})" for jobs in there.values() for j in jobs)
+        raise UserError(f"jobs of several runs are called {name}: {jobs}; `scancel` all but one's")
+    return [job for jobs in there.values() for job in jobs]
+
+
+def end_jobs(run: folder.RunDir) -> tuple[str, ...]:
+    """Cancel the jobs of the run, and see that they are gone; returns their ids.
+
+    Raises UserError, TransientError where some are left.
+    """
+
+    async def end() -> tuple[str, ...]:
+        launcher = load_launcher(folder.read_job(run).launcher)
+        jobs = await active_jobs(launcher, run)
+        for job in jobs:
+            await launcher.cancel(job.job_id)
+        until = time.monotonic() + CANCEL_S
+        while left := await active_jobs(launcher, run):
+            if time.monotonic() > until:
+                ids = ", ".join(job.job_id for job in left)
+                raise TransientError(f"job {ids} was cancelled and is still there; try again")
+            await asyncio.sleep(POLL_S)
+        return tuple(job.job_id for job in jobs)
+
+    return asyncio.run(end())

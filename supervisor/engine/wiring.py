@@ -1,0 +1,161 @@
+"""From job.yaml and site.yaml to what the engine's parts and the agents need. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from supervisor import hooks
+from supervisor.channel import delivery, wire
+from supervisor.config import Job, Site
+from supervisor.config.site import NODE_DIR
+from supervisor.core.setting import PORT_ROLES
+from supervisor.core.types import RunSpec
+from supervisor.engine.effects import Setup
+from supervisor.run.snapshot import Snapshot
+
+
+def agent_argv() -> tuple[str, ...]:
+    """The command of every node: this very interpreter, isolated from the user's settings."""
+    return (sys.executable, "-I", "-m", "supervisor.agent")
+
+
+def paths_of_0_1(job: Job, site: Site, run_id: str) -> tuple[str, str]:
+    """Key file and agent's directory in allocations that a superv without private folders made."""
+    place = site.node_dir
+    if place == NODE_DIR:  # its default then
+        place = Path("/tmp")  # noqa: S108 - where agents of 0.1 look
+    base = f"{place}/superv-{os.getuid()}-{run_id}"
+    return f"{base}.key", f"{base}.{{node}}" if job.launcher == "local" else base
+
+
+def wire_job(
+    job: Job, site: Site, run_id: str, code: Snapshot | None, secrets: Mapping[str, str]
+) -> wire.RankJob:
+    """How agents start ranks. `secrets` are the values of the variables that come from files."""
+    trainer = job.trainer
+    entry, env = trainer.entry(), dict(trainer.env)
+    if code is not None:
+        entry = tuple(code.word(word) for word in entry)
+        env = {k: code.word(v) if k == "PYTHONPATH" else v for k, v in env.items()}
+    fresh = resumed = entry
+    if job.checkpoints is not None and trainer.hook != "none":
+        hook = hooks.ADAPTERS[trainer.hook]
+        fresh, resumed = entry + hook.FRESH, entry + hook.RESUMED
+    return wire.RankJob(
+        run_id=run_id,
+        name=job.name,
+        python="" if trainer.command else trainer.python,
+        fresh=fresh,
+        resumed=resumed,
+        preload=trainer.preload,
+        hook="" if trainer.hook == "none" else trainer.hook,
+        workdir=str(trainer.workdir),
+        env={**env, **secrets},
+        secret=tuple(sorted(secrets)),
+        ranks_per_node=trainer.ranks_per_node,
+        step_pattern=job.progress.step,
+        resumed_pattern=job.progress.resumed or "",
+        rank_ports=(site.rank_ports.first, site.rank_ports.last),
+        log_cap=site.log_cap_mb * 1_000_000,
+        engine_lost_timeout_s=job.policy.engine_lost_timeout_s,
+        code=code.digest if code is not None else "",
+        path=code.path if code is not None else "",
+        health=_health(job, site),
+        newer_than_0_1=True,
+    )
+
+
+def _health(job: Job, site: Site) -> wire.Health | None:
+    """Which health checks agents run. A job's settings come before the site's."""
+    plan = job.preflight
+    if not plan.tags and not plan.running_s:
+        return None
+    sources = (_settings_from_trainer(job), site.checks, plan.checks)
+    names = {name for source in sources for name in source}
+    settings = {n: {k: v for s in sources for k, v in s.get(n, {}).items()} for n in names}
+    if roles := site.ports.patterns():
+        settings[PORT_ROLES] = roles
+    return wire.Health(
+        tags=plan.tags, running_s=plan.running_s, deadline_s=plan.deadline_s, settings=settings
+    )
+
+
+def suites(job: Job, site: Site) -> dict[str, tuple[str, ...]]:
+    """The names of the checks that agents run before ranks and beside them.
+
+    Raises UserError for a suite, a check or a setting of one that does not exist.
+    """
+    from healthchecks.frame.registry import named, select, settings_for
+
+    plan = _health(job, site)
+    if plan is None:
+        return {}
+    for name, given in plan.settings.items():
+        settings_for(named(name, "checks of the job or the site"), given)
+    found = {}
+    if plan.tags:
+        found["before"] = tuple(c.name for c in select(tags=plan.tags))
+    if plan.running_s:
+        found["beside"] = tuple(c.name for c in select(tags=("running",)))
+    return found
+
+
+def _settings_from_trainer(job: Job) -> dict[str, dict[str, Any]]:
+    """What checks can know from the rest of job.yaml: whose NCCL, how many ranks, which network."""
+    trainer = job.trainer
+    found: dict[str, dict[str, Any]] = {
+        "cpu.binding": {"ranks_per_node": trainer.ranks_per_node},
+    }
+    if trainer.python.startswith("/") and not trainer.command:
+        found["cuda.libs"] = {"python": trainer.python}
+    if interfaces := trainer.env.get("NCCL_SOCKET_IFNAME"):
+        found["nccl.interfaces"] = {"socket_ifname": interfaces}
+    return found
+
+
+def run_spec(job: Job, run_id: str, first_attempt: int = 1) -> RunSpec:
+    return RunSpec(
+        name=job.name,
+        run_id=run_id,
+        nodes=job.nodes,
+        spares=job.spares,
+        ranks_per_node=job.trainer.ranks_per_node,
+        checkpoint_dir=str(job.checkpoints.dir) if job.checkpoints else None,
+        policy=job.policy,
+        first_attempt=first_attempt,
+        keep=job.checkpoints.keep if job.checkpoints else 0,
+        keep_every=job.checkpoints.keep_every if job.checkpoints else 0,
+        preflight=bool(job.preflight.tags),
+        shows_work=job.trainer.hook != "none" or job.checkpoints is not None,
+    )
+
+
+def code_question(job: Job, site: Site) -> dict[str, Any]:
+    """What supervisor.run.snapshot needs to know to find the trainer's code."""
+    trainer = job.trainer
+    data = [site.state_dir, site.node_dir, *([job.checkpoints.dir] if job.checkpoints else [])]
+    return {
+        "entry": trainer.entry(),
+        "script": str(trainer.script or ""),
+        "module": trainer.module is not None,
+        "workdir": str(trainer.workdir),
+        "pythonpath": trainer.env.get("PYTHONPATH", ""),
+        "leave": [str(path) for path in data],
+    }
+
+
+def setup_of(
+    job: Job, site: Site, run_id: str, secret: str, code: tuple[Path, Snapshot] | None = None
+) -> Setup:
+    return Setup(
+        code=(code[0], code[1].digest) if code else None,
+        slurm=dict(job.slurm),
+        agent_argv=agent_argv(),
+        folder=lambda job_name: delivery.folder(site.node_dir, delivery.nonce(secret, job_name)),
+        paths_of_0_1=paths_of_0_1(job, site, run_id),
+        required=job.checkpoints.required if job.checkpoints else (),
+    )

@@ -1,0 +1,230 @@
+"""What /proc tells of processes: read and parsed here and nowhere else. Field order: proc(5).
+
+Processes come and go while somebody looks: one that is gone, and one that may not be read, is None
+and no error; only where the reader itself is out of descriptors or memory, OSError says so. A pid
+is used again; a pid with its start time names a process until the next boot. `root` is
+where the proc file system is, or a recorded tree of files that looks like one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = "/proc"
+GONE = "ZX"  # states of what has ended: a zombie that waits for its parent, and X on its way out
+_STAT_BYTES = 4096  # more than any stat line: 52 numbers and a name of at most 64 bytes
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the reader's own
+_EXEC_TRIES, _EXEC_S = 100, 0.001  # an execve is over within milliseconds
+
+
+class Stat(NamedTuple):
+    """One line of /proc/PID/stat, as far as somebody needs it."""
+
+    pid: int
+    name: str  # of the program, or what the process called itself; 15 bytes, 63 of kernel threads
+    state: str  # R running, S sleeping, D uninterruptible, T stopped, Z zombie …
+    parent: int
+    session: int
+    started: int  # clock ticks after boot
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended: a zombie has."""
+        return self.state not in GONE
+
+
+def parse_stat(line: bytes) -> Stat:
+    """Raises ValueError or IndexError for a line that is none. A name may hold blanks and ")"."""
+    left, _, right = line.rpartition(b")")
+    number, _, name = left.partition(b" (")
+    fields = right.split(maxsplit=20)
+    return Stat(
+        int(number),
+        name.decode(errors="replace"),
+        fields[0].decode(),
+        int(fields[1]),
+        int(fields[3]),
+        int(fields[19]),
+    )
+
+
+def stat(pid: int, root: str = ROOT) -> Stat | None:
+    """The process as it is now, a zombie too; None where it is gone or may not be read."""
+    line = _read(f"{root}/{pid}/stat", _STAT_BYTES)
+    return parse_stat(line) if line else None
+
+
+def pids(root: str = ROOT) -> list[int]:
+    """Of every process that can be seen."""
+    with os.scandir(root) as entries:
+        return [int(entry.name) for entry in entries if entry.name.isdecimal()]
+
+
+def processes(root: str = ROOT) -> Iterator[Stat]:
+    """Every process that can be seen, but those that end meanwhile."""
+    for pid in pids(root):
+        if (found := stat(pid, root)) is not None:
+            yield found
+
+
+def state(pid: int, root: str = ROOT) -> str | None:
+    """The letter of `Stat.state`; None where the process is gone."""
+    found = stat(pid, root)
+    return None if found is None else found.state
+
+
+def start_time(pid: int, root: str = ROOT) -> int | None:
+    """Clock ticks after boot at which it started, a zombie too; None where the process is gone."""
+    found = stat(pid, root)
+    return None if found is None else found.started
+
+
+def alive(pid: int, started: int, root: str = ROOT) -> bool:
+    """Whether the process that started then has not ended: neither a zombie nor another's pid."""
+    found = stat(pid, root)
+    return found is not None and found.started == started and found.alive
+
+
+def name(pid: int, root: str = ROOT) -> str:
+    """What the kernel calls it; empty where it is gone."""
+    return (_read(f"{root}/{pid}/comm") or b"").decode(errors="replace").strip()
+
+
+def argv(pid: int, root: str = ROOT) -> tuple[str, ...]:
+    """Its command line; empty for the kernel's own, for what has ended, and where unreadable."""
+    for _ in range(_EXEC_TRIES):
+        if line := _read(f"{root}/{pid}/cmdline"):
+            return tuple(line.decode(errors="replace").removesuffix("\0").split("\0"))
+        # In the middle of an execve the line is empty as well, but the program is known.
+        try:
+            Path(f"{root}/{pid}/exe").readlink()
+        except OSError:
+            return ()
+        time.sleep(_EXEC_S)
+    return ()
+
+
+def executable(pid: int, root: str = ROOT) -> str | None:
+    """The file that it runs, also one that was replaced since; None where that may not be seen."""
+    try:
+        return str(Path(f"{root}/{pid}/exe").readlink()).removesuffix(" (deleted)")
+    except OSError:
+        return None
+
+
+def open_files(pid: int, root: str = ROOT) -> dict[str, int]:
+    """What its descriptors lead to, and one of them; empty where that may not be seen.
+
+    The kernel adds " (deleted)" to a path that leads there no more.
+    """
+    found: dict[str, int] = {}
+    try:
+        with os.scandir(f"{root}/{pid}/fd") as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    found.setdefault(str(Path(entry.path).readlink()), int(entry.name))
+    except OSError as error:
+        if error.errno in _NONE_LEFT:
+            raise
+    return found
+
+
+def children(pid: int, root: str = ROOT) -> set[int]:
+    """Pids of its children, ended ones too. A kernel without CONFIG_PROC_CHILDREN costs a scan."""
+    found: set[int] = set()
+    try:
+        with os.scandir(f"{root}/{pid}/task") as tasks:
+            lists = [_read(f"{root}/{pid}/task/{task.name}/children") for task in tasks]
+    except OSError as error:
+        if error.errno in _NONE_LEFT:
+            raise
+        return found
+    if any(line is None for line in lists) and not any(lists):
+        return {one.pid for one in processes(root) if one.parent == pid}
+    for line in lists:
+        found.update(int(word) for word in (line or b"").split())
+    return found
+
+
+def cgroups(pid: int, root: str = ROOT) -> list[str]:
+    """The lines of its cgroup file, "NUMBER:CONTROLLERS:PATH"; cgroups(7)."""
+    return (_read(f"{root}/{pid}/cgroup") or b"").decode(errors="replace").split("\n")
+
+
+def mounts(kind: str, root: str = ROOT) -> list[tuple[str, str]]:
+    """Mounts of a type that this process sees: what of the file system, and where. proc(5)."""
+    found = []
+    for line in (_read(f"{root}/self/mountinfo") or b"").decode(errors="replace").split("\n"):
+        words = line.split()
+        if "-" in words and words[words.index("-") + 1 : words.index("-") + 2] == [kind]:
+            found.append((words[3], words[4]))
+    return found
+
+
+def real_uid(pid: int, root: str = ROOT) -> int | None:
+    """Who started it, whatever rights it has taken since; None where it is gone."""
+    # By LF alone: a process may call itself "x\rUid:\t0".
+    for line in (_read(f"{root}/{pid}/status") or b"").split(b"\n"):
+        if line.startswith(b"Uid:"):
+            return int(line.split()[1])
+    return None
+
+
+def environ(pid: int, root: str = ROOT) -> dict[str, str] | None:
+    """The environment that it was started with; None where it is gone or may not be read.
+
+    Reading takes the lock of the process's memory map: it waits for a process that sleeps in a
+    hung file system with that lock.
+    """
+    block = _read(f"{root}/{pid}/environ")
+    if block is None:
+        return None
+    words = block.decode(errors="replace").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def environ_has(pid: int, start: str, root: str = ROOT) -> bool:
+    """Whether a variable of its environment begins so, as "NAME=" or "NAME=begin".
+
+    False where it may not be read. Waits as `environ` does.
+    """
+    block, word = _read(f"{root}/{pid}/environ"), os.fsencode(start)
+    return block is not None and (block.startswith(word) or b"\0" + word in block)
+
+
+def lockers(path: Path, root: str = ROOT) -> list[int]:
+    """Pids of other processes of this machine that hold fcntl locks on a file; proc_locks(5)."""
+    try:
+        info = path.stat()
+    except OSError:
+        return []
+    device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    rows = (line.split() for line in (_read(f"{root}/locks") or b"").decode().split("\n"))
+    found = {row[-4] for row in rows if len(row) == 8 and row[1] == "POSIX" and row[-3] == device}
+    return sorted({int(pid) for pid in found if pid.isdecimal()} - {0, os.getpid()})
+
+
+def boot_id(root: str = ROOT) -> str | None:
+    """Another one after every boot; None where the kernel tells none."""
+    line = _read(f"{root}/sys/kernel/random/boot_id")
+    return line.decode(errors="replace").strip() if line else None
+
+
+def _read(path: str, size: int | None = None) -> bytes | None:
+    """All of a file, or what one call gives; None where it can't be read.
+
+    Raises OSError where it is this process that has no descriptor or memory left.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall() if size is None else file.read(size)
+    except OSError as error:  # ProcessLookupError where the process ended after the open
+        if error.errno in _NONE_LEFT:
+            raise
+        return None

@@ -1,0 +1,1 @@
+"""A simulated cluster in virtual time around the production engine. All it shows is simulated."""

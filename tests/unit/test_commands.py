@@ -1,0 +1,119 @@
+"""The command line itself: what it says where there is no such command, or none is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from supervisor.cli import COMMANDS, Commands, cli
+from supervisor.cli.numbers import Number
+from supervisor.core.errors import UserError
+
+
+def superv(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "supervisor.cli", *argv], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["lanch"], "no command 'lanch'; valid: launch, attach, "),
+        (["lab", "statsu"], "no command 'lab statsu'; valid: cut, delay, "),
+        (
+            ["checkpoints", "lsit"],
+            "no command 'checkpoints lsit'; valid: list, quarantine, verify; ",
+        ),
+    ],
+)
+def test_a_typo_is_one_line_with_what_is_valid(argv: list[str], says: str) -> None:
+    done = superv(*argv)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"superv: {says}")
+    assert "; did you mean " in done.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["lab"], ["checkpoints"]])
+def test_a_group_without_a_command_shows_its_help(argv: list[str]) -> None:
+    done = superv(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: ")
+    assert done.stderr == superv(*argv, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["logs"], "missing argument 'RUN'; see superv logs --help"),
+        (["status", "--jsno"], "no such option '--jsno'; did you mean '--json'?; see superv"),
+        (["sweep", "--deadline", "nan"], "--deadline nan: expected 10 to 3600 seconds"),
+        (["accept", "n1", "--rounds", "1.5"], "--rounds 1.5: expected a whole number, 1 to 1000"),
+        (["report", "--output", "x.pdf"], "--output x.pdf: no such form; end it with .html, .htm"),
+        (["logs", "r", "--rank", "x"], "--rank x: expected a whole number, 0 or more"),
+        (["checkpoints", "quarantine", "r", "-"], "STEP -: expected a whole number, 1 or more"),
+    ],
+)
+def test_a_mistake_in_options_is_one_line(argv: list[str], says: str) -> None:
+    done = superv(*argv)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"superv: {says}")
+
+
+def groups(group: click.Group) -> Iterator[click.Group]:
+    yield group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from groups(command)
+
+
+def test_every_group_says_what_is_valid() -> None:
+    found = list(groups(cli))
+    assert len(found) >= 3
+    assert all(isinstance(group, Commands) for group in found)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_page_of_help_fits(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    shown = command.get_help(click.Context(command, info_name=name, max_content_width=100))
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("group", ["lab", "checkpoints"])
+def test_a_group_shows_whole_sentences(group: str) -> None:
+    command = cli.get_command(click.Context(cli), group)
+    assert command is not None
+    page = command.get_help(click.Context(command, max_content_width=100))
+    assert not [line for line in page.splitlines()[1:] if line.endswith(("...", "…"))]
+
+
+def parameters(group: click.Group) -> Iterator[tuple[str, click.Parameter]]:
+    for each in groups(group):
+        for name in each.list_commands(click.Context(each)):
+            command = each.get_command(click.Context(each), name)
+            assert command is not None
+            for parameter in command.params:
+                yield f"{name} {parameter.human_readable_name}", parameter
+
+
+PARAMETERS = dict(parameters(cli))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_option_is_explained_and_every_number_has_a_range(name: str) -> None:
+    parameter = PARAMETERS[name]
+    if isinstance(parameter, click.Option):
+        assert parameter.help
+    assert not isinstance(parameter.type, (type(click.INT), type(click.FLOAT)))
+    if isinstance(parameter.type, Number):
+        for wrong in ("nan", "-inf", "x", "", str(parameter.type.least - 1)):
+            with pytest.raises(UserError, match=r": expected .*[0-9]"):
+                parameter.type.convert(wrong, parameter, None)
