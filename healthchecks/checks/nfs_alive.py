@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Annotated
 from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.frame.context import Ctx
 from healthchecks.probes import shared_files
+from healthchecks.sources.elapsed import Elapsed
 from healthchecks.sources.mounts import Mounted, NfsServer, table, tidy, within
 from healthchecks.sources.nfs_tcp import can_connect, refusal, tcp_connect
 from supervisor.core.setting import About
@@ -193,7 +193,7 @@ class _Probe:
     def step(self, name: str, path: str, touch: Callable[[], object], denied: str = "") -> bool:
         """Whether it went well. `denied` is what user permissions alone may forbid."""
         self._ctx.announce(f"{name} {path} ({self._there.shared})")
-        began = time.monotonic()
+        elapsed = Elapsed()
         try:
             touch()
         except Unknown as error:  # another user's doing: it says nothing about the node
@@ -205,7 +205,7 @@ class _Probe:
             else:
                 self._fault(name, path, error)
                 return False
-        took = time.monotonic() - began
+        took = elapsed.s()
         self.took[name] = max(took, self.took.get(name, 0.0))
         self._found.metric(name, self.took[name], "s")
         return True

@@ -32,6 +32,7 @@ _CHUNK = 1 << 16
 _MAX_ANSWER = 1 << 22  # bytes
 _GRACE_S = 0.2  # a child may end its own commands before it is killed
 _BUSY_S = 3.0  # where it waits for a processor
+_MOST_WAITED = 2  # deadlines that a probe may wait for a processor, beside its own
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that end a run of checks
 
 
@@ -74,6 +75,8 @@ class Lane:
     pid: int = 0
     started: int = 0  # clock ticks after boot
     began: float = 0.0  # monotonic: when the present probe began
+    processor: tuple[float, float] = (0.0, 0.0)  # run and waited (s) until then
+    waited_s: float = 0.0  # for a processor, by the present probe, as far as it was looked at
     pipe: int = -1
     announced: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, _ROOM))
     buffered: bytes = b""
@@ -102,7 +105,11 @@ class Lane:
         os.set_blocking(out, False)
         self.pipe = out
         self.started = procfs.start_time(self.pid) or 0
-        self.began = time.monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.began, self.waited_s = time.monotonic(), 0.0
+        self.processor = procfs.processor_s(self.pid)
 
     def fileno(self) -> int:
         return self.pipe
@@ -117,8 +124,26 @@ class Lane:
         return min(limits, key=sum)
 
     def due(self) -> float:
-        """When that is over (monotonic)."""
-        return sum(self.limit())
+        """When that is over (monotonic). What waits for a processor hangs nowhere meanwhile."""
+        return sum(self.limit()) + self.waited_s
+
+    def waits_for_a_processor(self) -> bool:
+        """Look what of the present probe's time was such waiting; whether that moves `due`."""
+        ran_s, waited_s = (
+            now - before
+            for now, before in zip(procfs.processor_s(self.pid), self.processor, strict=True)
+        )
+        if procfs.state(self.pid) == "R":  # the wait that is under way is in no figure yet
+            waited_s = time.monotonic() - self.began - ran_s
+        before_s, self.waited_s = self.waited_s, min(waited_s, self._most_waited_s())
+        return self.waited_s > before_s + _GRACE_S / 10
+
+    def starved(self) -> bool:
+        """Whether it waited for a processor for so long that nothing else can be said of it."""
+        return self.waited_s >= self._most_waited_s()
+
+    def _most_waited_s(self) -> float:
+        return _MOST_WAITED * self.limit()[1]
 
     def wake(self) -> float:
         """When to look at it again (monotonic): a call that begins later says so to nobody."""
@@ -144,7 +169,7 @@ class Lane:
                 answers.append(_answer(self.waiting[0], json.loads(line)))
                 self.waiting = self.waiting[1:]
                 self.present = self.waiting[0] if self.waiting else self.present
-                self.began = time.monotonic()
+                self._begin()
             if len(self.buffered) > _MAX_ANSWER:
                 raise ValueError(f"more than {_MAX_ANSWER} bytes")
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -200,7 +200,8 @@ class _Run:
                     self._take(lane)
             now = time.monotonic()
             if now < end:
-                self._give_up([lane for lane in self._lanes if now >= lane.due()])
+                late = [lane for lane in self._lanes if now >= lane.due()]
+                self._give_up([lane for lane in late if not lane.waits_for_a_processor()])
                 continue
             self._give_up(self._lanes, "the deadline of the whole run came first")
             for lane in self._queue:
@@ -235,9 +236,9 @@ class _Run:
     def _give_up(self, lanes: Sequence[Lane], why: str = "") -> None:
         """End lanes whose probes do not answer; `why` where that is not what they are ended for."""
         now = time.monotonic()
-        seen = [(lane, lane.where(), lane.limit()) for lane in lanes]
+        seen = [(lane, lane.where(), lane.limit(), lane.starved()) for lane in lanes]
         self._end(lanes)
-        for lane, where, (since, allowed_s) in seen:
+        for lane, where, (since, allowed_s), starved in seen:
             if not lane.waiting:
                 continue
             probe, rest = lane.waiting[0], lane.waiting[1:]
@@ -253,7 +254,7 @@ class _Run:
                 fix=probe.check.timeout_fix,
                 shared=_shared(probe, self._base),
             )
-            self._answer(probe, hung, now - lane.began)
+            self._answer(probe, _starved(lane) if starved else hung, now - lane.began)
             if probe.resource.startswith("host:"):  # what hung one may hang others: each alone now
                 self._queue += [Lane(waiting=[other]) for other in rest]
             else:
@@ -293,6 +294,15 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _starved(lane: Lane) -> Result:
+    return Result(
+        status=Status.UNKNOWN,
+        seen=f"no answer: the probe waited for a processor for {lane.waited_s:.1f} s",
+        expected="a node with CPU time to spare",
+        fix="look at what runs on the node (top); ask again when it is less busy",
+    )
 
 
 def _choosing_targets(check: Check, ask: Any) -> Check:

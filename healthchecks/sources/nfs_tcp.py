@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
 from contextlib import suppress
 
 from healthchecks.frame.context import Ctx
+from healthchecks.sources.elapsed import Elapsed
 
 
 def can_connect(ctx: Ctx, host: str) -> bool:
@@ -31,7 +31,7 @@ def resolved(host: str) -> str | None:
 def tcp_connect(address: str, port: int, timeout_s: float) -> tuple[float, int]:
     """Connect and hang up: seconds taken and errno, 0 where it was accepted."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    began = time.monotonic()
+    elapsed = Elapsed()
     error = 0
     with socket.socket(family, socket.SOCK_STREAM) as caller:
         caller.settimeout(timeout_s)
@@ -41,7 +41,7 @@ def tcp_connect(address: str, port: int, timeout_s: float) -> tuple[float, int]:
             error = errno.ETIMEDOUT
         except OSError as why:
             error = why.errno or errno.EIO
-    return time.monotonic() - began, error
+    return elapsed.s(), error
 
 
 def refusal(error: int, timeout_s: float) -> str:

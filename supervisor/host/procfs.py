@@ -96,6 +96,16 @@ def name(pid: int, root: str = ROOT) -> str:
     return (_read(f"{root}/{pid}/comm") or b"").decode(errors="replace").strip()
 
 
+def processor_s(pid: int, root: str = ROOT) -> tuple[float, float]:
+    """Seconds that its first thread ran, and that it was ready to run and waited for a processor.
+
+    Linux, Documentation/scheduler/sched-stats.rst: the wait that is under way is not counted yet.
+    Zeros where the process is gone, or the kernel was built without CONFIG_SCHED_INFO.
+    """
+    words = (_read(f"{root}/{pid}/schedstat") or b"0 0").split()
+    return int(words[0]) / 1e9, int(words[1]) / 1e9
+
+
 def argv(pid: int, root: str = ROOT) -> tuple[str, ...]:
     """Its command line; empty for the kernel's own, for what has ended, and where unreadable."""
     for _ in range(_EXEC_TRIES):

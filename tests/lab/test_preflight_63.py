@@ -36,27 +36,44 @@ def superv(lab: Lab, planted: Planted, *argv: str) -> tuple[int, str]:
     return done.rc or 0, done.out
 
 
+def preflight(lab: Lab, planted: Planted, *nodes: str) -> dict[str, dict[str, str]]:
+    """By node: what it was not OK in, check by check."""
+    code, text = superv(lab, planted, "preflight", *nodes, "--json")
+    entries = json.loads(text)["nodes"]
+    assert all(entry["report"] for entry in entries.values()), entries
+    odd = {
+        node: {
+            row["check"]: f"{row['status']}: {row['seen']}"
+            for row in entry["report"]["results"]
+            if row["status"] in ("FAIL", "WARN", "UNKNOWN")
+        }
+        for node, entry in entries.items()
+        if entry["report"]["status"] != "OK"
+    }
+    assert code == (1 if odd else 0)
+    return odd
+
+
 def test_eight_defects_are_found_and_no_other(
     planted: Planted, make_lab: Callable[..., Lab]
 ) -> None:
     there = make_lab(NODES)
     planted.plant(there)
-    code, text = superv(there, planted, "preflight", f"n[1-{NODES}]", "--json")
-    document = json.loads(text)
-    assert code == 1
-    assert all(entry["report"] for entry in document["nodes"].values()), document["nodes"]
-    bad = {
-        node: {
-            row["check"]
-            for row in entry["report"]["results"]
-            if row["status"] in ("FAIL", "WARN", "UNKNOWN")
-        }
-        for node, entry in document["nodes"].items()
-        if entry["report"] and entry["report"]["status"] != "OK"
-    }
-    assert set(bad) == {d.node for d in DEFECTS}, bad
-    for defect in DEFECTS:
-        assert defect.check in bad[defect.node], bad[defect.node]
-    code, text = superv(there, planted, "nodes", "--json")
+    odd = preflight(there, planted, f"n[1-{NODES}]")
+    # 63 nodes share this machine's processors: where one had none for too long, it is asked again,
+    # as the page says of what is UNKNOWN. A fault that nobody planted is none of that.
+    defects = {d.node: d.check for d in DEFECTS}
+    starved = {n for n in odd.keys() - defects.keys() if all(map(_unknown, odd[n].values()))}
+    others = {n: odd[n] for n in odd.keys() - defects.keys() - starved}
+    assert not others
+    for node in starved:
+        assert preflight(there, planted, node) == {}
+    for node, check in defects.items():
+        assert check in odd[node], odd[node]
+    _, text = superv(there, planted, "nodes", "--json")
     states = {row["node"]: row["state"] for row in json.loads(text)["nodes"]}
-    assert {n for n, state in states.items() if state != "healthy"} == set(bad)
+    assert {n for n, state in states.items() if state != "healthy"} == set(defects)
+
+
+def _unknown(result: str) -> bool:
+    return result.startswith("UNKNOWN")

@@ -20,9 +20,11 @@ from healthchecks.frame.check import Blame, Check, Findings, Metric, Result, Ski
 from healthchecks.frame.context import Ctx
 from healthchecks.frame.report import Finding, Report
 from healthchecks.frame.runner import MAX_CHILDREN, Order, enough_s, run
+from healthchecks.sources.elapsed import Elapsed
 from supervisor.core.errors import UserError
 from supervisor.core.setting import About
 from supervisor.host import procfs
+from tests.processes import beside_a_hog
 from tests.processes import children as children_of
 
 HUNG_FUSE = Path(__file__).with_name("hung_fuse.py")
@@ -231,6 +233,40 @@ def test_a_probe_that_hangs_costs_its_deadline_and_says_where():
     assert result.status is Status.FAIL and result.fix == "reboot it"
     assert "at nvmlSomething gpu 3; process " in result.seen and "sleeping" in result.seen
     assert result.expected == f"an answer within {SHORT_S:g} s"
+
+
+def test_a_probe_that_gets_no_processor_is_not_called_hung():
+    """As on a node where others take every CPU: it could run, and is not let."""
+
+    def computes(ctx: Ctx) -> Result:
+        with beside_a_hog():
+            while True:
+                pass
+
+    result = only(computes, deadline_s=SHORT_S, on_timeout=Status.FAIL)
+    assert result.status is Status.UNKNOWN and "waited for a processor" in result.seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a process that is let run before others needs root")
+def test_one_that_computes_for_too_long_is_late_as_any_other():
+    def computes(ctx: Ctx) -> Result:
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+        while True:
+            pass
+
+    result = only(computes, deadline_s=SHORT_S, on_timeout=Status.FAIL)
+    assert result.status is Status.FAIL and "no answer within" in result.seen
+
+
+def test_the_time_of_an_answer_is_without_the_waits_for_a_processor():
+    def computes(ctx: Ctx) -> Result:
+        with beside_a_hog():
+            began, elapsed = time.monotonic(), Elapsed()
+            while time.process_time() < 0.05 or time.monotonic() < began + 1.0:
+                pass
+            return Result(status=Status.OK, seen=f"{elapsed.s() / (time.monotonic() - began):.3f}")
+
+    assert float(only(computes).seen) < 0.5
 
 
 def test_one_that_ignores_to_be_ended_is_killed():
