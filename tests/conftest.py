@@ -34,12 +34,16 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def turn(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Workers run tests beside each other; one that is marked `alone` has the machine to itself."""
+    """Workers run tests beside each other; one that is marked `alone` has the machine to itself.
+
+    So has one that is run a second time: what fails then does not fail for its neighbours' sake.
+    """
     if "PYTEST_XDIST_WORKER" not in os.environ:
         yield
         return
     workers = tmp_path_factory.getbasetemp().parent
-    alone = request.node.get_closest_marker("alone")
+    again = getattr(request.node, "execution_count", 1) > 1
+    alone = again or request.node.get_closest_marker("alone")
     with (workers / "queue").open("w") as queue, (workers / "turn").open("w") as turn:
         fcntl.flock(queue, fcntl.LOCK_EX)  # held by who waits to be alone: nobody else begins
         fcntl.flock(turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
