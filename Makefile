@@ -24,9 +24,11 @@ test: packages $(VENV)/.done $(TITAN)/.done
 	$(MAKE) --no-print-directory lint
 	SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" $(PYTEST)
 
-# Everything: also the slow ones, and lab tests on plain and on strict labs.
+# Everything: also the slow ones, and lab tests on plain and on strict labs; and that a check which is
+# broken in one place turns a test red (tests/mutants says how, and what no test noticed).
 soak: packages $(VENV)/.done $(TITAN)/.done
 	SUPERV_LAB=all SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" $(PYTEST) -m ""
+	$(BIN)/python -m tests.mutants --survivors 900
 
 lint: $(VENV)/.done
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ SCRIPT = "nvml.script"  # below the root of a case's tree
 def build(folder: Path) -> Path:
     """Compile the library; returns the folder to put into LD_LIBRARY_PATH."""
     folder.mkdir(parents=True, exist_ok=True)
-    strict = ("-Wall", "-Wextra", "-Werror")
+    strict = ("-Wall", "-Wextra", "-Werror", "-Wl,-soname,libnvidia-ml.so.1")
     into = folder / "libnvidia-ml.so.1"
     subprocess.run(
         ["gcc", "-shared", "-fPIC", "-O1", *strict, "-o", into, HERE / "libnvidia-ml.c"], check=True
