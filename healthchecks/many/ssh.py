@@ -22,7 +22,7 @@ from healthchecks.frame.check import Status
 from healthchecks.frame.frames import Collector
 from supervisor.config import Ssh
 from supervisor.core.errors import UserError
-from supervisor.host import trusted
+from supervisor.host import announced, trusted
 
 if TYPE_CHECKING:
     from paramiko import SSHClient
@@ -274,6 +274,7 @@ async def _in_thread(work: Callable[[], str | NoReport]) -> str | NoReport:
             answer.set_result(found)
 
     def body() -> None:
+        announced.has_own_deadline()
         try:
             found: str | NoReport | BaseException = work()
         except BaseException as error:

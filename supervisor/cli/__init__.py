@@ -37,6 +37,9 @@ COMMANDS = {
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),
 }
 
+# Work on no storage that could hang, or have children of their own for it.
+AT_HOME = ("lab", "demo")
+
 
 class Commands(click.Group):
     """A group that says which commands are valid where there is no such one.
@@ -95,9 +98,15 @@ def main() -> None:
     from supervisor.host.terminal import guard_streams
 
     guard_streams()
-    debug = "--debug" in sys.argv[1:]
+    words = sys.argv[1:]
+    debug = "--debug" in words
     try:
-        _refuse_bytes(sys.argv[1:])
+        _refuse_bytes(words)
+        command = next((word for word in words if not word.startswith("-")), "")
+        if command in COMMANDS and command not in AT_HOME and not {"-h", "--help"} & set(words):
+            from supervisor.cli.expendable import in_a_child
+
+            in_a_child(command)
         code = cli.main(prog_name="superv", standalone_mode=False)
     except UserError as error:
         code = _fail(str(error), 2, debug)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.errors import UserError
+from supervisor.host import announced
 
 MAX_BYTES = 262_144  # a config file is a page or two: anything larger is another file
 _PREFIX = "tag:yaml.org,2002:"
@@ -101,11 +102,12 @@ def shown_key(name: str) -> str:
 def read_text(path: Path) -> str:
     """The file's text. Raises UserError where it is missing, unreadable, too large or no text."""
     try:
-        if not path.is_file():
-            what = "is not a regular file" if path.exists() else "no such file"
-            raise UserError(f"{named(path)}: {what}")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        with announced.at("reading it", path):
+            if not path.is_file():
+                what = "is not a regular file" if path.exists() else "no such file"
+                raise UserError(f"{named(path)}: {what}")
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a valid path"
         raise UserError(f"{named(path)}: cannot be read: {reason}") from error

@@ -21,12 +21,13 @@ from supervisor.config.document import (
 from supervisor.config.schema import keys, read_fields, read_value
 from supervisor.core.errors import UserError
 from supervisor.core.setting import about
-from supervisor.host import trusted
+from supervisor.host import announced, trusted
 
 SYSTEM_FILE = Path("/etc/superv/site.yaml")
 _PORTS = "a range of ports from 1024 to 65535, as 20000-29999"
 # Not /tmp: that is emptied first, and often lies in memory. Agents make folders of mode 0700 there.
 NODE_DIR = Path("/var/tmp")  # noqa: S108
+_ELSEWHERE = "XDG_CONFIG_HOME to a folder on local disk"
 _FEWEST = 16  # each attempt takes another port, so that older ranks meet nobody
 
 
@@ -310,9 +311,11 @@ def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE, *, only: bool 
     notes: list[str] = []
     last = system
     for path in [system] if only and system.exists() else [] if only else _files(env, system):
-        if why := trusted.problem(path, sticky=not only):
-            raise UserError(f"{path}: not read as root: {why}")
-        values |= read_fields(Site, parse(read_text(path), path), At(file=path, notes=notes))
+        with announced.at("reading site.yaml", path, instead=_ELSEWHERE):
+            if why := trusted.problem(path, sticky=not only):
+                raise UserError(f"{path}: not read as root: {why}")
+            text = read_text(path)
+        values |= read_fields(Site, parse(text, path), At(file=path, notes=notes))
         last = path
     if "state_dir" not in values:
         state = _base(env, "XDG_STATE_HOME", ".local/state")
@@ -334,7 +337,10 @@ def _files(env: Mapping[str, str], system: Path) -> list[Path]:
     config = _base(env, "XDG_CONFIG_HOME", ".config")
     usual = [system] + ([config / "superv/site.yaml"] if config else [])
     try:
-        found = [path for path in usual if path.exists()]
+        found = []
+        for path in usual:
+            with announced.at("looking for site.yaml", path, instead=_ELSEWHERE):
+                found += [path] if path.exists() else []
     except OSError as error:  # a folder that may not be searched hides a file: say so
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from error
     named = env.get("SUPERV_SITE")

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.errors import TransientError, UserError
-from supervisor.host import private, procfs, trusted
+from supervisor.host import announced, private, procfs, trusted
 from supervisor.host.terminal import printable
 
+ELSEWHERE = "fleet_file in site.yaml to a file on local disk"
 WAIT_S = 10.0  # another writer is done by then
 
 _TABLES = """
@@ -72,6 +73,10 @@ class Database:
 
         Raises UserError, and TransientError where another writer holds it for more than WAIT_S.
         """
+        with announced.at("opening the fleet record", path, instead=ELSEWHERE):
+            self._open(path, write=write)
+
+    def _open(self, path: Path, *, write: bool) -> None:
         if not write and not path.exists():
             raise UserError(
                 f"{path}: no fleet record yet; superv sweep or superv preflight makes it"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from healthchecks.frame.registry import registered
 from healthchecks.frame.report import Report
@@ -24,11 +25,12 @@ from supervisor.config import Site
 from supervisor.core.check_status import WORST_FIRST, Status
 from supervisor.core.errors import TransientError, UserError
 from supervisor.fleet.apply_drains import DrainOutcome, apply_drains, in_both
+from supervisor.fleet.database import ELSEWHERE
 from supervisor.fleet.drain import drainable
 from supervisor.fleet.record import Fleet
 from supervisor.fleet.run_health_query import query_agents
 from supervisor.fleet.types import Change
-from supervisor.host import private, trusted
+from supervisor.host import announced, private, trusted
 
 ORIGIN = "sweep"
 CANCEL_S = 10.0  # over the deadline: to cancel what hangs, and to drain
@@ -71,20 +73,26 @@ def sweep_lock(site: Site) -> Iterator[None]:
     Root makes nothing in a user's folder: a link there would lead it anywhere.
     """
     path = site.fleet.with_suffix(".sweep.lock")
-    if why := trusted.problem(path, sticky=True):
-        raise UserError(f"{path}: root does not write it: {why}")
-    private.make(path.parent)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:  # a link, a FIFO, another user's
-        raise UserError(f"{path}: can't be locked: {error.strerror}; remove it") from None
+    with announced.at("locking the sweep", path, instead=ELSEWHERE):
+        fd = _lock_file(path)
     with os.fdopen(fd, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SweepRunning(f"another sweep is under way (it holds {path})") from None
         yield
+
+
+def _lock_file(path: Path) -> int:
+    """Raises UserError, OSError."""
+    if why := trusted.problem(path, sticky=True):
+        raise UserError(f"{path}: root does not write it: {why}")
+    private.make(path.parent)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:  # a link, a FIFO, another user's
+        raise UserError(f"{path}: can't be locked: {error.strerror}; remove it") from None
 
 
 async def sweep(

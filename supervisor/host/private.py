@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 from supervisor.core.errors import UserError
-from supervisor.host import trusted
+from supervisor.host import announced, trusted
 
 
 def folder(path: Path) -> None:
@@ -92,6 +92,11 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
 
     A link of the user's or root's is followed, as /dev/stdout is one: its target is replaced.
     """
+    with announced.at("writing it", path):
+        _write(path, data, mode)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode) and found.st_nlink == 1 and _mine(found):

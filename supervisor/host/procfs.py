@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +176,85 @@ def mounts(kind: str, root: str = ROOT) -> list[tuple[str, str]]:
         if "-" in words and words[words.index("-") + 1 : words.index("-") + 2] == [kind]:
             found.append((words[3], words[4]))
     return found
+
+
+def mount_of(path: str, root: str = ROOT) -> tuple[str, str, str]:
+    """Where what a path lies on is mounted, its type, and what of; empty where that is not known.
+
+    By the path's text alone: nothing is touched, and links are not followed.
+    """
+    found = ("", "", "")
+    for line in (_read(f"{root}/self/mountinfo") or b"").split(b"\n"):
+        words = line.split()
+        if len(words) < 9 or b"-" not in words[5:]:
+            continue
+        point, more = _octal(words[4]), words[words.index(b"-", 5) + 1 :]
+        below = path == point or path.startswith(point.rstrip("/") + "/")
+        if below and len(point) >= len(found[0]) and len(more) >= 2:  # the last one hides others
+            found = (point, _octal(more[0]), _octal(more[1]))
+    return found
+
+
+def _octal(word: bytes) -> str:
+    """A word of mountinfo, where blanks are written as \\040."""
+    plain = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8) & 0xFF]), word)
+    return plain.decode(errors="replace")
+
+
+def waiting_threads(pid: int, servers: tuple[str, ...], root: str = ROOT) -> list[tuple[Stat, int]]:
+    """Threads that wait for storage, and how often each has gone to sleep so far.
+
+    They are in uninterruptible sleep, or in a kernel function whose name begins as one of
+    `servers`. One with the same count later has been in one call all the time.
+    """
+    found = []
+    for tid in threads(pid, root):
+        one = stat(tid, f"{root}/{pid}/task")
+        if one is None or one.state not in "DS":
+            continue
+        where = (_read(f"{root}/{pid}/task/{tid}/wchan") or b"").decode(errors="replace")
+        if one.state == "D" or where.startswith(servers):
+            status = _read(f"{root}/{pid}/task/{tid}/status") or b""
+            sleeps = re.search(rb"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
+            found.append((one, int(sleeps[1]) if sleeps else 0))
+    return found
+
+
+def threads(pid: int, root: str = ROOT) -> list[int]:
+    """Its threads; none where it is gone."""
+    try:
+        with os.scandir(f"{root}/{pid}/task") as entries:
+            return [int(entry.name) for entry in entries]
+    except OSError as error:
+        if error.errno in _NONE_LEFT:
+            raise
+        return []
+
+
+def waits_for(pid: int, tid: int, root: str = ROOT) -> str:
+    """The path of the system call that a thread is in; empty where that can't be told.
+
+    By the call's arguments: a pointer to a path, or a descriptor. Only a call is looked into: a
+    page fault may hold the lock that reading another's memory takes.
+    """
+    words = (_read(f"{root}/{pid}/task/{tid}/syscall") or b"").split()
+    if len(words) < 7 or words[0].startswith(b"-"):
+        return ""
+    first, *rest = (int(word, 16) for word in words[1:5])
+    with contextlib.suppress(OSError):
+        link = os.readlink(f"{root}/{pid}/fd/{first}") if first < 1 << 20 else ""  # noqa: PTH115
+        if link.startswith("/"):
+            return link
+    for pointer in (first, *rest):
+        if pointer < 1 << 16:
+            continue
+        with contextlib.suppress(OSError, OverflowError):
+            with open(f"{root}/{pid}/mem", "rb", buffering=0) as memory:
+                memory.seek(pointer)
+                text = memory.read(4096 - pointer % 4096).partition(b"\0")[0]
+            if text.startswith(b"/"):
+                return os.fsdecode(text)
+    return ""
 
 
 def real_uid(pid: int, root: str = ROOT) -> int | None:

@@ -339,6 +339,12 @@ class Live:
         self._console.print(line, soft_wrap=True)
 
 
+def show_cursor() -> None:
+    """After a process that renewed a line and was left behind: it hid the cursor meanwhile."""
+    if os.isatty(2):
+        os.write(2, b"\r\x1b[K\x1b[?25h")
+
+
 class StatusLine:
     """One line on standard error that renews, so that the result can be piped."""
 

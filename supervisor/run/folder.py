@@ -19,10 +19,11 @@ from supervisor.config import Job, parse_job
 from supervisor.config.document import named, read_text
 from supervisor.core.errors import UserError
 from supervisor.core.types import Run
-from supervisor.host import private
+from supervisor.host import announced, private
 from supervisor.run.journal import JournalError, LostJournalError, fold
 from supervisor.run.snapshot import Snapshot
 
+ELSEWHERE = "state_dir in site.yaml to a folder on local disk"
 MINE = "chmod go-w it, or set state_dir in site.yaml to a directory that is yours alone"
 SOCKET_LIMIT = 107  # bytes in a unix socket's path (man 7 unix)
 
@@ -98,7 +99,8 @@ class RunDir:
     def load(self) -> Run:
         """The run as its journal tells. Raises LostJournalError, which names what to do."""
         try:
-            run = fold(self.journal).run
+            with announced.at("reading the run's journal", self.journal, instead=ELSEWHERE):
+                run = fold(self.journal).run
         except FileNotFoundError:
             problem = f"{self.journal}: gone"
         except OSError as error:
@@ -128,6 +130,11 @@ def runs_dir(state_dir: Path) -> Path:
 def find(state_dir: Path, name: str) -> RunDir:
     """The run of that name. Raises UserError naming the ones there are."""
     path = runs_dir(state_dir) / name
+    with announced.at("looking for the run", path, instead=ELSEWHERE):
+        return _find(state_dir, name, path)
+
+
+def _find(state_dir: Path, name: str, path: Path) -> RunDir:
     if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}(~[0-9a-f]+)?", name) and path.is_dir():
         check(path)
         return RunDir(path)
@@ -141,6 +148,11 @@ def every(state_dir: Path) -> list[RunDir]:
     One whose journal somebody has deleted is one of them.
     """
     home = runs_dir(state_dir)
+    with announced.at("listing the runs", home, instead=ELSEWHERE):
+        return _every(home)
+
+
+def _every(home: Path) -> list[RunDir]:
     if not home.is_dir():
         return []
     if why := private.problem(home):  # a folder that another user put there could be taken for one
