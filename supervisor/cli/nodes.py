@@ -47,6 +47,9 @@ def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> No
             record = _history(fleet, one, now - STRIKES_OVER_S)
         else:
             record = {"schema": 1, "nodes": [_row(n) for n in every]}
+        notes = fleet.notes
+    for note in notes:
+        click.echo(f"superv: note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
@@ -318,7 +321,7 @@ def include(node_list: str, force: bool) -> None:
         strangers = [name for name in names if name not in out]
         if strangers:
             raise UserError(f"{compress(strangers)}: not excluded; superv nodes shows who is")
-        late = [name for name in names if not fleet.passes(name, out[name].since)]
+        late = [name for name in names if not fleet.passes_since(out[name])]
         if late and not force:
             raise UserError(
                 f"{compress(late)}: no preflight passed since the exclusion; run superv preflight "

@@ -79,7 +79,10 @@ def _gathered(run_name: str | None, since: str) -> Page:
         status = document(run)
         need = len(status["slots"]) or run.load().spec.nodes
     with Fleet(site.fleet, write=False) as fleet:
-        return gather(fleet, now, start, status, need)
+        page = gather(fleet, now, start, status, need)
+        for note in fleet.notes:
+            click.echo(f"superv: note: {note}", err=True)
+        return page
 
 
 def _shown(page: Page, form: str, *, colour: bool) -> str:

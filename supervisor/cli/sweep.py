@@ -116,7 +116,7 @@ def _sweep(
     select(tags=suite.tags)  # raises where there is no such suite
 
     try:
-        with sweep_lock(site), Fleet(site.fleet) as fleet:
+        with sweep_lock(site), Fleet(site.fleet, whole=True) as fleet:
             return asyncio.run(
                 look(
                     named(node_list) if node_list else (),

@@ -64,6 +64,8 @@ class FleetRecorder:
             raise UserError(f"the agent on {node} told of {read.node!r}: not recorded")
         with Fleet(self._path) as fleet:
             fleet.record([read], self._origin, now=self._now())
+            for note in fleet.notes:
+                self._once(f"fleet record: {note}")
 
     def _quietly(self, work: Callable[[], None]) -> None:
         try:

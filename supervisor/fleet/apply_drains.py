@@ -108,13 +108,13 @@ def _passes(fleet: Fleet, drain: Drain) -> int:
 
     What else could not be measured keeps no drain: on some nodes something never can be.
     """
-    since = drain.at
+    since = drain.at if drain.look is None else float("-inf")
     for said in fleet.current_findings(drain.node):
         if said.finding.name == drained_finding(drain.reason):
             if said.finding.status in (Status.FAIL, Status.UNKNOWN):
                 return 0
             since = max(since, said.since - 0.001)  # the report that said so counts
-    return fleet.passes(drain.node, since, unknown=True)
+    return fleet.passes(drain.node, since, unknown=True, after=drain.look)
 
 
 async def _apply(

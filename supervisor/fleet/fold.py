@@ -13,14 +13,22 @@ from supervisor.fleet.database import Database
 from supervisor.fleet.types import Change, CurrentFinding, blame, finding_of
 
 
-def current_findings(db: Database, node: str | None = None) -> list[CurrentFinding]:
-    """What every check says at present, of one node or of all."""
+def current_findings(db: Database, node: str | None, odd: dict[str, str]) -> list[CurrentFinding]:
+    """What every check says at present, of one node or of all; rows that are `odd` are put there.
+
+    One that a fault of disk or memory, or another program, has spoilt hides no other.
+    """
     where, values = ("WHERE node = ?", (node,)) if node is not None else ("", ())
-    rows = db.rows(f"SELECT node, row, since, at FROM standing {where}", *values)  # noqa: S608
-    return [
-        CurrentFinding(node=name, finding=finding_of(json.loads(row)), since=since, at=at)
-        for name, row, since, at in rows
-    ]
+    query = f"SELECT node, finding, row, since, at FROM standing {where}"  # noqa: S608
+    found = []
+    for name, what, row, since, at in db.rows(query, *values):
+        try:
+            finding, times = finding_of(json.loads(row)), (float(since), float(at))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            odd[f"{what} of {name}"] = f"{error!r:.200}"
+            continue
+        found.append(CurrentFinding(node=name, finding=finding, since=times[0], at=times[1]))
+    return found
 
 
 def keep_report(db: Database, report: Report, origin: str) -> None:
@@ -43,9 +51,23 @@ def keep_report(db: Database, report: Report, origin: str) -> None:
     )
 
 
-def fold(db: Database, report: Report, origin: str, *, compared: bool) -> list[Change]:
-    """Take the report's findings for current; returns what that changes."""
-    before = {s.finding.name: s for s in current_findings(db, report.node)}
+def fold(
+    db: Database,
+    report: Report,
+    origin: str,
+    *,
+    compared: bool,
+    odd: dict[str, str],
+    now: float | None = None,
+) -> list[Change]:
+    """Take the report's findings for current; returns what that changes.
+
+    What is later than `now` was recorded by a clock that has been set back since: it is no newer.
+    """
+    before = {
+        s.finding.name: replace(s, at=report.at) if now is not None and s.at > now else s
+        for s in current_findings(db, report.node, odd)
+    }
     changes = []
     for name, finding in {f.name: f for f in report.findings}.items():
         old = before.get(name)

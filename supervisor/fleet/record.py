@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from healthchecks.frame.report import Report
 from supervisor.core.check_status import Status
+from supervisor.core.errors import UserError
 from supervisor.core.nodeset import natural_sort_key
 from supervisor.fleet.database import Database
 from supervisor.fleet.fold import current_findings, fold, keep_report
@@ -32,18 +35,25 @@ from supervisor.fleet.types import (
 DAY_S = 86_400.0
 STRIKES_OVER_S = 28 * DAY_S  # repeat offenders are counted over four weeks
 KEEP_S = 92 * DAY_S  # reports and changes older than this are dropped
+FORGET_LEAST = 10  # rows in one go
 SKEW_S = 120.0  # a node's clock may be so far off
 
+ROW_ERRORS = (ValueError, KeyError, TypeError, AttributeError, zlib.error, UserError)
+_LAST = "(SELECT MAX(id) FROM look)"
 _CHANGE = "node, at, origin, finding, was, status, seen"
 
 
 class Fleet:
     """The record. Every method raises TransientError where the file does not answer."""
 
-    def __init__(self, path: Path, *, write: bool = True) -> None:
-        """Open the record; `write` makes it where there is none. Raises UserError too."""
+    def __init__(self, path: Path, *, write: bool = True, whole: bool = False) -> None:
+        """Open the record; `write` makes it where there is none. Raises UserError too.
+
+        `whole`: read all of it, and set it aside where it is damaged (TransientError says so).
+        """
         self.path = path
-        self._db = Database(path, write=write)
+        self._db = Database(path, write=write, whole=whole)
+        self._odd: dict[str, str] = {}  # rows that can't be read: where, why
 
     def close(self) -> None:
         self._db.close()
@@ -53,6 +63,17 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of the answers so far, in a line; nothing where all was read."""
+        if not self._odd:
+            return []
+        where, why = next(iter(self._odd.items()))
+        return [
+            f"{self.path}: {len(self._odd)} rows can't be read and are left out, the first: "
+            f"{where}: {why}"
+        ]
 
     # --- what was seen -------------------------------------------------------------------------
 
@@ -73,17 +94,34 @@ class Fleet:
         comparison found (`driver[cohort]`, `driver[golden]`) is taken back by comparison only.
         """
         changes = []
-        newest = 0.0
+        newest, count = 0.0, 0
         with self._db.transaction():
             for report in reports:
                 if now is not None and abs(report.at - now) > SKEW_S:
                     report = replace(report, at=now)
                 newest = max(newest, report.at)
                 keep_report(self._db, report, origin)
-                changes += fold(self._db, report, origin, compared=report.node in compared)
+                changes += fold(
+                    self._db, report, origin, compared=report.node in compared, odd=self._odd,
+                    now=None if now is None else now + SKEW_S,
+                )  # fmt: skip
+                count += 1
             for table in ("look", "change"):
-                self._db.execute(f"DELETE FROM {table} WHERE at < ?", newest - KEEP_S)  # noqa: S608
+                self._forget_old(table, newest, count)
         return changes
+
+    def _forget_old(self, table: str, now: float, count: int) -> None:
+        """Drop what came before the oldest row that is kept: twice as many as were put in, at most.
+
+        By arrival, not by clocks alone: one that was years ahead for a week costs the record the
+        oldest two weeks, and not everything.
+        """
+        kept = f"SELECT MIN(id) FROM {table} WHERE at BETWEEN ? AND ?"  # noqa: S608
+        self._db.execute(
+            f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table}"  # noqa: S608
+            f" WHERE id < ({kept}) ORDER BY id LIMIT ?)",
+            *(now - KEEP_S, now + SKEW_S, 2 * max(count, FORGET_LEAST)),
+        )
 
     def strike(self, node: str, origin: str, why: str, at: float) -> None:
         """A run named the node as the cause of an incident; told again, it counts once."""
@@ -97,18 +135,33 @@ class Fleet:
 
     def current_findings(self, node: str | None = None) -> list[CurrentFinding]:
         """What every check says at present, of one node or of all."""
-        return current_findings(self._db, node)
+        return current_findings(self._db, node, self._odd)
 
     def changes(self, since: float, node: str | None = None) -> list[Change]:
         """Newest first."""
         rows = self._db.rows(
             f"SELECT {_CHANGE} FROM change"  # noqa: S608
-            " WHERE at >= ? AND (? IS NULL OR node = ?) ORDER BY at DESC, id DESC",
+            " WHERE at >= ? AND (? IS NULL OR node = ?) ORDER BY id DESC",
             since,
             node,
             node,
         )
-        return [change_of(row) for row in rows]
+        return self._changes(rows)
+
+    def _changes(self, rows: Iterable[Sequence[Any]]) -> list[Change]:
+        found = []
+        for row in rows:
+            with self._set_aside(f"a change of {row[0]}"):
+                found.append(change_of(row))
+        return found
+
+    @contextmanager
+    def _set_aside(self, where: str) -> Iterator[None]:
+        """A row that a fault of disk or memory, or another program, has spoilt hides no other."""
+        try:
+            yield
+        except ROW_ERRORS as error:
+            self._odd[where] = f"{error!r:.200}"
 
     def unreported_changes(self, reader: str) -> list[Change]:
         """What has changed since this reader last asked, whoever found it; what came and went
@@ -123,7 +176,7 @@ class Fleet:
             self._db.execute(
                 "INSERT OR REPLACE INTO told SELECT ?, COALESCE(MAX(id), 0) FROM change", reader
             )
-        return since_then([change_of(row) for row in rows])
+        return since_then(self._changes(rows))
 
     def series(self, since: float, node: str | None = None) -> list[tuple[str, float, Metrics]]:
         """Measurements: (node, at, {"check.metric": [value, unit]}), oldest first."""
@@ -134,7 +187,11 @@ class Fleet:
             node,
             node,
         )
-        return [(name, at, json.loads(zlib.decompress(packed))) for name, at, packed in rows]
+        found = []
+        for name, at, packed in rows:
+            with self._set_aside(f"a report of {name} at {at}"):
+                found.append((name, at, json.loads(zlib.decompress(packed))))
+        return found
 
     def samples(
         self, since: float, until: float, most: int
@@ -153,27 +210,40 @@ class Fleet:
             width,
         )
         for name, at, packed in rows:
-            yield name, at, decode(zlib.decompress(packed))
+            values = None
+            with self._set_aside(f"a report of {name} at {at}"):
+                values = decode(zlib.decompress(packed))
+            if values is not None:
+                yield name, at, values
 
     def report_history(
-        self, node: str, since: float
+        self, node: str, since: float, after: int | None = None
     ) -> list[tuple[float, tuple[str, ...], Status]]:
-        """(at, tags, worst status) of a node's reports, newest first."""
+        """(at, tags, worst status) of a node's reports, the last that came first."""
         rows = self._db.rows(
-            "SELECT at, tags, status FROM look WHERE node = ? AND at > ? ORDER BY at DESC",
+            "SELECT at, tags, status FROM look WHERE node = ? AND at > ? AND id > ?"
+            " ORDER BY id DESC",
             node,
             since,
+            after or 0,
         )
-        return [(at, tuple(tags.split(",")), Status(status)) for at, tags, status in rows]
+        found = []
+        for at, tags, status in rows:
+            with self._set_aside(f"a report of {node} at {at}"):
+                found.append((at, tuple(tags.split(",")), Status(status)))
+        return found
 
-    def passes(self, node: str, since: float, *, unknown: bool = False) -> int:
+    def passes(
+        self, node: str, since: float, *, unknown: bool = False, after: int | None = None
+    ) -> int:
         """How many of the newest reports of the preflight suite, after `since`, found no fault.
 
-        With `unknown` also those in which something could not be measured.
+        With `unknown` also those in which something could not be measured; `after`: those alone
+        that came after this report.
         """
         good = (Status.OK, Status.WARN, *((Status.UNKNOWN,) if unknown else ()))
         count = 0
-        for _, tags, status in self.report_history(node, since):
+        for _, tags, status in self.report_history(node, since, after):
             if "preflight" in tags:
                 if status not in good:
                     break
@@ -226,7 +296,8 @@ class Fleet:
         with self._db.transaction():
             self._lift(node, who, now)
             self._db.execute(
-                "INSERT INTO exclusion (node, since, until, reason, who) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO exclusion (node, since, until, reason, who, look)"  # noqa: S608
+                f" VALUES (?, ?, ?, ?, ?, {_LAST})",
                 *(node, now, until, reason, who),
             )
 
@@ -243,14 +314,25 @@ class Fleet:
     def exclusions(self, now: float) -> dict[str, Excluded]:
         """Those in force, by node."""
         rows = self._db.rows(
-            "SELECT node, since, until, reason, who FROM exclusion"
+            f"SELECT node, since, until, reason, who, {self._look} FROM exclusion"  # noqa: S608
             " WHERE lifted IS NULL AND (until IS NULL OR until > ?) ORDER BY id",
             now,
         )
         return {
-            node: Excluded(node=node, since=since, until=until, reason=reason, who=who)
-            for node, since, until, reason, who in rows
+            node: Excluded(node=node, since=since, until=until, reason=reason, who=who, look=look)
+            for node, since, until, reason, who, look in rows
         }
+
+    @property
+    def _look(self) -> str:
+        """The column that records had before superv 0.2 have not, where nobody has written yet."""
+        return "look" if self._db.version >= 2 else "NULL"
+
+    def passes_since(self, out: Excluded) -> int:
+        """`passes` since a node was excluded: by what came later, whatever clocks said."""
+        if out.look is None:
+            return self.passes(out.node, out.since)
+        return self.passes(out.node, float("-inf"), after=out.look)
 
     def past_exclusions(self, node: str, since: float) -> list[tuple[Excluded, float | None]]:
         """All of a node, newest first, each with when it was lifted."""
@@ -282,7 +364,8 @@ class Fleet:
         """superv is about to drain the node."""
         with self._db.transaction():
             self._db.execute(
-                "INSERT INTO drain (node, at, reason) VALUES (?, ?, ?)", node, now, reason
+                f"INSERT INTO drain (node, at, reason, look) VALUES (?, ?, ?, {_LAST})",  # noqa: S608
+                *(node, now, reason),
             )
 
     def forget(self, node: str) -> None:
@@ -299,8 +382,11 @@ class Fleet:
 
     def drains(self) -> dict[str, Drain]:
         """superv's own drains that it has not lifted, by node."""
-        rows = self._db.rows("SELECT node, at, reason FROM drain WHERE lifted IS NULL ORDER BY id")
-        return {n: Drain(node=n, at=at, reason=reason) for n, at, reason in rows}
+        rows = self._db.rows(
+            f"SELECT node, at, reason, {self._look} FROM drain"  # noqa: S608
+            " WHERE lifted IS NULL ORDER BY id"
+        )
+        return {n: Drain(node=n, at=at, reason=r, look=look) for n, at, r, look in rows}
 
     def accept(self, report: Report) -> None:
         """Take a report's figures as the node's baseline."""
@@ -320,4 +406,7 @@ class Fleet:
         from healthchecks.frame.report import parse
 
         rows = self._db.rows("SELECT row FROM baseline WHERE node = ?", node)
-        return parse(rows[0][0]) if rows else None
+        for (text,) in rows:
+            with self._set_aside(f"the baseline of {node}"):
+                return parse(text)
+        return None

@@ -44,6 +44,7 @@ class Excluded:
     until: float | None  # None: until somebody includes it
     reason: str
     who: str
+    look: int | None = None  # the last report then; None: a record of superv 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Drain:
     node: str
     at: float
     reason: str
+    look: int | None = None  # the last report then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -138,6 +138,21 @@ FLEET = (
         holds="SQLite's, as wide as the record",
         shown_by=RARE,
     ),
+    _file("{fleet_stem}.write.lock", "nothing: the writers' lock", shown_by=CHECK),
+    FileRow(
+        path="{fleet}.{hex}.new",
+        mode=None,
+        until=MOMENT,
+        holds="the record's copy, where somebody reads on and on; as wide as it",
+        shown_by=RARE,
+    ),
+    FileRow(
+        path="{fleet}.damaged-{rank}",
+        mode=None,
+        until=STAYS,
+        holds="a record that was damaged; as wide as it was",
+        shown_by=RARE,
+    ),
     _file("{fleet_stem}.sweep.lock", "nothing: a sweep's lock", shown_by=RARE),
 )
 

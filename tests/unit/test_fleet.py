@@ -8,14 +8,24 @@ import subprocess
 import sys
 
 import pytest
+from strangers import SETPRIV, meeting_place, needs_root
 
 from healthchecks.frame.check import Metric, Result, Status
 from healthchecks.frame.report import Finding, Report
 from supervisor.core.errors import TransientError, UserError
 from supervisor.fleet import database
-from supervisor.fleet.record import DAY_S, KEEP_S, Fleet
+from supervisor.fleet.record import DAY_S, FORGET_LEAST, KEEP_S, Fleet
 
 T = 1_790_000_000.0
+assert meeting_place  # a fixture
+
+
+def as_stranger_who_fails(code: str) -> str:
+    """The last line of what another user's Python says."""
+    words = [*SETPRIV, sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
 
 
 def finding(check="fs.local", status=Status.OK, on="", seen="it", **more):
@@ -42,15 +52,35 @@ sys.stdin.read()
 """
 
 
-def test_who_keeps_writers_out_is_named(fleet, monkeypatch):
-    """Any user who may read the record can hold SQLite's shared lock for ever."""
-    monkeypatch.setattr(database, "WAIT_S", 0.2)
+def test_who_only_reads_keeps_nobody_from_writing(fleet, monkeypatch):
+    """Any user who may read the record can hold SQLite's shared lock without end."""
+    monkeypatch.setattr(database, "READER_S", 0.1)
+    fleet.path.chmod(0o640)
     words = [sys.executable, "-c", READS_ON, str(fleet.path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+    with (
+        Fleet(fleet.path) as other,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader,
+    ):
         assert reader.stdout.readline() == b"reads\n"
-        who = f"held by process {reader.pid} \\(.*\\) of uid {os.getuid()}$"
-        with Fleet(fleet.path) as other, pytest.raises(TransientError, match=who):
-            other.record([report(finding())], "sweep")
+        other.record([report(finding())], "sweep")
+        assert [node.name for node in fleet.nodes(T)] == ["n1"]  # it goes on at its name
+        fleet.record([report(finding(), node="n2")], "sweep")
+        assert [node.name for node in other.nodes(T)] == ["n1", "n2"]
+    assert fleet.path.stat().st_mode & 0o777 == 0o640
+    assert {p.name for p in fleet.path.parent.iterdir()} == {"fleet.db", "fleet.write.lock"}
+
+
+def test_another_writer_that_holds_it_is_named(fleet, monkeypatch):
+    monkeypatch.setattr(database, "READER_S", 0.1)
+    monkeypatch.setattr(database, "WAIT_S", 0.2)
+    words = [sys.executable, "-c", READS_ON.replace("ro", "rw").replace("BEGIN", "BEGIN IMMEDIATE")]
+    with subprocess.Popen(
+        [*words, str(fleet.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout.readline() == b"reads\n"
+        who = f"held by process {writer.pid} \\(.*\\) of uid {os.getuid()}$"
+        with pytest.raises(TransientError, match=who):
+            fleet.record([report(finding())], "sweep")
     assert fleet.record([report(finding())], "sweep") == []
 
 
@@ -169,10 +199,11 @@ def test_a_record_that_is_not_there_or_none_says_so(tmp_path):
         Fleet(tmp_path / "fleet.db")
 
 
-def test_a_writer_that_holds_it_too_long_is_no_answer(fleet):
+def test_a_writer_that_holds_it_too_long_is_no_answer(fleet, monkeypatch):
+    monkeypatch.setattr(database, "READER_S", 0.01)
+    monkeypatch.setattr(database, "WAIT_S", 0.01)
     other = sqlite3.connect(fleet.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    fleet._db.execute("PRAGMA busy_timeout = 10")
     with pytest.raises(TransientError, match="locked"):
         fleet.record([report(finding())], "sweep")
     other.close()
@@ -240,3 +271,117 @@ def test_a_reader_is_told_once_what_changed_whoever_found_it(fleet):
     fleet.record([report(finding(), at=T + 3 * KEEP_S)], "run moe")  # nothing is left by now
     fleet.record([report(finding(status=Status.FAIL), at=T + 3 * KEEP_S + 1)], "run moe")
     assert [c.status for c in fleet.unreported_changes("sweep")] == [Status.FAIL]
+
+
+# --- clocks that jump: of the machine that records
+
+
+@pytest.mark.parametrize("jump", [-3 * DAY_S, -0.1 * DAY_S, 3 * DAY_S])
+def test_the_last_look_counts_whatever_the_recorders_clock_said_before(fleet, jump):
+    fleet.record([report(finding(), at=T + jump)], "sweep", now=T + jump)
+    fleet.record([report(finding(status=Status.FAIL, seen="full"))], "sweep", now=T)
+    assert fleet.nodes(T)[0].state == "failed"
+    assert fleet.changes(0.0)[0].status is Status.FAIL
+    assert fleet.passes("n1", 0.0) == 0
+
+
+@pytest.mark.parametrize("jump", [-30 * DAY_S, 30 * DAY_S])
+def test_a_look_after_an_exclusion_lets_a_node_back_whatever_the_clock_says(fleet, jump):
+    fleet.record([report(finding())], "sweep", now=T)
+    fleet.exclude("n1", "cable", "kim", T + 60, None)
+    fleet.drained("n1", "superv: fs.local: full", T + 60)
+    out = fleet.exclusions(T + 61)["n1"]
+    assert fleet.passes_since(out) == 0
+    later = T + 120 + jump
+    fleet.record([report(finding(), at=later)], "sweep", now=later)
+    assert fleet.passes_since(out) == 1
+    assert fleet.passes("n1", 0.0, after=fleet.drains()["n1"].look) == 1
+
+
+def test_a_clock_that_is_years_ahead_for_a_while_costs_the_record_little(fleet):
+    for day in range(90):
+        fleet.record([report(finding(), at=T + day * DAY_S)], "sweep", now=T + day * DAY_S)
+    ahead = T + 5000 * DAY_S
+    fleet.record([report(finding(), at=ahead)], "sweep", now=ahead)
+    assert len(fleet.report_history("n1", 0.0)) >= 91 - 2 * FORGET_LEAST
+    now = T + 91 * DAY_S
+    fleet.record([report(finding(status=Status.FAIL), at=now)], "sweep", now=now)
+    assert fleet.nodes(now)[0].state == "failed" and fleet.nodes(now)[0].looked_at == now
+
+
+# --- damage
+
+
+SPOIL = {
+    "a finding": "UPDATE standing SET row = '{' WHERE finding = 'cpu.steal'",
+    "a finding of no kind": "UPDATE standing SET row = '[]' WHERE finding = 'cpu.steal'",
+    "a time": "UPDATE standing SET at = 'noon' WHERE finding = 'cpu.steal'",
+    "a change": "UPDATE change SET status = 'FINE'",
+    "measurements": "UPDATE look SET metrics = x'00'",
+    "a report": "UPDATE look SET status = 'FINE'",
+    "a baseline": "UPDATE baseline SET row = '{}'",
+}
+
+
+@pytest.mark.parametrize("what", SPOIL)
+def test_a_row_that_can_not_be_read_is_left_out_and_said(fleet, what):
+    fleet.record([report(finding(status=Status.FAIL), finding("cpu.steal"))], "sweep")
+    fleet.accept(report(finding()))
+    with sqlite3.connect(fleet.path) as link:
+        link.execute(SPOIL[what])
+    link.close()
+    assert fleet.nodes(T)[0].state == "failed"
+    for read in (fleet.changes, fleet.series):
+        read(0.0)
+    list(fleet.samples(0.0, T, 10))
+    fleet.passes("n1", 0.0)
+    fleet.baseline("n1")
+    fleet.unreported_changes("sweep")
+    (note,) = fleet.notes
+    assert "1 rows can't be read and are left out, the first: " in note
+    fleet.record([report(finding("cpu.steal", Status.FAIL), at=T + 1)], "sweep")
+    assert len(fleet.current_findings()) == 2
+
+
+def test_a_damaged_file_is_set_aside_and_what_can_be_read_goes_on(fleet):
+    for number in range(200):
+        fleet.record([report(finding(status=Status.FAIL), node=f"n{number}")], "sweep")
+    fleet.exclude("n7", "cable", "kim", T, None)
+    fleet.close()
+    data = bytearray(fleet.path.read_bytes())
+    with sqlite3.connect(fleet.path) as link:
+        (page,) = link.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'standing'"
+        ).fetchone()
+    link.close()
+    data[4096 * (page - 1) : 4096 * page] = b"\xff" * 4096
+    fleet.path.write_bytes(data)
+    with (
+        Fleet(fleet.path, write=False) as reader,
+        pytest.raises(TransientError, match="superv sweep sets it"),
+    ):
+        reader.nodes(T)
+    with pytest.raises(TransientError, match="was damaged: set aside as ") as said:
+        Fleet(fleet.path, whole=True)
+    assert "200 of look" in str(said.value) and "1 of exclusion" in str(said.value)
+    with Fleet(fleet.path, whole=True) as again:
+        assert list(again.exclusions(T)) == ["n7"] and len(again.changes(0.0)) == 200
+        again.record([report(finding(), node="n1")], "sweep")
+    assert len(list(fleet.path.parent.glob("*.damaged-*"))) == 1
+
+
+# --- rights
+
+
+@needs_root
+def test_who_may_not_read_it_is_told_whose_it_is(meeting_place):
+    (meeting_place / "deep").mkdir()
+    path = meeting_place / "deep/fleet.db"
+    Fleet(path).close()
+    path.chmod(0o640)
+    code = "from pathlib import Path; from supervisor.fleet.record import Fleet\n"
+    code += "Fleet(Path({!r}), write=False)"
+    said = as_stranger_who_fails(code.format(str(path)))
+    assert f"{path}: you may not read this fleet record: it is root's, mode 0640; ask root" in said
+    path.parent.chmod(0o700)
+    assert "you may not look into its folder" in as_stranger_who_fails(code.format(str(path)))

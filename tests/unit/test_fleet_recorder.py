@@ -109,7 +109,7 @@ def strange_rows(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
-    [(break_folder, "can't be opened"), (garbage, "can't be opened"), (strange_rows, "Error")],
+    [(break_folder, "can't be opened"), (garbage, "can't be opened"), (strange_rows, "left out")],
 )
 def test_a_record_that_can_not_be_used_is_logged_and_fills_no_log(
     tmp_path: Path, spoil: Callable[[Path], None], said: str, notes: list[str]

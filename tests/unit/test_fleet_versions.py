@@ -61,7 +61,7 @@ def check(fleet: Fleet) -> None:
 
 
 def test_there_are_samples_of_each_form() -> None:
-    assert len(SAMPLES) == 2 and [version(path) for path in SAMPLES] == [0, 0]
+    assert [version(path) for path in SAMPLES] == [0, 0, 1]
 
 
 def test_a_reader_takes_an_old_record_as_it_is(old: Path) -> None:
@@ -82,7 +82,8 @@ def test_a_writer_migrates_it_and_loses_nothing(old: Path) -> None:
     after = whole(old)
     after.pop("told")
     before.pop("told", None)
-    assert after == before
+    for table, rows in before.items():  # a column more in two of them
+        assert [row[: len(rows[0])] for row in after[table]] == rows
     with Fleet(old, write=False) as fleet:
         check(fleet)
 
@@ -164,4 +165,4 @@ def test_a_migration_that_is_cut_off_leaves_the_old_record(old: Path) -> None:
     argv = [sys.executable, "-c", code, str(old)]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "the fleet record can't be opened" in done.stderr
-    assert whole(old) == before and version(old) == 0
+    assert whole(old) == before and version(old) < VERSION
