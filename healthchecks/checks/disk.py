@@ -307,7 +307,9 @@ def nvme_smart(
         )
     serial = ctx.maybe(f"sys/class/nvme/{disk}/serial") or disk
     delta = ctx.memory.counter_delta(f"media:{serial}", media)
-    if delta and delta.by:
+    if delta is None and media:
+        found.not_yet("first look: are its media errors new?")
+    elif delta and delta.by:
         found.warn(
             f"{delta.by:.0f} new media errors", expected="none", fix="replace the disk", device=disk
         )

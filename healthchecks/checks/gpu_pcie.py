@@ -27,6 +27,7 @@ NON_FATAL, FATAL = 179, 180
 _GIGABITS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}  # a lane, a second
 _IDLE = 0x1  # bit of nvmlClocksEventReasons
 _AER = ("fatal", "nonfatal", "correctable")
+_FIRST = "first look: no rate of PCIe errors yet"
 _FIX = (
     "reseat the GPU or its riser at the next maintenance; a reboot may bring the link back up; in "
     "a virtual machine ask the host to look at the physical slot"
@@ -124,8 +125,12 @@ def pcie_errors(
                 device=gpu.label,
             )
         for name, count in (("NVML", values.get(NON_FATAL)), ("AER", aer.get("nonfatal"))):
-            delta = None if count is None else ctx.memory.counter_delta(f"{gpu.key}.{name}", count)
-            if delta is not None and delta.by:
+            if count is None:
+                continue
+            delta = ctx.memory.counter_delta(f"{gpu.key}.{name}", count)
+            if delta is None and count:
+                found.not_yet(_FIRST)
+            elif delta is not None and delta.by:
                 found.warn(
                     f"{delta.by:.0f} new non-fatal PCIe errors in {delta.over_s:.0f} s "
                     f"({gpu.location})",
@@ -145,6 +150,8 @@ def _replays(ctx: Ctx, nvml: Nvml, found: Findings, gpu: Gpu, count: int, limit:
     found.metric(f"{gpu.label}.replays", count)
     delta = ctx.memory.counter_delta(f"{gpu.key}.replays", count)
     if delta is None:
+        if count:
+            found.not_yet(_FIRST)
         return
     generation = nvml.maybe(gpu, "nvmlDeviceGetCurrPcieLinkGeneration") or 5
     most = limit or _GIGABITS.get(generation, 64.0) * 16 * 60 * 1e-3

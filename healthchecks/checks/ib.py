@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Annotated
 
 from healthchecks.frame.check import (
@@ -59,16 +60,18 @@ def ib_port(
     States as in facebookresearch/gcm check_ibstat and leptonai/gpud: ACTIVE and LinkUp. A port that
     trains, or waits for the subnet manager (INIT, ARMED), is WARN, and FAIL when it lasts. One that
     was never seen active, and that site.yaml does not name (`ports`), has no cable: it fails
-    nothing, and is a WARN where a GPU lacks it. Rates are compared within the node, among ports of
+    nothing, and is a WARN where a GPU lacks it. Where no port of a board sees light, the switch is
+    named and no node. Rates are compared within the node, among ports of
     one board, and with its cohort.
     """
     found = Findings()
     traffic = traffic_ports(ctx, ignore=ignore)
     active: dict[str, dict[Port, int]] = {"fabric": {}, "storage": {}}
     idle: list[tuple[Port, str]] = []
+    dark = _dark(ctx, traffic)
     for port in [*traffic, *(p for p in ports(ctx, ignore=ignore) if p.guess)]:
         try:
-            unused = _state(ctx, found, port, init_s)
+            unused = _state(ctx, found, port, init_s, dark)
             if unused:
                 idle.append((port, unused))
             elif port.role != "lpf" and state(ctx, port) != DOWN:
@@ -133,7 +136,18 @@ def _uncabled(
             )
 
 
-def _state(ctx: Ctx, found: Findings, port: Port, init_s: float) -> str:
+def _dark(ctx: Ctx, traffic: list[Port]) -> set[str]:
+    """Boards of which no port sees light: what all are cabled to is away, and not each of them."""
+    states: dict[str, list[str]] = {}
+    for port in traffic:
+        shown = ""
+        with suppress(OSError):
+            shown = f"{state(ctx, port)} {ctx.text(f'{port.at}/phys_state').partition(':')[0]}"
+        states.setdefault(port.kind, []).append(shown)
+    return {kind for kind, of in states.items() if len(of) > 1 and set(of) == {f"{DOWN} 2"}}
+
+
+def _state(ctx: Ctx, found: Findings, port: Port, init_s: float, dark: set[str]) -> str:
     """Judge one port; its state in words where it is DOWN and was never seen active.
 
     `state` and `phys_state` are "4: ACTIVE" and "5: LinkUp" (Documentation/ABI,
@@ -175,6 +189,7 @@ def _state(ctx: Ctx, found: Findings, port: Port, init_s: float) -> str:
         expected="ACTIVE, LinkUp",
         fix=_PHYSICAL.get(physical_number, "reseat or replace its cable; reset the port"),
         device=port.name,
+        shared=f"switch of {port.role} ports" if port.kind in dark else "",
     )
     return ""
 

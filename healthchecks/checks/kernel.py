@@ -260,7 +260,7 @@ def kmsg_novelty(
     found = Findings()
     found.metric("new_kinds", 0 if kept is None else len(fresh))
     if kept is None:
-        return found.result(f"first look: {len(fresh)} kinds of warnings learnt")
+        found.not_yet(f"first look: {len(fresh)} kinds of warnings learnt")
     shown = "; ".join([*fresh.values()][:5])
     return found.result(
         f"{len(fresh)} new kinds of warnings: {shown}" if fresh else "no new kind of warning"

@@ -88,8 +88,10 @@ def _absent(found: Findings, seen: Table, want: ExpectedMount) -> None:
     found.fail(
         "not mounted",
         expected=f"{from_where} mounted there",
-        fix=f"mount {want.path}; where that hangs or fails, look at nfs.gate",
+        fix=f"mount {want.path}; where that hangs or fails, look at nfs.gate, and at the server's "
+        "exports (showmount -e)",
         device=want.path,
+        shared=seen.shared(want),
     )
 
 
@@ -201,8 +203,7 @@ def nfs_gate(
     costs 1 s (RFC 6298), so that a connection of 0.5 s is no healthy path.
     """
     host, port = _address(target)
-    ours = [m.server for m in table(ctx).network() if m.server is not None]
-    name = next((s.name for s in ours if host in (s.addr, s.host)), f"nfs server {host}")
+    name = table(ctx).server_name(host)
     found = Findings()
     ctx.announce(f"connect to {target} ({name})")
     address = resolved(host)

@@ -136,7 +136,7 @@ class Ctx:
             return []
 
     def command(self, *argv: str, deadline_s: float) -> Completed:
-        """Run a program of this machine to its end or its deadline.
+        """Run a program of this machine to its end or its deadline; it speaks English (LC_ALL=C).
 
         Raises Unknown where it is not installed (rc 127) or did not answer, and where root would
         run what another user could have put there; NoRight where it says that it may not.
@@ -147,7 +147,7 @@ class Ctx:
         if why := trusted.program(argv[0]):
             raise Unknown(f"{argv[0]} is not run as root: {why}")
         self.announce(" ".join(argv))
-        done = run_sync(argv, deadline_s=deadline_s)
+        done = run_sync(argv, deadline_s=deadline_s, env={**os.environ, "LC_ALL": "C"})
         if done.rc is None:
             raise Unknown(done.why())
         if done.rc == 127:

@@ -201,6 +201,18 @@ class Table:
                 found.setdefault(mounted.device, mounted)
         return list(found.values())
 
+    def server_name(self, host: str) -> str:
+        """Of an NFS server by its name or address, in the words of the mounts that come from it."""
+        servers = [m.server for m in self.network() if m.server is not None]
+        same = (server.name for server in servers if host in (server.addr, server.host))
+        return next(same, NfsServer(host=host).name)
+
+    def shared(self, want: ExpectedMount) -> str:
+        """What other nodes would have it from; empty where its source is not said."""
+        if (host := host_of(want.source)) and want.fstype in ("", *NFS):
+            return self.server_name(host)
+        return f"{want.fstype or 'file system'} {want.source}" if want.source else ""
+
 
 def tidy(path: str) -> str:
     """A path as mountinfo writes it. Raises Unknown for one that does not begin at the root."""

@@ -44,6 +44,19 @@ def tcp_connect(address: str, port: int, timeout_s: float) -> tuple[float, int]:
     return elapsed.s(), error
 
 
+def tcp_segment(address: str, port: int, timeout_s: float) -> int | None:
+    """The largest segment that TCP sends to a server, in bytes (TCP_MAXSEG of tcp(7)): no more than
+    the server itself said that it takes. None where it takes no connection."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as caller:
+        caller.settimeout(timeout_s)
+        try:
+            caller.connect((address, port))
+            return caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        except OSError:
+            return None
+
+
 def refusal(error: int, timeout_s: float) -> str:
     if error == errno.ECONNREFUSED:
         return "the server is up, but nothing listens there (connection refused)"

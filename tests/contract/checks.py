@@ -69,6 +69,7 @@ class Case:
     change: Change = nothing  # to the healthy node
     status: Status
     seen: str = ""  # a piece of Result.seen
+    shared: str | None = None  # whose it is but this node's, where the case is about that
     options: Mapping[str, Any] = field(default_factory=dict)  # as site.yaml would have them
     ports: Mapping[str, Sequence[str]] = field(default_factory=dict)  # its roles of ports
     memory: Mapping[str, Any] = field(default_factory=dict)  # {"boot": …, "lasting": …}
@@ -94,6 +95,7 @@ def run(case: Case, tmp_path: Path) -> Result:
     assert found.status is case.status, f"{found.status}: {found.seen}"
     assert case.seen in found.seen, found.seen
     assert found.seen, "a result says what was seen"
+    assert case.shared is None or found.shared == case.shared, found.shared
     assert "\n" not in found.seen
     if found.status is Status.FAIL:
         assert found.expected, "a FAIL says what would be right"

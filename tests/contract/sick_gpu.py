@@ -123,7 +123,12 @@ NVML = [
     ),
     *nvml(
         "ecc.mode",
-        (FAIL, "ECC is off", "off", "nvmlDeviceGetEccMode 3 value 0 0"),
+        (
+            FAIL,
+            "ECC is off",
+            "NVML, off now and at the next boot",
+            "nvmlDeviceGetEccMode 3 value 0 0",
+        ),
         (
             FAIL,
             "off after the next reset",
@@ -167,7 +172,12 @@ NVML = [
     ),
     *nvml(
         "remap.pending",
-        (FAIL, "waits to be remapped", "idle", "nvmlDeviceGetRemappedRows 3 value 0 1 1 0"),
+        (
+            FAIL,
+            "waits to be remapped",
+            "NVML, pending and no failure",
+            "nvmlDeviceGetRemappedRows 3 value 0 1 1 0",
+        ),
         (FAIL, "gpu3", "NVML 15", "nvmlDeviceGetRemappedRows 3 rc 15"),
         (FAIL, "all 8", "NVML 999", "nvmlDeviceGetRemappedRows * rc 999"),
     ),
@@ -233,7 +243,7 @@ NVML = [
         (
             FAIL,
             "waits to be retired",
-            "pending",
+            "NVML, pages that wait for a reboot",
             "nvmlDeviceGetRetiredPages 3 value 1\nnvmlDeviceGetRetiredPagesPendingStatus 3 value 1",
         ),
     ),
@@ -380,7 +390,7 @@ NVML = [
             "nvmlDeviceGetP2PStatus 3 value 1\n"
             + "\n".join(f"nvmlDeviceGetP2PStatus/3 {n} value 1" for n in range(3)),
         ),
-        (FAIL, "gpu0 and gpu1", "one pair", "nvmlDeviceGetP2PStatus/1 0 value 3"),
+        (FAIL, "gpu0 and gpu1", "NVML, status 3 of one pair", "nvmlDeviceGetP2PStatus/1 0 value 3"),
         (FAIL, "gpu4", "NVML 15", "nvmlDeviceGetP2PStatus 4 rc 15"),
     ),
     *nvml(

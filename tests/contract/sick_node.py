@@ -62,7 +62,7 @@ TREE = [
         (
             FAIL,
             "is on NUMA node 5",
-            "a node that is not there",
+            "firmware that names a sixth node",
             wrote(f"{PCI}/{GPU_BDFS[2]}/numa_node", "5"),
         ),
         (

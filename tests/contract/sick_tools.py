@@ -201,7 +201,7 @@ TOOLS = [
         (
             FAIL,
             "gpu5: software: bad",
-            "DCGM 3",
+            "DCGM 3.3, a GPU of its own",
             json.dumps(
                 {
                     "DCGM GPU Diagnostic": {

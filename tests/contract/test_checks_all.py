@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import sick
 from checks import Case, looks
 
 from healthchecks.frame.check import Status
@@ -59,7 +60,7 @@ def test_every_check_has_a_case(name: str, what: str) -> None:
 
 
 def test_every_case_is_of_a_check_and_says_something_of_its_own() -> None:
-    names = [str(case) for case in _cases()]
+    names = [str(case) for case in [*_cases(), *sick.CASES]]
     assert {case.check for case in _cases()} <= set(registered())
     assert len(names) == len(set(names)), [n for n in names if names.count(n) > 1]
 

@@ -1019,6 +1019,20 @@ _PCIE = [
     ),
     Case(
         check="pcie.errors",
+        name="replays before the first look",
+        change=says("nvmlDeviceGetPcieReplayCounter 3 value 1"),
+        status=UNKNOWN,
+        seen="first look",
+    ),
+    Case(
+        check="pcie.errors",
+        name="non-fatal ones before the first look",
+        change=says(PCIE(179, 4)),
+        status=UNKNOWN,
+        seen="first look",
+    ),
+    Case(
+        check="pcie.errors",
         name="a few replays",
         earlier=((600.0, says("nvmlDeviceGetPcieReplayCounter 3 value 1000")),),
         change=says("nvmlDeviceGetPcieReplayCounter 3 value 1100"),

@@ -375,6 +375,20 @@ SMART = [
     ),
     Case(
         check="nvme.smart",
+        name="media errors before the first look",
+        programs=smart(media_errors=2),
+        status=Status.UNKNOWN,
+        seen="first look",
+    ),
+    Case(
+        check="nvme.smart",
+        name="old media errors",
+        programs=smart(media_errors=2),
+        memory={"boot": {"rise:media:S64HNE0R000001": [NOW - 60, 2]}},
+        status=Status.OK,
+    ),
+    Case(
+        check="nvme.smart",
         name="new media errors",
         programs=smart(media_errors=2),
         memory={"boot": {"rise:media:S64HNE0R000001": [NOW - 60, 0]}},

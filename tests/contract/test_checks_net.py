@@ -110,6 +110,11 @@ def everywhere(check: str, *, ib_only: bool = False) -> list[Case]:
     ]
 
 
+def dark(device: str) -> Change:
+    """No light from the other side."""
+    return both(port(device, "state", "1: DOWN"), port(device, "phys_state", "2: Polling"))
+
+
 PORT = [
     Case(check="ib.port", name="healthy", status=OK, seen="8 fabric ports active at 400 Gb/s"),
     Case(
@@ -119,6 +124,25 @@ PORT = [
         change=both(port("mlx5_3", "state", "1: DOWN"), port("mlx5_3", "phys_state", "2: Polling")),
         status=FAIL,
         seen="mlx5_3: DOWN, Polling",
+        shared="",
+    ),
+    Case(
+        check="ib.port",
+        name="all of a board without light",
+        earlier=[(60.0, nothing)],
+        change=both(*(dark(device) for device in ("mlx5_8", "mlx5_9"))),
+        status=FAIL,
+        seen="mlx5_8: DOWN, Polling; mlx5_9: DOWN, Polling",
+        shared="switch of storage ports",
+    ),
+    Case(
+        check="ib.port",
+        name="all of a board and one disabled here",
+        earlier=[(60.0, nothing)],
+        change=both(dark("mlx5_8"), dark("mlx5_9"), port("mlx5_9", "phys_state", "3: Disabled")),
+        status=FAIL,
+        seen="mlx5_9: DOWN, Disabled",
+        shared="",
     ),
     Case(check="ib.port", name="init for a moment", change=INIT, status=WARN, seen="INIT"),
     Case(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +31,12 @@ class Wire:
         ip("-n", self.router, "link", "set", "r1", "mtu", str(mtu))
         ip("-n", self.server, "link", "set", "s0", "mtu", str(mtu))
 
-    def probe(self, *peers: str, **options: Any) -> list[dict[str, Any]]:
+    def probe(self, *peers: str, root: str = "/", **options: Any) -> list[dict[str, Any]]:
         order = {
             "names": ["path.mtu"],
             "settings": {"path.mtu": {"peers": peers, **options}},
             "folder": f"/tmp/superv-{self.node}",
+            "root": root,
         }
         try:
             done = subprocess.run(
@@ -137,3 +139,29 @@ def test_a_peer_that_does_not_answer_is_unknown(wire: Wire) -> None:
     [result] = wire.probe(SILENT, timeout_s=0.05)
     assert result["status"] == "UNKNOWN", result
     assert "answers no ICMP echo" in result["seen"]
+
+
+@pytest.mark.parametrize("proto, status", [("tcp", "WARN"), ("rdma", "FAIL")])
+def test_an_nfs_server_that_takes_no_more_itself(
+    wire: Wire, tmp_path: Path, proto: str, status: str
+) -> None:
+    """TCP keeps to the size that the server names; RDMA does not."""
+    wire.set_mtu(1500)
+    mounts = tmp_path / "proc" / "self" / "mountinfo"
+    mounts.parent.mkdir(parents=True)
+    mounts.write_text(f"29 1 0:40 / /s rw - nfs4 nas:/s rw,proto={proto},addr={SERVER}\n")
+    listen = (
+        "import socket; s = socket.create_server(('', 2049)); print(1, flush=True); "
+        "[s.accept() for _ in iter(int, 1)]"
+    )
+    argv = ["ip", "netns", "exec", wire.server, sys.executable, "-c", listen]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout and server.stdout.readline()
+            [result] = wire.probe(SERVER, root=str(tmp_path))
+        finally:
+            server.kill()
+    assert result["status"] == status, result
+    if status == "WARN":
+        assert "NFS over TCP keeps to that (segments of 14" in result["seen"]
+        assert result["shared"] == f"nfs server nas ({SERVER})"

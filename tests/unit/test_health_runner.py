@@ -388,6 +388,16 @@ def test_a_command_ends_with_its_probe(tmp_path: Path):
     ended(tmp_path / "pid")
 
 
+def test_a_command_speaks_english(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+
+    def asks(ctx: Ctx) -> Result:
+        done = ctx.command("sh", "-c", "echo $LC_ALL", deadline_s=AMPLE_S)
+        return Result(status=Status.OK, seen=done.out.strip())
+
+    assert only(asks).seen == "C"
+
+
 def test_commands_that_are_not_there_or_do_not_answer():
     def absent(ctx: Ctx) -> Result:
         ctx.command("no-such-program", deadline_s=AMPLE_S)
