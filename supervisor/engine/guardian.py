@@ -7,7 +7,8 @@ says there that it is over. Without that word the end of the line is the engine'
 killed it, and the next one is started with a line of its own: at once, then after growing pauses,
 and without an end, because disks have room again and file systems come back. Whether there may be
 another engine the journal's lock decides: one that finds a living one, or a run that has ended,
-ends with 0, and so does this process.
+ends with 0, and so does this process. Where somebody has the lock and does not listen, be it an
+engine that is just beginning or one that is about to die, it ends with BUSY: one is tried later.
 
 Standard library only, and little of it: it takes 4 MB (PSS) for as long as the run lives.
 """
@@ -18,6 +19,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 
@@ -26,6 +28,8 @@ PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # before a start; th
 HEALTHY_S = 600.0  # an engine that lived for so long is no part of a row of failures
 ENV = "/usr/bin/env"
 READY_FD, LINE_FD = 3, 4  # in the engine that is started
+ABOVE_FD = 10  # what is handed to an engine lies above the descriptors that it will have
+BUSY = os.EX_TEMPFAIL  # an engine's code: another process has the journal, and does not listen
 
 
 class EngineLog:
@@ -68,12 +72,14 @@ def was_over(line: socket.socket) -> bool:
 def start(run: str, log: EngineLog) -> tuple[int, socket.socket]:
     """Start an engine; returns its pid and our end of its line. Raises OSError."""
     ours, theirs = socket.socketpair()
-    high = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)  # above those that are set
+    high = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, ABOVE_FD)
     theirs.close()
     try:
-        to = log.open()
+        low = log.open()
     except OSError:
-        to = os.open(os.devnull, os.O_WRONLY)
+        low = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    to = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, ABOVE_FD)
+    os.close(low)
     argv = [sys.executable, "-m", "supervisor.engine.process", run, str(READY_FD), str(LINE_FD)]
     argv = [ENV, "--chdir=/", *argv]  # see supervisor.proc: what hangs on storage is the child
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = [
@@ -94,10 +100,23 @@ def start(run: str, log: EngineLog) -> tuple[int, socket.socket]:
     return pid, ours
 
 
+def is_gone(run: str) -> bool:
+    """Whether a run's folder was taken away. One that can't be looked at just now is not gone:
+    permissions, mounts and servers come back."""
+    try:
+        return not stat.S_ISDIR(os.stat(run).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
 def how(status: int) -> str:
     """An end by waitpid's status, in words."""
     if os.WIFSIGNALED(status):
         return f"was ended by signal {os.WTERMSIG(status)}"
+    if os.waitstatus_to_exitcode(status) == BUSY:
+        return "found that another process has the journal, and does not listen"
     return f"ended with code {os.waitstatus_to_exitcode(status)}"
 
 
@@ -110,8 +129,8 @@ def guard(run: str, line: socket.socket) -> None:
         pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
         log.say(f"the engine {ended}; the next one starts in {pause:.0f} s")
         time.sleep(pause)
-        if not os.path.isdir(run):
-            return  # it was taken away
+        if is_gone(run):
+            return
         tries, began = tries + 1, time.monotonic()
         try:
             pid, line = start(run, log)

@@ -22,7 +22,7 @@ from supervisor.config import Job, Site, load_site
 from supervisor.core import events as ev
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.secret import secret_values
-from supervisor.engine import control, marking
+from supervisor.engine import control, guardian, marking
 from supervisor.engine.address import engine_address
 from supervisor.engine.adoption import Adoption
 from supervisor.engine.clock import SteadyClock
@@ -39,6 +39,10 @@ from supervisor.run import folder
 from supervisor.run.journal import Busy, Journal, JournalError
 
 logger = logging.getLogger(__name__)
+
+LISTENS_S = (
+    10.0  # an engine that begins listens within this; whoever starts one waits twice as long
+)
 
 
 async def engine_main(
@@ -203,6 +207,28 @@ def _tell(ready: int, word: str) -> None:
         os.write(ready, f"{word}\n".encode())
 
 
+def _beside_another(run_dir: folder.RunDir, ready: int, why: str) -> int:
+    """Another process has the journal. Where that is an engine which listens, the run has one.
+
+    Else it may be one that is just beginning, and may die before anybody looks after it, or no
+    engine at all: that is no success, and no failure of this one.
+    """
+    end = time.monotonic() + LISTENS_S
+    while True:
+        try:
+            control.engine_pid(run_dir.socket)
+        except control.NoEngineError:
+            if time.monotonic() < end:
+                time.sleep(0.05)
+                continue
+            text = f"{why}, and does not listen; try again in a moment"
+            logger.warning(text)
+            _tell(ready, text)
+            return guardian.BUSY
+        _tell(ready, "ready")
+        return 0
+
+
 def main(argv: list[str]) -> int:
     """An engine for the run in RUN_DIR; it tells the descriptor FD when it is ready.
 
@@ -215,9 +241,8 @@ def main(argv: list[str]) -> int:
     try:
         request = unpack(sys.stdin.buffer.read())
         asyncio.run(engine_main(run_dir, ready, request, guard))
-    except Busy:
-        _tell(ready, "ready")  # another engine was faster: the run has one
-        return 0
+    except Busy as error:
+        return _beside_another(run_dir, ready, str(error))
     except (UserError, TransientError) as error:
         logger.error(str(error))
         _tell(ready, str(error))

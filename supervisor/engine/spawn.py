@@ -10,7 +10,7 @@ import time
 
 from supervisor import proc
 from supervisor.core.errors import TransientError, UserError
-from supervisor.engine import control
+from supervisor.engine import control, guardian
 from supervisor.engine.request import AdoptionRequest, Request, pack
 from supervisor.run import folder
 
@@ -56,6 +56,7 @@ def ensure_engine(
 ) -> bool:
     """Start the run's engine unless it lives; returns whether it was started. Raises UserError.
 
+    TransientError where another process has the run's journal and does not listen.
     With a `request` an engine that lives on is an error: the run has not ended, or somebody was
     faster. The environment is that of the launch: whoever starts it again changes nothing.
     """
@@ -93,7 +94,11 @@ def ensure_engine(
         there, _, _ = select.select([answer], [], [], within_s)
         word = answer.readline().decode().strip() if there else ""
     if word != "ready":
-        child.poll()
+        end = time.monotonic() + ENDING_S
+        while child.poll() is None and word and time.monotonic() < end:
+            time.sleep(0.01)
+        if child.returncode == guardian.BUSY:
+            raise TransientError(f"run {run.path.name}: {word}")
         why = word or f"it did not start within {within_s:.0f} s"
         if word:
             raise EngineRefused(word)
