@@ -10,6 +10,7 @@ AREAS = {
     "gpu": ("gpu", "persistence", "mig", "inforom", "dcgm"),
     "gpu memory": ("ecc", "sram", "remap", "repair", "pages"),
     "xid": ("xid",),
+    "accelerators": ("accel",),
     "heat": ("thermal", "power", "clock.events", "clock.max"),
     "nvlink": ("nvlink", "fabric", "p2p", "nccl.imex"),
     "pcie": ("pcie", "pci", "gdr"),

@@ -13,6 +13,7 @@ SYMPTOMS = {
     "A GPU is gone: fewer in `nvidia-smi`, `Unknown Error`, `GPU is lost`, an Xid": (
         *("gpu.count", "gpu.handle", "xid", "gpu.recovery_action", "inforom"),
     ),
+    "An AMD Instinct, or an accelerator of another maker, is gone, slow or in trouble": ("accel",),
     "`nvidia-smi` or a CUDA call hangs": ("gpu.driver_hang", "dstate", "xid", "kernel"),
     "`CUDA error: uncorrectable ECC error`, remapped rows": (
         *("ecc", "sram", "remap", "repair", "pages", "deep.memory"),

@@ -16,6 +16,7 @@ from checks import Change, both, lost, wrote
 from tests.hardware import tree_nics
 from tests.hardware.nvml import SCRIPT
 from tests.hardware.tree import GPU_BDFS, Tree
+from tests.hardware.tree_amd import mi300x
 from tests.hardware.tree_os import CPUS, TOTAL_KB
 
 IB, PCI, NET = "sys/class/infiniband", "sys/bus/pci/devices", "sys/class/net"
@@ -969,6 +970,32 @@ NODES = [
             logged("soft offline: 0x1c0f2a3: migrated 1 pages", level=6),
         ),
         worth={"mem.poison": "8 kB"},
+    ),
+    HealthyNode(
+        name="eight MI300X",
+        source="AMD Instinct MI300X platform; Linux, drivers/gpu/drm/amd and amdkfd",
+        change=both(no_lpf, mi300x),
+    ),
+    HealthyNode(
+        name="consoles, integrated graphics and an NPU",
+        source="PCI ID Repository: ASPEED of a BMC, graphics and NPU of Core Ultra, Hyper-V's "
+        "Basic Render Driver, Kunpeng's ZIP engine",
+        change=both(
+            BOTH_MANAGERS,
+            *(
+                wrote(path, text)
+                for n, (vendor, device, kind) in enumerate(
+                    (
+                        ("0x1a03", "0x2000", "0x030000"),
+                        ("0x8086", "0x7d55", "0x030000"),
+                        ("0x8086", "0x7d1d", "0x120000"),
+                        ("0x1414", "0x008e", "0x030200"),
+                        ("0x19e5", "0xa250", "0x120000"),
+                    )
+                )
+                for path, text in tree_nics.pci(f"0001:0{n}:00.0", vendor, device, kind, 0).items()
+            ),
+        ),
     ),
     HealthyNode(
         name="no NFS, no Slurm, no RDMA",

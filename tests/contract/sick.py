@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from checks import Case
+from sick_accel import ACCEL
 from sick_gpu import NVML
 from sick_log import LOG
 from sick_node import TREE
 from sick_ports import PORTS
 from sick_tools import TOOLS
 
-CASES: Sequence[Case] = [*LOG, *PORTS, *TOOLS, *TREE, *NVML]
+CASES: Sequence[Case] = [*LOG, *PORTS, *TOOLS, *TREE, *NVML, *ACCEL]
