@@ -1,7 +1,8 @@
-"""`superv nodes`, `exclude`, `include`: the fleet record, and a person's word in it."""
+"""`superv nodes`: what the fleet record, and users, say of nodes."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,13 @@ from supervisor.host import terminal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from supervisor.config import Site
     from supervisor.fleet.record import Fleet
     from supervisor.fleet.types import NodeHealth
     from supervisor.host.terminal import Text
 
 MAX_NAME = 24  # columns of the table
 MAX_HISTORY = 40  # changes
-MAX_REASON = 300
-SLURM_S = 10.0  # for its list of nodes
 LONGEST_S = 366 * 86_400.0
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -33,35 +33,68 @@ def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> No
     """Show what is known of the nodes, or of NODE with its history of 28 days."""
     import json
 
+    from supervisor.config import load_site
     from supervisor.engine.clock import clock
-    from supervisor.fleet.record import STRIKES_OVER_S
+    from supervisor.fleet.record import STRIKES_OVER_S, Fleet
 
     now = clock()
     if forget:
         _forget(node, now)
         return
-    with _open(write=False) as fleet:
+    site = load_site(os.environ)
+    with Fleet(site.fleet, write=False) as fleet:
         every = fleet.nodes(now)
+        claims, notes = _claims(site, every, now)
         if node is not None:
             (one,) = [n for n in every if n.name == node] or [_missing(node, every)]
             record = _history(fleet, one, now - STRIKES_OVER_S)
+            record["claims"] = [c for c in claims if c["node"] == node]
         else:
-            record = {"schema": 1, "nodes": [_row(n) for n in every]}
-        notes = fleet.notes
+            record = {"schema": 1, "nodes": [_row(n) for n in every], "claims": claims}
+        notes += fleet.notes
     for note in notes:
         click.echo(f"superv: note: {note}", err=True)
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
         terminal.show(_page(record) if node else _table(every, everything=everything))
+        terminal.show([] if node else _claimed(claims))
         if held := "" if node else _brake(every):
             terminal.show([terminal.entry("", held, 0, hang=2)])
 
 
+def _claims(site: Site, every: list[NodeHealth], now: float) -> tuple[list[Any], list[str]]:
+    """What users keep out by themselves, but for what the record has from them, and notes."""
+    from supervisor.fleet.claims import told
+
+    if site.claims_dir is None:
+        return [], []
+    found, notes = told(site.claims_dir, now)
+    there = {(n.name, n.excluded.who, n.excluded.since) for n in every if n.excluded}
+    rows = [
+        {"node": c.node, "by": c.who, "run": c.run or None, "since": c.since, "until": c.until,
+         "reason": c.reason}
+        for c in found
+        if c.run or (c.node, c.who, c.since) not in there
+    ]  # fmt: skip
+    return rows, notes
+
+
+def _claimed(claims: list[Any]) -> Iterator[Any]:
+    if claims:
+        yield "users keep out, by their own word (superv drains nobody for it):"
+    for row in claims:
+        yield terminal.entry(f"  {row['node']} ", _claim_text(row), 4)
+
+
+def _claim_text(row: dict[str, Any]) -> str:
+    by = f"{row['by']}, run {row['run']}" if row["run"] else row["by"]
+    end = f", until {terminal.day_time(row['until'])}" if row["until"] else ""
+    return f"{by} since {terminal.day_time(row['since'])}{end}: {row['reason']}"
+
+
 def _brake(every: list[NodeHealth]) -> str:
     """That superv drains nobody more, as far as this record knows of its drains."""
-    import os
-
     from supervisor.config import load_site
     from supervisor.fleet.brake import limit
 
@@ -76,24 +109,17 @@ def _brake(every: list[NodeHealth]) -> str:
 
 
 def _forget(node: str | None, now: float) -> None:
+    from supervisor.config import load_site
     from supervisor.core.errors import UserError
+    from supervisor.fleet.record import Fleet
 
     if node is None:
         raise UserError("--forget needs the name of a node")
-    with _open(write=True) as fleet:
+    with Fleet(load_site(os.environ).fleet) as fleet:
         if node not in {n.name for n in fleet.nodes(now)}:
             _missing(node, fleet.nodes(now))
         fleet.forget(node)
     click.echo(f"{node} is no longer in the fleet record")
-
-
-def _open(*, write: bool) -> Fleet:
-    import os
-
-    from supervisor.config import load_site
-    from supervisor.fleet.record import Fleet
-
-    return Fleet(load_site(os.environ).fleet, write=write)
 
 
 def _missing(node: str, every: list[NodeHealth]) -> Any:
@@ -199,6 +225,7 @@ def _page(record: dict[str, Any]) -> Iterator[Any]:
         end = f"lifted {when(row['lifted'])}" if row["lifted"] else end
         by = f"{when(row['since'])} by {row['by']}, {end}"
         rows.append(("excluded", f"{by}: {row['reason']}"))
+    rows += [("claimed", _claim_text(row)) for row in record["claims"]]
     for label, words in rows:
         yield terminal.entry(f"  {label}", words, 12)
     for row in record["findings"]:
@@ -227,40 +254,6 @@ def duration(text: str, option: str) -> float:
     return seconds
 
 
-def _worded(reason: str) -> str:
-    """A reason on one line. Raises UserError."""
-    from supervisor.core.errors import UserError
-
-    text = " ".join(reason.split())
-    if not text or not text.isprintable():
-        raise UserError("--reason: say why in a few words; others will read it at 3 a.m.")
-    if len(text) > MAX_REASON:
-        raise UserError(f"--reason: {len(text)} characters, {MAX_REASON} at most")
-    return text
-
-
-def _known(names: tuple[str, ...]) -> str:
-    """Why it is not known that Slurm has these nodes; raises UserError where it has not."""
-    import asyncio
-
-    from launchers.slurm import Slurm
-    from supervisor.config.schema import did_you_mean
-    from supervisor.core.errors import TransientError, UserError
-
-    try:
-        there = asyncio.run(Slurm(deadline_s=SLURM_S).nodes())
-    except (UserError, TransientError) as error:
-        return str(error)
-    strangers = [name for name in names if name not in there]
-    if strangers:
-        more = f" (nor {len(strangers) - 1} more of these)" if len(strangers) > 1 else ""
-        guess = did_you_mean(strangers[0], there)
-        raise UserError(
-            f"{strangers[0]}: Slurm knows no such node{more}{guess}; sinfo -N lists them"
-        )
-    return ""
-
-
 def named(text: str) -> tuple[str, ...]:
     from supervisor.core.errors import UserError
     from supervisor.core.nodeset import expand
@@ -272,61 +265,3 @@ def named(text: str) -> tuple[str, ...]:
     if not names:
         raise UserError("no node is named; write names as n1,n[4-7]")
     return names
-
-
-def _who() -> str:
-    import os
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-@click.command()
-@click.argument("node_list", metavar="NODES")
-@click.option("--reason", required=True, help="Why; others will read it at 3 a.m.")
-@click.option("--for", "period", help="How long, as 12h or 2d; until it is included without.")
-def exclude(node_list: str, reason: str, period: str | None) -> None:
-    """Keep NODES out of new runs, and out of the slots that runs refill."""
-    from supervisor.core.nodeset import compress
-    from supervisor.engine.clock import clock
-
-    names, why = named(node_list), _worded(reason)
-    now = clock()
-    until = now + duration(period, "--for") if period is not None else None
-    if unsure := _known(names):
-        click.echo(f"superv: note: whether there are such nodes is not known: {unsure}", err=True)
-    with _open(write=True) as fleet:
-        for name in names:
-            fleet.exclude(name, why, _who(), now, until)
-    end = f"until {terminal.day_time(until)}" if until else "until superv include"
-    terminal.show([terminal.entry("", f"excluded {compress(names)} {end}: {why}", 0)])
-
-
-@click.command()
-@click.argument("node_list", metavar="NODES")
-@click.option("--force", is_flag=True, help="Also nodes that have not passed since.")
-def include(node_list: str, force: bool) -> None:
-    """Let runs use NODES again, once each has passed a preflight since it was excluded."""
-    from supervisor.core.errors import UserError
-    from supervisor.core.nodeset import compress
-    from supervisor.engine.clock import clock
-
-    names = named(node_list)
-    now = clock()
-    with _open(write=True) as fleet:
-        out = fleet.exclusions(now)
-        strangers = [name for name in names if name not in out]
-        if strangers:
-            raise UserError(f"{compress(strangers)}: not excluded; superv nodes shows who is")
-        late = [name for name in names if not fleet.passes_since(out[name])]
-        if late and not force:
-            raise UserError(
-                f"{compress(late)}: no preflight passed since the exclusion; run superv preflight "
-                f"{compress(late)} first, or include with --force"
-            )
-        for name in names:
-            fleet.include(name, _who(), now)
-    click.echo(f"included {compress(names)}")

@@ -206,6 +206,15 @@ class Site:
             default="fleet.db in state_dir",
         ),
     )
+    claims_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "Where users who may not write the fleet record, and their runs, tell whom they keep "
+            "out: a folder of root's that all may write to (mode 1777), seen by all machines "
+            "where superv is called. `superv nodes` shows it to everybody.",
+            default="none",
+        ),
+    )
     drain: DrainRule = field(
         default=DrainRule(),
         metadata=about(

@@ -276,7 +276,9 @@ class Adoption:
             ),
             lineage=lineage,
             excluded=tuple(before.excluded.values()) if before is not None else (),
-            operator_excluded=fleet_recorder.operator_exclusions(self._site.fleet, now),
+            operator_excluded=fleet_recorder.operator_exclusions(
+                self._site.fleet, now, self._site.claims_dir
+            ),
         )
 
     def _placed(self, attempt: int) -> tuple[str, ...]:

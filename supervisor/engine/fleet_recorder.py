@@ -16,6 +16,9 @@ from pathlib import Path
 from healthchecks.frame.report import parse
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.types import Exclusion, Run
+from supervisor.fleet import claims
+from supervisor.fleet.claims import Claim
+from supervisor.fleet.database import NoRightError
 from supervisor.fleet.record import Fleet
 from supervisor.host.log import counted
 
@@ -26,22 +29,29 @@ READ_EVERY_S = 30.0  # how often exclusions are read
 MAX_WAITING = 500  # reports that wait for a record that does not answer; more are dropped
 
 
-def operator_exclusions(path: Path, now: float) -> dict[str, str]:
+def operator_exclusions(path: Path, now: float, claims_dir: Path | None = None) -> dict[str, str]:
     """The nodes that people keep out of runs, and why; none where there is no record.
 
-    Raises UserError, TransientError.
+    What this user himself has claimed counts for his runs as well. Raises UserError,
+    TransientError.
     """
+    own = claims.mine(claims_dir, now) if claims_dir else []
+    found = {c.node: c.reason for c in own if not c.run}
     if not path.exists():
-        return {}
+        return found
     with Fleet(path, write=False) as fleet:
-        return {name: x.reason for name, x in fleet.exclusions(now).items()}
+        return found | {name: x.reason for name, x in fleet.exclusions(now).items()}
 
 
 class FleetRecorder:
     """One engine's hand in the fleet record."""
 
-    def __init__(self, path: Path, run: str, now: Callable[[], float]) -> None:
-        self._path, self._origin = path, f"run {run}"
+    def __init__(
+        self, path: Path, run: str, now: Callable[[], float], claims_dir: Path | None = None
+    ) -> None:
+        self._path, self._run, self._origin = path, run, f"run {run}"
+        self._claims_dir = claims_dir
+        self._no_right = False  # to write the record: said once
         self._now = now
         self._closing = False
         self._room = threading.Semaphore(MAX_WAITING)
@@ -70,6 +80,10 @@ class FleetRecorder:
     def _quietly(self, work: Callable[[], None]) -> None:
         try:
             work()
+        except NoRightError as error:
+            if not self._no_right:
+                logger.warning("fleet record: %s; what this run finds is not kept there", error)
+            self._no_right = True
         except (UserError, TransientError, OSError) as error:
             self._once(f"fleet record: {error}")
         except Exception as error:  # rows that another version wrote, or a bug: the run goes on
@@ -96,15 +110,36 @@ class FleetRecorder:
 
         def read() -> None:
             nonlocal found
-            found = operator_exclusions(self._path, self._now())
+            found = operator_exclusions(self._path, self._now(), self._claims_dir)
 
-        if new:
-            self._quietly(lambda: self._record_exclusions(new))
+        self._tell(new)
         self._quietly(read)
         return found
 
     def _new(self, run: Run) -> list[Exclusion]:
         return [x for x in run.excluded.values() if (x.node, x.since) not in self._recorded]
+
+    def _tell(self, new: Collection[Exclusion]) -> None:
+        """Whom the run excludes: to the record, and to the whole site."""
+        if new:
+            self._quietly(lambda: self._record_exclusions(new))
+            self._quietly(lambda: self._claim(new))
+
+    def _claim(self, new: Collection[Exclusion]) -> None:
+        if self._claims_dir is not None:
+            told = [
+                Claim(
+                    node=one.node,
+                    since=one.since,
+                    until=one.since + claims.RUN_S,
+                    reason=one.reason,
+                    run=self._run,
+                )
+                for one in new
+            ]
+            claims.put(self._claims_dir, told)
+            if self._no_right:
+                self._recorded |= {(one.node, one.since) for one in new}
 
     def _record_exclusions(self, new: Collection[Exclusion]) -> None:
         with Fleet(self._path) as fleet:
@@ -116,5 +151,5 @@ class FleetRecorder:
         """Record whom the run excluded last; reports that wait are dropped."""
         self._closing = True
         if new := self._new(run):
-            self._thread.submit(self._quietly, lambda: self._record_exclusions(new))
+            self._thread.submit(self._tell, new)
         self._thread.shutdown(wait=False)

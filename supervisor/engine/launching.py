@@ -104,7 +104,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
             at=now,
             spec=run_spec(job, run_id, first),
             seed=seed,
-            operator_excluded=fleet_recorder.operator_exclusions(site.fleet, now),
+            operator_excluded=fleet_recorder.operator_exclusions(site.fleet, now, site.claims_dir),
         )
         journal.append(event, step(None, event)[1], epoch=0)
         journal.close()

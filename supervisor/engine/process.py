@@ -102,7 +102,7 @@ async def engine_main(
         now=clock,
         failed=engine.fail,
     )
-    recorder = FleetRecorder(site.fleet, job.name, clock)
+    recorder = FleetRecorder(site.fleet, job.name, clock, site.claims_dir)
     engine.on_health_report = recorder.record
     engine.start(effects, endpoint, socket.gethostname(), _asked(request))
     following = asyncio.ensure_future(

@@ -26,6 +26,7 @@ VARIABLES = {
     "any": r"[^/]+",
     "below": r".+",
     "mount": r"/.+",
+    "claims_dir": r"/.+",
 }
 
 ENDS = "the run's end"
@@ -154,6 +155,19 @@ FLEET = (
         shown_by=RARE,
     ),
     _file("{fleet_stem}.sweep.lock", "nothing: a sweep's lock", shown_by=RARE),
+)
+
+# claims_dir, where the site has one.
+CLAIMS = (
+    FileRow(
+        path="{claims_dir}/{any}.json",
+        mode=0o644,
+        until=STAYS,
+        holds="whom a user and his runs keep out; the umask may take from its mode",
+        shown_by=RARE,
+    ),
+    _file("{claims_dir}/{any}.lock", "nothing: one change at a time", shown_by=RARE),
+    _file("{claims_dir}/.{any}.{hex}", "claims that are being written", MOMENT, RARE),
 )
 
 # On every node.
@@ -288,7 +302,7 @@ MORE = (
     ),
 )
 
-FILES = (*STATE, *FLEET, *NODE, *MORE)
+FILES = (*STATE, *FLEET, *CLAIMS, *NODE, *MORE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from healthchecks.frame.check import Result as Seen
 from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding, Report
-from supervisor.cli.nodes import exclude, include, nodes
+from supervisor.cli.exclude import exclude, include
+from supervisor.cli.nodes import nodes
 from supervisor.core.errors import UserError
 from supervisor.engine.clock import clock
 from supervisor.fleet.record import Fleet
@@ -93,7 +94,7 @@ def test_json_has_what_the_page_on_the_fleet_says(site: SlurmSite) -> None:
     told = json.loads(site.do(nodes, "--json").output)
     assert told["schema"] == 1 and [set(n) for n in told["nodes"]] == [row]
     one = json.loads(site.do(nodes, "n1", "--json").output)
-    more = {"schema", "accepted", "findings", "changes", "exclusions"}
+    more = {"schema", "accepted", "findings", "changes", "exclusions", "claims"}
     assert set(one) == row | more and one["accepted"] == 1_790_000_000.0
     assert set(one["excluded"]) == {"since", "until", "reason", "by"}
     assert set(one["drained"]) == {"since", "reason"}
