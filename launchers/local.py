@@ -53,6 +53,8 @@ class LocalProcess:
 class Local:
     """The launcher for a machine without Slurm."""
 
+    programs = ()
+
     def __init__(self, *, folder: Path | None = None) -> None:
         """`folder` keeps the jobs' files; by default it is in site.yaml's node_dir."""
         self._folder = folder

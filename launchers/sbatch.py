@@ -49,6 +49,8 @@ _log = logging.getLogger(__name__)
 class Sbatch:
     """The launcher for a cluster where a Run has jobs of its own."""
 
+    programs = ("sbatch", "squeue", "scontrol", "scancel")
+
     def __init__(self, *, slurm: Slurm | None = None, path: str = SCRIPT_PATH) -> None:
         self._slurm = slurm or Slurm()
         self._path = path

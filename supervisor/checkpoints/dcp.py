@@ -34,6 +34,7 @@ from supervisor.checkpoints.shards import (
 from supervisor.core.names import attempt_of, step_of
 
 SCHEMA = 1  # of a CheckpointScan as JSON
+NO_DIRECTORY = "no such directory"
 REQUIRED = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")  # TorchTitan's
 
 MAX_REFUSED = 20  # another user's folders that are shown, the newest
@@ -246,7 +247,7 @@ def verify(
     except (BadError, RefusedError) as bad:
         return found(CheckpointState.UNUSABLE, str(bad))
     except (FileNotFoundError, NotADirectoryError):
-        return found(CheckpointState.UNUSABLE, "no such directory")
+        return found(CheckpointState.UNUSABLE, NO_DIRECTORY)
     except MemoryError:
         return found(*_short_of_memory(size))
     except OSError as error:

@@ -100,14 +100,15 @@ def home_problem(directory: str) -> str:
     place = Path(directory)
     while not place.exists() and place != place.parent:
         place = place.parent
+    there = place == Path(directory)
+    wanted = "" if there else f"{directory} can't be made: "
     if not place.is_dir():
-        return f"{place} is not a directory"
+        return f"{wanted}{place} is not a directory"
     try:
         with tempfile.TemporaryFile(dir=place):  # access(2) does not know what a server allows
             pass
     except OSError as error:
-        return f"{place} can't be written: {error.strerror}"
-    there = place == Path(directory)
+        return f"{wanted}{place} can't be written: {error.strerror}"
     if there:
         folders.open_home(directory).close()
     mode = place.stat().st_mode

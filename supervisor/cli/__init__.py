@@ -113,8 +113,8 @@ def main() -> None:
     except TransientError as error:
         code = _fail(str(error), 1, debug)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        code = 2
+        click.echo(error.format_message())
+        code = 0
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         code = _fail(f"{_sentence(error.format_message())}{where}", 2, debug)
@@ -152,4 +152,8 @@ def _fail(text: str, code: int, debug: bool) -> int:
     from supervisor.host.terminal import printable_lines
 
     click.echo(f"superv: {printable_lines(text)}", err=True)
+    if "--json" in sys.argv[1:]:
+        import json
+
+        click.echo(json.dumps({"schema": 1, "error": text, "exit": code}))
     return code

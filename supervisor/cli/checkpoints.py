@@ -45,7 +45,7 @@ def verify(path: str, deep: bool, required: str | None, as_json: bool) -> None:
     It looks at the metadata, and at both ends of what the shards hold. Bits that rotted inside a
     tensor are found by --deep, which reads about 900 MB a second where storage is as fast.
     """
-    from supervisor.checkpoints.dcp import CheckpointScan
+    from supervisor.checkpoints.dcp import NO_DIRECTORY, CheckpointScan
     from supervisor.checkpoints.storage import verify_once
 
     path = _absolute(path)
@@ -59,7 +59,7 @@ def verify(path: str, deep: bool, required: str | None, as_json: bool) -> None:
                 progress=lambda shards, of: line.update(f"shard {shards} of {of}"),
             )
         )
-    scan = CheckpointScan(directory=path, exists=True, found=(one,))
+    scan = CheckpointScan(directory=path, exists=one.reason != NO_DIRECTORY, found=(one,))
     if as_json:
         _print_json(scan)
     else:

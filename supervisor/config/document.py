@@ -133,7 +133,8 @@ def parse(text: str, file: Path) -> YamlMapping:
         mark = error.problem_mark or error.context_mark
         at = At(file=file, line=mark.line + 1 if mark else 1)
         column = f" (column {mark.column + 1})" if mark else ""
-        raise at.error(f"not valid YAML: {_problem(error)}{column}") from error
+        said = _instead(text, at.line) or f"not valid YAML: {_problem(error)}{column}"
+        raise at.error(said) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, max(0, error.position)) + 1
         raise At(file=file, line=line).error("not valid YAML: a control character") from error
@@ -144,8 +145,20 @@ def parse(text: str, file: Path) -> YamlMapping:
     if tree is None:
         raise UserError(f"{named(file)}: empty; docs/configuration.md lists the keys")
     if not isinstance(tree, YamlMapping):
-        raise At(file=file).error(f"expected a mapping of keys to values, got {shown(tree)}")
+        got = _instead(text, 1) or f"expected a mapping of keys to values, got {shown(tree)}"
+        raise At(file=file).error(got)
     return tree
+
+
+def _instead(text: str, line: int) -> str:
+    """What somebody meant who wrote what YAML can't read; empty where that can't be told."""
+    lines = text.splitlines()
+    if lines and re.match(r"#!|from \w+ import |import \w+|\"\"\"|def \w+\(", lines[0]):
+        return "this is a program, and no job file; a job file names it as trainer.script"
+    bare = re.search(r"(?<![\"'\w])\{[a-z_]+\}", lines[line - 1] if line <= len(lines) else "")
+    if bare:
+        return f'not valid YAML: braces need quotes, as "{bare[0]}"'
+    return ""
 
 
 def _problem(error: Any) -> str:

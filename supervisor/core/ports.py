@@ -89,6 +89,11 @@ class Shortage:
 class Launcher(Protocol):
     """Gets agents onto nodes. Every launcher passes tests/contract/test_launchers.py."""
 
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """What has to be in PATH where a run is launched."""
+        ...
+
     def plan(self, spec: LaunchSpec) -> Plan:
         """Render the submission. Pure: reads and starts nothing."""
         ...

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers import load as load_launcher
+from supervisor import proc
 from supervisor.checkpoints.dcp import CheckpointReport, CheckpointState
 from supervisor.checkpoints.storage import Storage, scan_once, verify_once
 from supervisor.config import Job, Site, load_job, load_site
@@ -39,6 +40,8 @@ from supervisor.run.journal import Journal, LostJournalError, readable
 from supervisor.run.snapshot import Snapshot
 
 STORAGE_S = 60.0  # for storage to answer
+PROGRAM_S = 10.0  # for a program to say its version
+MISSING = 127  # a program's exit status where there is none: env(1)
 RELEASE_S = 60.0  # an ended run's nodes are given back well within this
 ADOPTION_S = 150.0  # agents, storage and Slurm have answered by then, or it was said who has not
 REFUSED_S = 5.0  # a scheduler that refuses a job does so within this; else the run waits for it
@@ -83,11 +86,12 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     if before is not None and origin is None:
         raise UserError(
             f"run {job.name} has ended ({before.phase.value}: {before.reason}); "
-            f"`superv resume {job.name}` goes on with it, --from CHECKPOINT or --from scratch "
-            "begins again"
+            f"`superv resume {job.name}{_config(there, job)}` goes on with it, --from CHECKPOINT "
+            "or --from scratch begins again"
         )
     if before is not None:
         _given_back(there)
+    _programs(job)
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
     first, seed = _beginnings(job, origin)
@@ -115,6 +119,13 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     )
 
 
+def _config(there: folder.RunDir, job: Job) -> str:
+    """What `superv resume` needs to be told where this is not the job file that the run keeps."""
+    if there.job_file.exists() and there.job_file.read_text() == job.source:
+        return ""
+    return f" --config {job.path}"
+
+
 def _before(there: folder.RunDir, job: Job, origin: str | None) -> Run | None:
     """The run that has the name already. One whose journal is lost makes way only when it is over
     and a person says what to begin from. Raises UserError, TransientError."""
@@ -130,6 +141,17 @@ def _before(there: folder.RunDir, job: Job, origin: str | None) -> Run | None:
         if jobs:
             raise UserError(f"{lost}; its job {jobs[0].job_id} is {jobs[0].raw}; {again}") from None
         return None
+
+
+def _programs(job: Job) -> None:
+    """Raises UserError where this machine lacks what the launcher needs."""
+    for name in load_launcher(job.launcher).programs:
+        done = proc.run_sync((name, "--version"), deadline_s=PROGRAM_S)
+        if done.rc == MISSING:
+            raise UserError(
+                f"{name}: not in PATH, and launcher: {job.launcher} needs it; launch where the "
+                "cluster's commands are, or say `launcher: local` to run on this machine alone"
+            )
 
 
 def emptied_notes(job: Job, site: Site) -> tuple[str, ...]:

@@ -63,11 +63,12 @@ def test_checkpoints_that_can_not_be_saved(home: RunHome) -> None:
     (home.path / "file").write_text("")
     job = home.job(checkpoints={"dir": str(home.path / "file/in")})
     told = refused(home, "launch", str(job))
-    assert f"checkpoints.dir: {home.path}/file is not a directory" in told
+    wanted = f"checkpoints.dir: {home.path}/file/in can't be made"
+    assert f"{wanted}: {home.path}/file is not a directory" in told
     if Path("/proc/sys").exists():
         job = home.job(checkpoints={"dir": "/proc/sys/superv"})
         told = refused(home, "launch", str(job))
-        assert "checkpoints.dir: /proc/sys can't be written" in told
+        assert "checkpoints.dir: /proc/sys/superv can't be made: /proc/sys can't be written" in told
 
 
 def test_in_a_job_array(home: RunHome) -> None:

@@ -66,6 +66,8 @@ def test_what_a_resume_can_not_change(home: RunHome) -> None:
     job = home.job(nodes=3)
     told = home.superv("resume", "ring", "--config", str(job), rc=2)
     assert "the run has 4 ranks, this says 6" in told
+    told = home.superv("launch", str(job), rc=2)
+    assert f"`superv resume ring --config {job}` goes on with it" in told
     told = home.superv("resume", "ring", "--config", str(home.job(name="rang")), rc=2)
     assert "rang is another run" in told
     told = home.superv("resume", "ring", "--include", "local-7", rc=2)

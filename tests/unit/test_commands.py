@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,9 +42,17 @@ def test_a_typo_is_one_line_with_what_is_valid(argv: list[str], says: str) -> No
 @pytest.mark.parametrize("argv", [[], ["lab"], ["checkpoints"]])
 def test_a_group_without_a_command_shows_its_help(argv: list[str]) -> None:
     done = superv(*argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Usage: ")
-    assert done.stderr == superv(*argv, "--help").stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    assert done.stdout == superv(*argv, "--help").stdout
+
+
+@pytest.mark.parametrize("argv", [["status", "nope"], ["checkpoints", "list", "nope", "--jsno"]])
+def test_a_script_that_asks_for_json_gets_the_error_as_json(argv: list[str]) -> None:
+    done = superv(*argv, "--json")
+    found = json.loads(done.stdout)
+    assert (found["schema"], found["exit"]) == (1, done.returncode)
+    assert done.stderr == f"superv: {found['error']}\n"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,10 @@ def test_the_place_to_save_into(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert look(home) == ["", 3]
     assert look(tmp_path / "new/er") == ["", 1]
-    assert look(tmp_path / "file/in") == [f"{tmp_path}/file is not a directory", 1]
+    assert look(tmp_path / "file/in") == [
+        f"{tmp_path}/file/in can't be made: {tmp_path}/file is not a directory",
+        1,
+    ]
     assert sorted(os.listdir(tmp_path)) == ["file", "home"]
     readonly = Path("/proc/sys")
     assert look(readonly) == [f"{readonly} can't be written: No such file or directory", 1] or (
