@@ -7,7 +7,8 @@
 
 Thresholds, comparisons, needles and statuses are changed one at a time, in a copy of the tree. In
 the folder of --out: survivors.txt, a line for each that no test noticed (FILE:LINE: what), and
-trials.jsonl, a line for each that was tried, with the first test that turned red.
+trials.jsonl, a line for each that was tried, with the first test that turned red; its first line
+names tests that fail where nothing is broken.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def main(arguments: Sequence[str], root: Path = ROOT) -> int:
     log = (given.out / "trials.jsonl").resolve()
     log.write_text("")
     code = _try(root, chosen, log)
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    first, *rows = [json.loads(line) for line in log.read_text().splitlines()] or [{"unfit": []}]
+    for test in first["unfit"]:
+        print(f"fails though nothing is broken, so it was left out: {test}")
     alive = [row for row in rows if not row["red"]]
     (given.out / "survivors.txt").write_text("".join(f"{row['mutant']}\n" for row in alive))
     _summary(rows, alive, given.out)

@@ -182,6 +182,7 @@ def stand_in_for_workers(scratch: Path) -> None:
             pid = os.fork()
             if pid == 0:
                 try:
+                    sys.modules["healthchecks.sources.nvml"]._sessions.clear()  # without a library
                     ctypes.CDLL(str(library / "libnvidia-ml.so.1"), mode=ctypes.RTLD_GLOBAL)
                     with borrowed() as tree:
                         os.environ["SUPERV_FAKE_NVML"] = os.fspath(tree.path(nvml.SCRIPT))

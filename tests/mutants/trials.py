@@ -36,6 +36,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     share_a_tree()
     trials = Trials(session.items, Path(order["scratch"]))
     with open(order["log"], "a", buffering=1) as log:
+        print(json.dumps({"unfit": trials.unfit}), file=log)
         for file, numbers in order["mutants"].items():
             source = Path(file).read_text()
             ready(file)
@@ -62,6 +63,7 @@ class Trials:
         for row in self._forked(lambda: self._record(items), 3600.0):
             self._calls[row["test"]] = {(file, int(line)) for file, line in row["calls"]}
             self._took_s[row["test"]] = row["took_s"]
+        self.unfit = [test for test in self._items if test not in self._calls]  # fail unbroken
         gc.freeze()
 
     def of(self, mutant: Mutant, source: str) -> dict[str, Any]:

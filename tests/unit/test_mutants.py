@@ -80,7 +80,7 @@ def test_what_is_noticed_and_what_survives(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     before = sorted(p for p in tree.rglob("*") if p.is_file())
     assert main(["--out", str(out)], tree) == 1
-    rows = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()][1:]
     red = {row["mutant"].partition("heat.py:")[2]: row["red"].rpartition("::")[2] for row in rows}
     assert red == {
         "3: 85.0 → 93.5": "",
@@ -103,7 +103,7 @@ def test_a_sample_and_shares(tree: Path, tmp_path: Path) -> None:
 
     def tried(*more: str) -> set[str]:
         main(["--out", str(tmp_path), *more], tree)
-        rows = (tmp_path / "trials.jsonl").read_text().splitlines()
+        rows = (tmp_path / "trials.jsonl").read_text().splitlines()[1:]
         return {json.loads(row)["mutant"] for row in rows}
 
     one, two = tried("--share", "1/2"), tried("--share", "2/2")
