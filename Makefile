@@ -2,6 +2,8 @@
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 TITAN := .venv-titan
+TITAN_0_2 := .venv-titan-0.2
+TITANS := SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" SUPERV_TITAN_0_2="$(CURDIR)/$(TITAN_0_2)/bin/python"
 LOCKER := .venv-lock
 BIN := $(VENV)/bin
 # Tests mostly wait: for silence to be long enough, for Slurm to notice. So four run at a time, also
@@ -20,14 +22,14 @@ test soak: APT += gcc libc6-dev openssh-server chromium
 demo: $(if $(filter 0,$(shell id -u)),packages) $(VENV)/.done $(TITAN)/.done
 	$(BIN)/superv demo --trainer-python "$(CURDIR)/$(TITAN)/bin/python"
 
-test: packages $(VENV)/.done $(TITAN)/.done
+test: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
 	$(MAKE) --no-print-directory lint
-	SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" $(PYTEST)
+	$(TITANS) $(PYTEST)
 
 # Everything: also the slow ones, and lab tests on plain and on strict labs; and that a check which is
 # broken in one place turns a test red (tests/mutants says how, and what no test noticed).
-soak: packages $(VENV)/.done $(TITAN)/.done
-	SUPERV_LAB=all SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" $(PYTEST) -m ""
+soak: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
+	SUPERV_LAB=all $(TITANS) $(PYTEST) -m ""
 	$(BIN)/python -m tests.mutants --survivors 900
 
 lint: $(VENV)/.done
@@ -56,11 +58,23 @@ $(VENV)/.done: requirements/dev.txt setup.cfg pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
 	touch $@
 
-# torch==2.13.0 is a CPU build where Debian 12's Python asks PyPI; 1.4 GB on disk. Which build an index
-# gives differs, so these are versions without hashes.
-$(TITAN)/.done: examples/torchtitan_lab/requirements.txt examples/torchtitan_lab/constraints.txt
+# TorchTitan 0.3.0. Which build of torch an index gives differs, so these are versions without hashes,
+# and what would be fetched is looked at first.
+LAB := examples/torchtitan_lab
+$(TITAN)/.done: $(LAB)/requirements.txt $(LAB)/constraints.txt
 	$(PYTHON) -m venv $(TITAN)
-	$(TITAN)/bin/pip install -q --disable-pip-version-check -r $< -c examples/torchtitan_lab/constraints.txt
+	$(TITAN)/bin/python $(LAB)/look_first.py
+	$(TITAN)/bin/pip install -q --disable-pip-version-check -r $< -c $(LAB)/constraints.txt
+	touch $@
+
+# TorchTitan 0.2.2 alone, 4.5 MB: torch and all else are those of the other environment.
+$(TITAN_0_2)/.done: $(LAB)/requirements-0.2.txt $(TITAN)/.done
+	rm -rf $(TITAN_0_2)
+	$(PYTHON) -m venv --without-pip $(TITAN_0_2)
+	@echo "making an environment with TorchTitan 0.2.2: 4.5 MB, some seconds; it shares torch"
+	site=$$($(TITAN_0_2)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+	  $(TITAN)/bin/pip install -q --disable-pip-version-check --no-deps --target "$$site" -r $< && \
+	  $(TITAN)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >"$$site/shared.pth"
 	touch $@
 
 # The newest versions within setup.cfg's bounds, with the hashes of every file that the index has.
@@ -77,9 +91,9 @@ lock:
 lock-titan:
 	rm -rf $(LOCKER)
 	$(PYTHON) -m venv $(LOCKER)
-	$(LOCKER)/bin/pip install -q --disable-pip-version-check -r examples/torchtitan_lab/requirements.txt
-	(echo "# Written by make lock-titan."; $(LOCKER)/bin/pip freeze | sed 's/+cpu$$//') >examples/torchtitan_lab/constraints.txt
+	$(LOCKER)/bin/pip install -q --disable-pip-version-check -r $(LAB)/requirements.txt
+	(echo "# Written by make lock-titan."; $(LOCKER)/bin/pip freeze | sed 's/+cpu$$//') >$(LAB)/constraints.txt
 
 clean:
-	rm -rf $(VENV) $(TITAN) $(LOCKER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
+	rm -rf $(VENV) $(TITAN) $(TITAN_0_2) $(LOCKER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

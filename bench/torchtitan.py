@@ -32,7 +32,6 @@ def parts(incident: Status, fault: float) -> dict[str, float]:
 def titan_job(there: Lab, python: Path, name: str, *, spares: int, warm: bool) -> dict[str, Any]:
     """The job of the example; its tokenizer and data are made in the lab's home."""
     as_user(there, str(python), str(EXAMPLE / "assets.py"), str(there.home))
-    config = str(EXAMPLE / "moe_lab.toml")
     return {
         "name": name,
         "nodes": NODES,
@@ -40,7 +39,7 @@ def titan_job(there: Lab, python: Path, name: str, *, spares: int, warm: bool) -
         "spares": spares,
         "trainer": {
             "script": str(EXAMPLE / "titan_cpu.py"),
-            "args": ["--job.config_file", config, "--training.steps", "2000"],
+            "args": ["--module", "moe_lab", "--config", "lab", "--training.steps", "2000"],
             "python": str(python),
             "hook": "torchtitan",
             "preload": ["titan_cpu"] if warm else [],

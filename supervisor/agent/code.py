@@ -29,6 +29,7 @@ def localize(job: RankJob, node_dir: Path) -> RankJob:
         job,
         fresh=tuple(word.replace(CODE, home) for word in job.fresh),
         resumed=tuple(word.replace(CODE, home) for word in job.resumed),
+        entry=tuple(word.replace(CODE, home) for word in job.entry),
         env={n: v if n in job.secret else v.replace(CODE, home) for n, v in job.env.items()},
         path=job.path.replace(CODE, home),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.agent.starter import MAGIC, PHASES, STATE
+from supervisor.agent.starter import MAGIC, MORE, PHASES, STATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class HookState:
     changed: float
     first: dict[str, float]  # when each phase was entered first
     first_step: float  # when its first step was done
+    detail: str = ""  # the span within the phase, where the trainer tells
+    trouble: str = ""  # what is amiss with the hook itself
 
 
 class HookStates:
@@ -50,8 +52,8 @@ class HookStates:
         """Make the file that the rank's hook will map, or open the one that it maps already."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, STATE.size)
-            self._maps[rank] = mmap.mmap(fd, STATE.size, prot=mmap.PROT_READ)
+            os.ftruncate(fd, STATE.size + MORE.size)  # a rank of an older agent's writes less
+            self._maps[rank] = mmap.mmap(fd, STATE.size + MORE.size, prot=mmap.PROT_READ)
             self._paths[rank] = path
         finally:
             os.close(fd)
@@ -97,7 +99,8 @@ class HookStates:
 def _read(memory: mmap.mmap | None) -> HookState | None:
     if memory is None:
         return None
-    magic, phase, step, resumed, changed, *times = STATE.unpack(memory[:])
+    magic, phase, step, resumed, changed, *times = STATE.unpack(memory[: STATE.size])
+    detail, trouble = MORE.unpack(memory[STATE.size :])
     if magic != MAGIC or phase >= len(PHASES):
         return None
     return HookState(
@@ -107,4 +110,11 @@ def _read(memory: mmap.mmap | None) -> HookState | None:
         changed=changed,
         first=dict(zip(PHASES, times, strict=False)),
         first_step=times[len(PHASES)],
+        detail=_text(detail),
+        trouble=_text(trouble),
     )
+
+
+def _text(field: bytes) -> str:
+    text = field.rstrip(b"\0").decode(errors="ignore")  # a longer one was cut
+    return "".join(c for c in text if c.isprintable())

@@ -299,8 +299,9 @@ class RankProgress:
         for rank in ranks.ranks.values():
             state = self._states.state(rank.rank) if self._states is not None else None
             if rank.alive and state is not None:
+                span = f" ({state.detail})" if state.detail else ""
                 text = (
-                    f"rank {rank.rank} on {self._node} is in phase {state.phase} since "
+                    f"rank {rank.rank} on {self._node} is in phase {state.phase}{span} since "
                     f"{max(0.0, time.time() - state.changed):.1f} s, {state.step} its last step"
                 )
                 seen.append(Evidence(node=self._node, at=state.changed, source="hook", text=text))

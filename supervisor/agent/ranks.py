@@ -233,11 +233,12 @@ class Ranks:
         """Everything that a rank needs to know, as supervisor.agent.starter reads it."""
         values = placeholder_values(order)
         rank = order.slot * job.ranks_per_node + local
+        words = job.entry or (job.resumed if order.resume_path else job.fresh)
         hook = self._dir / "starter" / f"superv_hook_{job.hook}.py"
         return {
             "rank": rank,
             "ranks": job.ranks_per_node,
-            "argv": [fill(a, values) for a in (job.resumed if order.resume_path else job.fresh)],
+            "argv": [fill(word, values) for word in words],
             "env": rank_env(job, order, local, self._dir, node, base),
             "cwd": job.workdir,
             "path": job.path,

@@ -36,6 +36,8 @@ from typing import Any
 PHASES = ("import", "build", "load", "step", "save", "done")
 # magic, phase, step, resumed step, time of the last change, first time of each phase, first step's
 STATE = struct.Struct("=4sIqqd6dd")
+# behind it: the span that it is in, where its trainer tells; what is amiss with the hook
+MORE = struct.Struct("=40s240s")
 MAGIC = b"SVR1"
 STACKS_SIGNAL = signal.SIGRTMIN + 6  # asks a rank for its stacks; trainers and NCCL use USR1, USR2
 
@@ -54,6 +56,7 @@ class HookRank:
         self._phase = 0
         self._first = [0.0] * len(PHASES)
         self._first_step = 0.0
+        self._detail = self._trouble = b""
         self._bell, self._state = order.get("notify_socket", ""), order.get("state", "")
         self._folder = -1
         self._notify_path = ""
@@ -67,9 +70,10 @@ class HookRank:
         """Map the state file, and find the bell by its folder: a socket's path has 107 bytes."""
         if self._state:
             fd = os.open(self._state, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.ftruncate(fd, STATE.size)
-            self._memory = mmap.mmap(fd, STATE.size)
+            os.ftruncate(fd, STATE.size + MORE.size)
+            self._memory = mmap.mmap(fd, STATE.size + MORE.size)
             os.close(fd)
+            self._write_more()
         if self._bell:
             folder, name = os.path.split(self._bell)
             found = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -104,6 +108,28 @@ class HookRank:
             self._first_step = time.time()
         self._publish()
 
+    def detail(self, span: str) -> None:
+        """What it is at within its phase; empty: nothing is known. Nobody is woken for it."""
+        self._detail = span.encode()
+        self._write_more()
+
+    def say(self, text: str) -> None:
+        """A line in the rank's log."""
+        sys.stderr.write(f"superv: {text}\n")
+        sys.stderr.flush()
+
+    def trouble(self, text: str) -> None:
+        """Something is amiss with the hook: in the log, and told to the agent, the first alone."""
+        self.say(text)
+        if not self._trouble:
+            self._trouble = text.encode()
+            self._write_more()
+            self._publish()
+
+    def _write_more(self) -> None:
+        if self._memory is not None:
+            self._memory[STATE.size :] = MORE.pack(self._detail, self._trouble)
+
     def _publish(self) -> None:
         self._write()
         try:
@@ -118,7 +144,7 @@ class HookRank:
 
     def _write(self) -> None:
         if self._memory is not None:
-            self._memory[:] = STATE.pack(
+            self._memory[: STATE.size] = STATE.pack(
                 MAGIC,
                 self._phase,
                 self.step,

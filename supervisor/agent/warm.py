@@ -118,7 +118,7 @@ class Starter:
         script, hook = write_files(self._dir, self._job)
         order = self._dir / "starter" / "serve.json"
         document = {
-            "argv": self._job.fresh,
+            "argv": self._job.entry or self._job.fresh,
             "cwd": self._job.workdir,
             "path": self._job.path,
             "preload": self._job.preload,

@@ -63,6 +63,8 @@ class RankJob(
     python: str  # the trainer's interpreter; empty where the arguments are a whole command
     fresh: tuple[str, ...]  # arguments of a rank that starts anew, with {placeholders}
     resumed: tuple[str, ...]  # arguments of a rank that resumes
+    # Of either, where the hook sets what these two add for hooks of older agents; empty: use those.
+    entry: tuple[str, ...] = ()
     preload: tuple[str, ...]  # modules of the warm starter; none: ranks start cold
     hook: str  # the adapter inside the ranks, or empty
     workdir: str

@@ -34,7 +34,7 @@ spares: 1
 launcher: {launcher}
 trainer:
   script: {script}
-  args: [--job.config_file, {config}, --training.steps, "2000"]
+  args: [--module, moe_lab, --config, lab, --training.steps, "2000"]
   python: {python}
   hook: torchtitan
   preload: [titan_cpu]
@@ -103,7 +103,6 @@ def play(backend: DemoBackend, python: Path) -> dict[str, Any]:
     backend.run(str(python), str(EXAMPLE / "assets.py"), str(backend.home))
     text = JOB.format(
         script=EXAMPLE / "titan_cpu.py",
-        config=EXAMPLE / "moe_lab.toml",
         python=python,
         launcher=backend.launcher,
         interface=backend.interface,

@@ -81,10 +81,11 @@ def _dry_run(job_file: Path) -> None:
     click.echo(shlex.join(would.spec.agent_argv))
     python = [would.job.python] if would.job.python else []
     click.echo(f"\n# rank command, {would.job.ranks_per_node} on each node, in {would.job.workdir}")
-    click.echo(shlex.join([*python, *would.job.fresh]))
-    if would.job.resumed != would.job.fresh:
-        click.echo("# and when it resumes")
-        click.echo(shlex.join([*python, *would.job.resumed]))
+    click.echo(shlex.join([*python, *would.job.entry]))
+    for when, fields in would.fields.items():
+        click.echo(f"# in its configuration the hook sets, {when}:")
+        for field, set_to in fields.items():
+            click.echo(f"#   checkpoint.{field} = {set_to}")
     if would.job.preload:
         click.echo(
             f"# ranks are forked from a process that has imported {', '.join(would.job.preload)}"

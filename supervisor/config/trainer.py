@@ -196,8 +196,8 @@ class Trainer:
     hook: str = field(
         default="none",
         metadata=about(
-            "The trainer's adapter: superv adds its checkpoint arguments at the end of the command "
-            "line, knows its log lines, and follows step and phase from inside the ranks.",
+            "The trainer's adapter: superv sets the checkpoint fields of its configuration inside "
+            "the ranks, knows its log lines, and follows step and phase from there.",
             choices=("none", *hooks.ADAPTERS),
         ),
     )

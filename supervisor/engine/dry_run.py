@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launchers import load as load_launcher
+from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.secret_file import read_secrets
@@ -28,6 +29,7 @@ class DryRun:
     plan: Plan
     spec: LaunchSpec
     job: wire.RankJob
+    fields: Mapping[str, Mapping[str, object]]  # when → what the hook sets in its trainer's config
     env: Mapping[str, str]  # as it is shown: secrets are not
     code: Snapshot | None
 
@@ -41,9 +43,19 @@ def dry_run(job: Job, site: Site) -> DryRun:
         plan=would,
         spec=spec,
         job=wire_job(job, site, NOBODY, code, secrets),
+        fields=_fields(job),
         env=_shown(job),
         code=code,
     )
+
+
+def _fields(job: Job) -> dict[str, Mapping[str, object]]:
+    if job.checkpoints is None or job.trainer.hook == "none":
+        return {}
+    fields = hooks.ADAPTERS[job.trainer.hook].fields
+    fresh, resumed = fields("{save_dir}", ""), fields("{save_dir}", "{resume_path}")
+    more = {name: value for name, value in resumed.items() if name not in fresh}
+    return {"always": fresh, "and when it resumes": more}
 
 
 def _shown(job: Job) -> dict[str, str]:

@@ -43,14 +43,16 @@ def wire_job(
         env = {k: code.word(v) if k == "PYTHONPATH" else v for k, v in env.items()}
     fresh = resumed = entry
     if job.checkpoints is not None and trainer.hook != "none":
-        hook = hooks.ADAPTERS[trainer.hook]
-        fresh, resumed = entry + hook.FRESH, entry + hook.RESUMED
+        fields = hooks.ADAPTERS[trainer.hook].fields
+        fresh = entry + _flags(fields("{save_dir}", ""))
+        resumed = entry + _flags(fields("{save_dir}", "{resume_path}"))
     return wire.RankJob(
         run_id=run_id,
         name=job.name,
         python="" if trainer.command else trainer.python,
         fresh=fresh,
         resumed=resumed,
+        entry=entry,
         preload=trainer.preload,
         hook="" if trainer.hook == "none" else trainer.hook,
         workdir=str(trainer.workdir),
@@ -67,6 +69,17 @@ def wire_job(
         health=_health(job, site),
         newer_than_0_1=True,
     )
+
+
+def _flags(fields: Mapping[str, object]) -> tuple[str, ...]:
+    """What hooks of agents want that a superv before this one started: theirs set no fields."""
+    found: list[str] = []
+    for name, value in fields.items():
+        if isinstance(value, bool):
+            found.append(f"--checkpoint.{'' if value else 'no_'}{name}")
+        else:
+            found += [f"--checkpoint.{name}", str(value)]
+    return tuple(found)
 
 
 def _health(job: Job, site: Site) -> wire.Health | None:

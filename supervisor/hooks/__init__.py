@@ -1,8 +1,9 @@
 """Adapters to trainers, one file each: what superv knows of the trainer, and the hook in the ranks.
 
-An adapter is a module with FRESH and RESUMED (arguments that superv adds), PRELOAD (modules of the
-warm starter), STEP_LINE and RESUMED_LINE (patterns of its log), STATE_KEYS (what a whole checkpoint
-holds), and `patches(rank)`.
+An adapter is a module with PRELOAD (modules of the warm starter), STEP_LINE and RESUMED_LINE
+(patterns of its log), STATE_KEYS (what a whole checkpoint holds), `fields(save_dir, resume_path)`
+(what it sets in the trainer's configuration), `overruled(args)` (flags that this leaves without
+effect), and `patches(rank)`.
 """
 
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from lab.cluster import Lab, exposed_by_default
 
 pytestmark = [pytest.mark.lab, pytest.mark.titan]
 EXAMPLE = REPO / "examples/torchtitan_lab"
-INTERVAL = 5  # steps between checkpoints, in moe_lab.toml
+INTERVAL = 5  # steps between checkpoints, in moe_lab.py
 LAST = 10
 
 
@@ -36,7 +36,7 @@ def shared_lab(fence: Path, python: Path) -> Iterator[Lab]:
 
 
 def job(name: str, python: Path) -> dict[str, Any]:
-    args = ["--job.config_file", str(EXAMPLE / "moe_lab.toml"), "--training.steps", "1000"]
+    args = ["--module", "moe_lab", "--config", "lab", "--training.steps", "1000"]
     return {
         "name": name,
         "nodes": 2,

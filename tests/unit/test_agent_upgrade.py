@@ -19,6 +19,9 @@ import pytest
 from supervisor.agent.hook_state import HookStates
 from supervisor.agent.ranks import adopt, log_file, notify_socket, stacks_file, state_file
 from supervisor.channel.wire import RankJob
+from supervisor.config.job import parse_job
+from supervisor.config.site import Site
+from supervisor.engine.wiring import wire_job
 from supervisor.host import procfs
 
 LEFT = Path(__file__).parents[1] / "data" / "agent_node"
@@ -54,6 +57,27 @@ def test_its_job_is_read(node: Path) -> None:
     job = msgspec.json.decode((node / "job.json").read_bytes(), type=RankJob)
     assert (job.run_id, job.hook, job.ranks_per_node) == ("4f1c9a27e0b3", "torchtitan", 2)
     assert job.rank_ports == (30000, 30999) and job.health is not None
+
+
+def test_an_agent_of_before_still_gets_flags(tmp_path: Path) -> None:
+    """The hook that it gives to ranks sets no fields; an agent of this version takes `entry`."""
+    trainer = "trainer: {module: t, args: [-x], hook: torchtitan}\ncheckpoints: {dir: /c}\n"
+    text = f"name: j\nnodes: 1\nlauncher: local\n{trainer}"
+    job = parse_job(text, tmp_path / "job.yaml")
+    wire = wire_job(job, Site(state_dir=tmp_path), "4f1c9a27e0b3", None, {})
+    assert wire.entry == ("-m", "t", "-x")
+    assert wire.fresh == (
+        *wire.entry,
+        "--checkpoint.enable",
+        *("--checkpoint.folder", "{save_dir}"),
+        *("--checkpoint.keep_latest_k", "0"),
+        "--checkpoint.no_last_save_model_only",
+    )
+    assert wire.resumed == (
+        *wire.fresh,
+        *("--checkpoint.initial_load_path", "{resume_path}"),
+        "--checkpoint.no_initial_load_model_only",
+    )
 
 
 def test_hooks_of_its_ranks_are_heard(node: Path) -> None:

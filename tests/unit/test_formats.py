@@ -135,6 +135,7 @@ def test_every_message_is_spelled_as_before(text: str) -> None:
     job = written[1].get("job") or {}
     assert job.pop("secret", []) == []  # new, and read by nobody who does not know it
     assert job.pop("newer_than_0_1", False) is False
+    assert job.pop("entry", []) == []
     assert msgspec.msgpack.encode(written) == frame
 
 
