@@ -100,8 +100,8 @@ def _on_leash(order: Order, nonce: str) -> int:
             os.kill(child, number)  # it is not reaped yet
             if poll.poll(END_MS):
                 break
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code
+        there, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if there else -signal.SIGKILL  # it can't end: left
 
 
 if __name__ == "__main__":

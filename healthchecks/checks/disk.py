@@ -225,13 +225,9 @@ def _array(found: Findings, block: str, name: str, state: str, level: str | None
 
 
 def _disks(ctx: Ctx, **_options: object) -> list[str]:
-    import shutil
-
     disks = [name for name in ctx.names("sys/class/nvme") if re.fullmatch(r"nvme\d+", name)]
     if not disks:
         raise Skip("no NVMe disk")
-    if shutil.which("nvme") is None:
-        raise Skip("nvme-cli is not installed")
     return disks
 
 
@@ -267,7 +263,10 @@ def nvme_smart(
     `nvme smart-log -o json`, fields of NVM Express 2.0, "SMART / Health Information".
     """
     import json
+    import shutil
 
+    if shutil.which("nvme") is None:
+        raise Skip("nvme-cli is not installed")
     done = ctx.command("nvme", "smart-log", "-o", "json", f"/dev/{disk}", deadline_s=15.0)
     if done.rc != 0:
         raise Unknown(done.why())

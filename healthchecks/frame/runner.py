@@ -21,7 +21,16 @@ from typing import Any
 from healthchecks.frame import state as kept
 from healthchecks.frame.check import Check, Result, Status, Unknown
 from healthchecks.frame.context import Ctx, Memory
-from healthchecks.frame.lane import SIGNALS, CheckCall, Lane, run_probe, terminate
+from healthchecks.frame.lane import (
+    NAME,
+    SIGNALS,
+    CheckCall,
+    Lane,
+    probe_name,
+    process_state,
+    run_probe,
+    terminate,
+)
 from healthchecks.frame.registry import settings_for
 from healthchecks.frame.report import Finding, Report, gap_notes
 from healthchecks.frame.state import KeptState, Stuck
@@ -30,6 +39,7 @@ from supervisor.host import procfs
 from supervisor.host.terminal import date_time
 
 MAX_CHILDREN = 64
+RUN_ENDED = "the deadline of the whole run came first"
 SUITE_S = 60.0  # of the whole run; Slurm kills a HealthCheckProgram at 60 s
 
 
@@ -181,13 +191,32 @@ class _Run:
         """Lanes: one for the host, one for each other resource; what is stuck gets none."""
         lanes: dict[str, list[CheckCall]] = {}
         stuck = {s.resource: s for s in self._state.stuck}
+        known = {s.pid for s in self._state.stuck}
+        # Of this user's runs that kept no state, or were killed before they could.
+        there = procfs.unkillable(NAME) if self._base.live else []
+        others = {p.name: p for p in there if p.pid not in known}
         for probe in probes:
+            if (orphan := others.pop(probe_name(probe.resource), None)) is not None:
+                stuck[probe.resource] = self._left(probe, orphan)
             if earlier := stuck.get(probe.resource):
                 self._answer(probe, _stuck_result(probe, earlier, self._base))
             else:
                 key = "host" if probe.resource.startswith("host:") else probe.resource
                 lanes.setdefault(key, []).append(probe)
         self._queue = [Lane(waiting=group) for group in lanes.values()]
+
+    def _left(self, probe: CheckCall, orphan: procfs.Stat) -> Stuck:
+        """What an earlier run left behind, remembered from now on."""
+        one = Stuck(
+            resource=probe.resource,
+            check="a probe of an earlier run",  # which one, nobody has kept
+            pid=orphan.pid,
+            started=orphan.started,
+            since=self._base.now - procfs.age_s(orphan.started),
+            what=process_state(orphan.pid),
+        )
+        self._state.stuck.append(one)
+        return one
 
     def _work(self, end: float) -> None:
         while self._queue or self._lanes:
@@ -203,9 +232,9 @@ class _Run:
                 late = [lane for lane in self._lanes if now >= lane.due()]
                 self._give_up([lane for lane in late if not lane.waits_for_a_processor()])
                 continue
-            self._give_up(self._lanes, "the deadline of the whole run came first")
+            self._give_up(self._lanes, RUN_ENDED)
             for lane in self._queue:
-                self._none(lane.waiting, "the deadline of the whole run came first")
+                self._none(lane.waiting, RUN_ENDED)
             self._queue = []
 
     def _start(self, lane: Lane) -> None:

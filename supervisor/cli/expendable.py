@@ -108,9 +108,10 @@ def _print(text: str) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # some schedulers start a program without
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
     os._exit(code)  # the interpreter's own end might touch what hangs
 
 
@@ -248,7 +249,7 @@ class _Watched:
             )
         self._same = same
         longest = max((now - since for _, since, _ in same.values()), default=0.0)
-        if longest >= self._limit_s / 3 and not self._told and sys.stderr.isatty():
+        if longest >= self._limit_s / 3 and not self._told and os.isatty(2):
             self._told = True
             _print(f"superv: waits for storage: {self._where(next(iter(same)))}")
         for tid, (_, since, looks) in same.items():

@@ -18,7 +18,7 @@ from typing import Any
 from healthchecks.frame import state as kept
 from healthchecks.frame.registry import select
 from healthchecks.frame.report import Finding, Report, from_document
-from healthchecks.frame.runner import Order, run
+from healthchecks.frame.runner import RUN_ENDED, Order, run
 from launchers.slurm import Slurm
 from supervisor.config import Site
 from supervisor.core.check_status import Status
@@ -49,6 +49,7 @@ class PrologVerdict:
     report: Report
     faults: Sequence[Finding]
     pardon: str = ""
+    late: Sequence[Finding] = ()  # not judged within the seconds that a Prolog has
 
     @property
     def fails(self) -> bool:
@@ -57,10 +58,24 @@ class PrologVerdict:
     def text(self) -> str:
         """One line; empty where nothing was found."""
         found = "; ".join(f"{self.report.node}: {f.name}: {f.result.seen}" for f in self.faults)
-        return f"{found}; the job may begin all the same: {self.pardon}" if self.pardon else found
+        if self.pardon:
+            found += f"; the job may begin all the same: {self.pardon}"
+        if self.late:
+            names = ", ".join(finding.name for finding in self.late)
+            unjudged = f"{self.report.node}: not judged within {PROLOG_S:g} s: {names}"
+            found = f"{found}; {unjudged}" if found else unjudged
+        return found
 
 
-def prolog(node: str, settings: Settings, site: Site, folder: Path, now: float) -> PrologVerdict:
+def prolog(
+    node: str,
+    settings: Settings,
+    site: Site,
+    folder: Path,
+    now: float,
+    *,
+    root: Path = Path("/"),
+) -> PrologVerdict:
     """Run the cheap checks; what forbids a job here: also the last full report, if recent.
 
     What that found wrong is asked again where the prolog's checks ask it too; else it counts only
@@ -73,6 +88,7 @@ def prolog(node: str, settings: Settings, site: Site, folder: Path, now: float) 
             settings=settings,
             tags=("prolog",),
             node=node,
+            root=root,
             folder=folder / "prolog",
             deadline_s=PROLOG_S,
         )
@@ -90,7 +106,8 @@ def prolog(node: str, settings: Settings, site: Site, folder: Path, now: float) 
             and since[f.name][1] - since[f.name][0] >= site.drain.look_again_s
         ]
     pardon = _pardon(site, folder, now) if bad else ""
-    return PrologVerdict(report=report, faults=bad, pardon=pardon)
+    late = [f for f in report.findings if f.status is Status.UNKNOWN and RUN_ENDED in f.result.seen]
+    return PrologVerdict(report=report, faults=bad, pardon=pardon, late=late)
 
 
 def _pardon(site: Site, folder: Path, now: float) -> str:

@@ -9,6 +9,7 @@ commands too, which then don't go where it hangs. In a process without a board n
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -51,7 +52,10 @@ class Board:
 
     def __init__(self) -> None:
         """Raises OSError where there is no memory or descriptor for it."""
-        self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        made = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        # Not in the place of an output that is closed.
+        self._fd = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(made)
         os.ftruncate(self._fd, 2 * _HALF)
         self._memory = mmap.mmap(self._fd, 2 * _HALF)
 

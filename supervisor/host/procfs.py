@@ -220,6 +220,29 @@ def waiting_threads(pid: int, servers: tuple[str, ...], root: str = ROOT) -> lis
     return found
 
 
+def unkillable(begin: str, root: str = ROOT) -> list[Stat]:
+    """This user's processes whose name begins so, that were killed and can't end (SIGKILL waits).
+
+    They sleep uninterruptibly in a call that does not return.
+    """
+    found = []
+    for one in processes(root):
+        if one.state != "D" or not one.name.startswith(begin):
+            continue
+        status = _read(f"{root}/{one.pid}/status") or b""
+        waiting = re.findall(rb"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)", status, re.MULTILINE)
+        killed = any(int(mask, 16) & 1 << 8 for mask in waiting)
+        if killed and real_uid(one.pid, root) == os.getuid():
+            found.append(one)
+    return found
+
+
+def age_s(started: int, root: str = ROOT) -> float:
+    """Seconds since something that `Stat.started` tells of."""
+    uptime = (_read(f"{root}/uptime") or b"0").split()[0]
+    return max(0.0, float(uptime) - started / os.sysconf("SC_CLK_TCK"))
+
+
 def threads(pid: int, root: str = ROOT) -> list[int]:
     """Its threads; none where it is gone."""
     try:

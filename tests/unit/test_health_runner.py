@@ -18,6 +18,7 @@ import pytest
 from healthchecks.frame import state as kept
 from healthchecks.frame.check import Blame, Check, Findings, Metric, Result, Skip, Status, Unknown
 from healthchecks.frame.context import Ctx
+from healthchecks.frame.lane import probe_name
 from healthchecks.frame.report import Finding, Report
 from healthchecks.frame.runner import MAX_CHILDREN, Order, enough_s, run
 from healthchecks.sources.elapsed import Elapsed
@@ -615,13 +616,15 @@ def on_hung_mount(mount: str, folder: str) -> None:
         return FINE
 
     check = made("nfs", touch, targets=lambda ctx, **_: [mount], resource="nfs", deadline_s=0.3)
+    kept_in = Path(folder) if folder else None
     for _ in range(3):
-        report = run(Order(checks=[check], node="n1", folder=Path(folder)))
-        state = kept.load(Path(folder), "n1", report.boot_id)
-        print(json.dumps([said(report), [s.pid for s in state.stuck if s.still_there()]]))
+        report = run(Order(checks=[check], node="n1", folder=kept_in))
+        name = probe_name(f"nfs:{mount}")
+        print(json.dumps([said(report), [s.pid for s in procfs.unkillable(name)]]))
 
 
-def test_one_orphan_on_a_dead_mount_however_often_it_is_looked_at(tmp_path: Path):
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "nothing is kept"])
+def test_one_orphan_on_a_dead_mount_however_often_it_is_looked_at(tmp_path: Path, keeps: bool):
     (tmp_path / "mount").mkdir()
     script = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
@@ -638,7 +641,7 @@ def test_one_orphan_on_a_dead_mount_however_often_it_is_looked_at(tmp_path: Path
             "-c",
             script,
             mount,
-            str(tmp_path / "state"),
+            str(tmp_path / "state") if keeps else "",
         ],
         capture_output=True,
         text=True,

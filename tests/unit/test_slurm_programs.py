@@ -21,6 +21,7 @@ from healthchecks.frame.check import Result, Status
 from healthchecks.frame.report import Finding, Report
 from supervisor.fleet.brake import Brake, leave
 from supervisor.host import procfs
+from tests.hardware.nvml import build, environment
 
 HUNG = Path(__file__).with_name("hung_fuse.py")
 BAD = {"nvme": {"count": 99}}  # disks that this machine has not: the node's own fault
@@ -243,7 +244,8 @@ def test_a_disk_that_a_user_filled_drains_nobody(node: NodeWithSlurm) -> None:
     node.site(FULL)
     for _ in range(2):
         done = node.run("healthcheck")
-        assert done.returncode == 1 and done.stdout == "" and node.told == []
+        said = [line for line in done.stdout.splitlines() if "not measured" not in line]
+        assert done.returncode == 1 and said == [] and node.told == []
     assert node.run("prolog").returncode == 0
 
 
@@ -281,3 +283,62 @@ def test_a_hung_mount_and_a_hung_command_cost_their_deadline(
         assert drift["status"] == "UNKNOWN" or "slurmd does not run here" in drift["seen"]
     if command == "healthcheck":
         assert "nothing is drained" in done.stdout
+
+
+# --- a driver that answers slowly: eight GPUs, and milliseconds that each call takes
+
+
+@pytest.fixture(scope="module")
+def nvml() -> Iterator[Path]:
+    """Where root trusts it."""
+    root = os.geteuid() == 0
+    path = Path(tempfile.mkdtemp(prefix="superv-nvml-", dir="/srv" if root else None))
+    yield build(path)
+    shutil.rmtree(path)
+
+
+PROLOG_ON_GPUS = """
+import json, sys
+from pathlib import Path
+from supervisor.config import Site
+from supervisor.fleet.slurm_programs import prolog
+from tests.hardware import tree
+path = Path(sys.argv[1])
+root = tree.healthy(path).root
+found = prolog("n1", {}, Site(state_dir=path), path / "health", 0.0, root=root)
+status = {f.name: f.status.value for f in found.report.findings}
+print(json.dumps({"status": status, "fails": found.fails, "text": found.text()}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "judged"),
+    [(0, True), (400, False), pytest.param(100_000, False, marks=pytest.mark.soak)],
+)
+def test_what_a_slow_driver_leaves_open_is_said_and_never_ok(
+    node: NodeWithSlurm, nvml: Path, delay_ms: int, judged: bool
+) -> None:
+    """Every call takes so long; gpu.handle alone asks each of eight GPUs."""
+    script = node.path / "nvml.script"
+    script.write_text(f"* * delay {delay_ms}\n")
+    (node.path / "site.yaml").write_text(yaml.safe_dump({"state_dir": str(node.path / "state")}))
+    env = environment(nvml, script)
+    done = subprocess.run(
+        [sys.executable, "-c", PROLOG_ON_GPUS, str(node.path)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    gpu = {name: status for name, status in found["status"].items() if name.startswith("gpu.")}
+    assert found["fails"] is False
+    late = {name for name, status in gpu.items() if status == "UNKNOWN"}
+    assert set(gpu.values()) <= {"OK", "SKIP", "UNKNOWN"}
+    if late:
+        assert "not judged within 2 s" in found["text"]
+        assert all(name in found["text"] for name in late), found["text"]
+    if not judged:
+        assert "gpu.handle" in late
+        assert set(gpu) - late <= {"gpu.driver_hang", "gpu.count"}  # what a call or two can tell

@@ -6,6 +6,7 @@
  *     value NUMBER…   what the call gives, in the order of its results
  *     text STRING     for calls that give a string
  *     rc NUMBER       what the call returns (an nvmlReturn_t)
+ *     delay MS        the call takes so long, and gives what other lines say; CALL may be *
  *     hang            the call never returns, and no signal but KILL ends it
  *     open PATH       the call opens a file: in a dead mount it sleeps for good
  * KEY tells calls of one name apart: an NVML_FI_* id (or ID.SCOPE), ERROR.COUNTER.LOCATION of an
@@ -112,10 +113,16 @@ static struct answer look(const char *call, int device, const char *key)
     snprintf(index, sizeof index, "%d", device);
     for (int i = 0; i < count_lines; i++) {
         struct line *line = &lines[i];
-        if (strcmp(line->call, call) && !(key && !strcmp(line->call, keyed)))
+        int slow = !strcmp(line->action, "delay");
+        if (strcmp(line->call, call) && !(key && !strcmp(line->call, keyed)) &&
+            !(slow && !strcmp(line->call, "*")))
             continue;
         if (strcmp(line->device, "*") && strcmp(line->device, index))
             continue;
+        if (slow) {
+            usleep((useconds_t)(1000 * line->v[0]));
+            continue;
+        }
         memset(&answer, 0, sizeof answer);
         answer.found = 1;
         answer.v = line->v;
