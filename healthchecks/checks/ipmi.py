@@ -134,7 +134,8 @@ def _judge(found: Findings, date: str, time_of_day: str, sensor: str, event: str
         found.fail(
             text,
             expected="no uncorrectable error",
-            fix="drain the node and have the part named here looked at",
+            fix="drain the node and have the part named here looked at; once it is repaired: "
+            "ipmitool sel clear",
         )
     elif status is Status.WARN:
         found.warn(text, expected="no event", fix="have the part named here looked at")

@@ -10,6 +10,7 @@ RESET = "end all processes on the GPU and reset it: nvidia-smi --gpu-reset -i {}
 RMA = "take the node out and replace the GPU (RMA)"
 
 NONE = 0
+IMEX = 5  # of a domain of nodes, and not fatal for the GPU (NVIDIA's k8s-dra-driver-gpu)
 CURED_BY_DRIVER_START = (1, 4)  # a reset, which the driver's start is too
 
 _ACTIONS = {  # what is asked for, and how it is done; {gpu} is the GPU's index
@@ -29,9 +30,9 @@ _ACTIONS = {  # what is asked for, and how it is done; {gpu} is the GPU's index
         "drain the node, end the job on all its GPUs, then reset the GPU: nvidia-smi --gpu-reset "
         "-i {gpu}",
     ),
-    5: (
+    IMEX: (
         "its IMEX domain to be recovered",
-        "drain the node and restart nvidia-imex on all nodes of the domain",
+        "restart nvidia-imex on all nodes of the domain",
     ),
     6: (
         "a reset of its PCIe bus",

@@ -35,6 +35,13 @@ SLOW = REASONS(64)
 MARGIN = call("nvmlDeviceGetMarginTemperature")
 REPLAYS = call("nvmlDeviceGetPcieReplayCounter")
 
+ACTIONS = limit(
+    "gpu.recovery_action",
+    "action",
+    field(230),
+    {0: OK, 1: FAIL, 2: FAIL, 3: FAIL, 4: FAIL, 5: WARN, 6: FAIL, 7: FAIL, 8: FAIL},
+)
+
 CLOCKS = [
     *limit(
         "clock.events",
@@ -240,7 +247,21 @@ def trend(days: float) -> dict[str, Any]:
     return {"lasting": {KEY: [[NOW_S - days * DAY_S, 0.0, 0.0]]}}
 
 
+COMPUTES = "nvmlDeviceGetComputeRunningProcesses_v3 3 value 4242 1000000"
+
 MEMORY = [
+    *(
+        case
+        for place, number, busy in (("DRAM", 2, WARN), ("SRAM", 7, FAIL))
+        for case in limit(
+            "ecc.unc_volatile",
+            f"{place} errors while processes compute",
+            lambda n, number=number: says(
+                COMPUTES, f"nvmlDeviceGetMemoryErrorCounter/1.0.{number} 3 value {n}"
+            ),
+            {0: OK, 1: busy},
+        )
+    ),
     *limit("ecc.unc_volatile", "errors", call("nvmlDeviceGetMemoryErrorCounter/1.0.7"), {1: FAIL}),
     *limit(
         "remap.unc",
@@ -309,4 +330,4 @@ MEMORY = [
     ),
 ]
 
-GPU = [*CLOCKS, *PCIE, *LINKS, *MEMORY]
+GPU = [*ACTIONS, *CLOCKS, *PCIE, *LINKS, *MEMORY]
