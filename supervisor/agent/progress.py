@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -69,6 +70,7 @@ class RankProgress:
         self._lines = 0
         self.step: int | None = None
         self.loss: float | None = None
+        self._finite: int | None = None  # the newest step whose loss was finite
         self.at = time.monotonic()
 
     def begin(self, ranks: Ranks, job: RankJob, first: int, promised: int = 0) -> None:
@@ -185,6 +187,8 @@ class RankProgress:
         # -1 is what pipeline stages without a loss print.
         if value not in (None, -1.0) and counter.step >= (self._by_lines.step or 0):
             self.loss = value
+        if value is not None and value != -1.0 and math.isfinite(value):
+            self._finite = max(counter.step, self._finite or 0)
         if not self._hooked:
             self._advanced(self._by_lines)
 
@@ -242,7 +246,24 @@ class RankProgress:
             per_epoch=any(c.per_epoch for c in told),
             slowest=None if step is None else (rank, step),
             unread=self._unread_line(),
+            finite=self._finite,
+            hook_trouble=self._hook_trouble(),
         )
+
+    def _hook_trouble(self) -> tuple[int, str] | None:
+        """What is amiss with the hook: in its own words, or that it tells nothing at all."""
+        if self._states is None or self._ranks is None:
+            return None
+        for rank in self._ranks.ranks:
+            state = self._states.state(rank)
+            if state is not None and state.trouble:
+                return rank, state.trouble
+        silent = [rank for rank, c in self._counters.items() if c.advances >= TELLS]
+        if silent and not self._hooked:
+            return min(
+                silent
+            ), "lines tell steps, and the hook none: what it enters is never called"
+        return None
 
     def _unread_line(self) -> tuple[int, str, str] | None:
         """A line without a step, where there have been some for a while and none with one."""

@@ -9,6 +9,7 @@ from statistics import median
 
 from supervisor.core import actions as act
 from supervisor.core.actions import Action
+from supervisor.core.lineage import last_finite
 from supervisor.core.node_life import drained
 from supervisor.core.nodeset import compress
 from supervisor.core.placement import gathering_shortage
@@ -65,7 +66,7 @@ def attention(run: Run, now: float, seen: EngineView | None = None) -> tuple[Att
         return tuple(waiting)
     engine = (_engine(run, now), _isolated(run), _journal(run, seen))
     kinds = (*engine, waiting, _queue(run), _nodes(run, now), _drained(run), _suspects(run, now))
-    steps = (_unread(run), _steps_below(run), _behind(seen))
+    steps = (_hook(run), _unread(run), _steps_below(run), _behind(seen))
     training = (_restarts(run), *steps, _ranks(run, now), _loss(run), _checkpoints(run, now))
     return tuple(one for kind in (*kinds, *training) for one in kind)
 
@@ -249,6 +250,20 @@ def _unread(run: Run) -> Iterator[Attention]:
     )
 
 
+def _hook(run: Run) -> Iterator[Attention]:
+    """The hook can't do what superv relies on: another version of the trainer, or another use."""
+    attempt = run.attempt
+    if attempt is None or attempt.hook_trouble is None or run.phase not in HAS_RANKS:
+        return
+    one = attempt.hook_trouble
+    yield Attention(
+        what="hook",
+        since=one.since,
+        text=f"{one.text} (rank {one.rank} on {one.node})",
+        fix="docs/torchtitan.md says which versions and what of them the hook needs",
+    )
+
+
 def _steps_below(run: Run) -> Iterator[Attention]:
     """Lines count below the step that was resumed, though a rank said that it was resumed."""
     attempt = run.attempt
@@ -288,7 +303,8 @@ def _loss(run: Run) -> Iterator[Attention]:
     yield Attention(
         what="loss",
         since=attempt.loss_not_finite_since,
-        text=f"the loss is NaN or infinite; {last}",
+        text=f"the loss is NaN or infinite; {last}; saves after step "
+        f"{last_finite(run)} don't count",
         fix=f"if it diverged: `superv checkpoints quarantine {run.spec.name} STEP` (--help)",
     )
 

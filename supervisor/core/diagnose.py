@@ -9,8 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import assert_never
 
+from supervisor.core.lineage import last_finite
 from supervisor.core.node_life import spares
 from supervisor.core.policy import Policy
+from supervisor.core.step_lines import says_not_finite
 from supervisor.core.types import (
     Cause,
     Confidence,
@@ -185,6 +187,12 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
         and first.node == first_reporter(incident) == first_reporter(last)
         and not _progressed_since(run, last)
     )
+    if said := _not_finite(run):
+        return Verdict(
+            cause=Cause.RANK_EXIT,
+            why=f"{said}; that names no node, and what was saved after step "
+            f"{last_finite(run)} is not resumed",
+        )
     if _everywhere_the_same(run, first):
         return Verdict(
             cause=Cause.RANK_EXIT,
@@ -208,6 +216,13 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
     return Verdict(
         cause=Cause.RANK_EXIT, why=f"{first.text()}; once is not enough to name the node"
     )
+
+
+def _not_finite(run: Run) -> str:
+    """A rank's line that says that it ended because its loss was NaN or infinite."""
+    exits = run.attempt.exits.values() if run.attempt else ()
+    lines = (line for one in exits for line in one.tail if says_not_finite(line))
+    return next(lines, "").strip()[:200]
 
 
 def inferred_lately(run: Run, node: str, at: float) -> set[str]:

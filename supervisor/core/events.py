@@ -376,6 +376,7 @@ class Progress(Event):
     slow: float | None = None  # the longest time between steps that is usual, in seconds
     save: float | None = None  # the typical time between steps with a save between them
     per_epoch: bool = False  # the lines count each epoch from its beginning
+    finite_step: int | None = None  # the newest step whose loss lines have told, and it was finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,6 +388,16 @@ class LinesUnread(Event):
     rank: int
     line: str
     pattern: str = ""  # for progress.step in job.yaml: what would fit, where that can be told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookTroubled(Event):
+    """The hook can't enter the trainer where it should, or is never called there."""
+
+    attempt: int
+    node: str
+    rank: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

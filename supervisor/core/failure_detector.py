@@ -118,7 +118,8 @@ class FailureDetector:
         silences = self._silences(now, run)
         cut_off = run.isolated_since is not None  # lateness is judged a moment after it is over
         cut_off |= any(isinstance(e, EngineIsolated) for e in silences)
-        return [*silences, *self._lateness(now, run, cut_off), *self.signs.unread(now, run)]
+        said = (*self.signs.unread(now, run), *self.signs.hook_troubled(now, run))
+        return [*silences, *self._lateness(now, run, cut_off), *said]
 
     def _silences(self, now: float, run: Run) -> list[Event]:
         if run.ended:

@@ -8,7 +8,16 @@ from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core import names
 from supervisor.core.transition import Transition, handles
-from supervisor.core.types import Attempt, Cause, Checkpoint, NodeState, Phase, Retired, Run
+from supervisor.core.types import (
+    Attempt,
+    Cause,
+    Checkpoint,
+    NodeState,
+    Phase,
+    Rejected,
+    Retired,
+    Run,
+)
 
 
 def merge_scan(t: Transition, event: ev.Scanned) -> list[Checkpoint]:
@@ -41,6 +50,8 @@ def merge_scan(t: Transition, event: ev.Scanned) -> list[Checkpoint]:
             new.remove(checkpoint)
             why = f"trained from what is in quarantine since step {attempt.tainted_from}"
             retire(t, checkpoint, why, quarantined=True)
+    if t.run.phase is Phase.TRIAGE:
+        _reject_in_doubt(t, event.found)
     t.set(lineage=tuple(sorted((*kept, *new), key=lambda c: c.step)))
     if t.run.phase is Phase.TRIAGE and attempt and all_ranks_confirmed_stopped(t.run, attempt):
         left = [
@@ -52,13 +63,50 @@ def merge_scan(t: Transition, event: ev.Scanned) -> list[Checkpoint]:
     return new
 
 
+def last_finite(run: Run) -> int:
+    """The last step of the attempt whose loss is known to have been finite.
+
+    What it resumed from counts as such: nothing else is known of it.
+    """
+    attempt = run.attempt
+    first = attempt.resume.step if attempt and attempt.resume else 0
+    return max(first, (attempt.finite_step or 0) if attempt else 0)
+
+
+def may_hold_nan(run: Run, one: Checkpoint) -> bool:
+    """Whether it was saved after the last step that is known to be finite, and NaN came then.
+
+    A trainer looks at its loss at the steps that it logs, so what it saved in between may hold NaN
+    (TorchTitan 0.3.0 with log_freq 5 and interval 2 saved such at 2 and 4, and raised at 5).
+    """
+    attempt = run.attempt
+    return (
+        attempt is not None
+        and attempt.loss_not_finite_since is not None
+        and attempt.save_dir is not None
+        and one.path.startswith(f"{attempt.save_dir}/")
+        and one.step > last_finite(run)
+    )
+
+
+def _reject_in_doubt(t: Transition, found: tuple[Checkpoint, ...]) -> None:
+    """Now that the attempt is over, its loss won't be finite again."""
+    step = last_finite(t.run)
+    why = f"saved after step {step}, the last one whose loss is known to be finite"
+    doubtful = [
+        Rejected(step=c.step, path=c.path, why=why) for c in found if may_hold_nan(t.run, c)
+    ]
+    by_path = {r.path: r for r in (*t.run.rejected, *doubtful)}
+    t.set(rejected=tuple(by_path.values()))
+
+
 def counts(run: Run, one: Checkpoint) -> bool:
     """Whether a checkpoint that is verified now is, or becomes, part of the lineage.
 
     Of an earlier attempt only what its later ones in the lineage came of. What was rejected stays
     so, unless it was unfinished or unreadable: a client of NFS may show a finished save as that.
     """
-    if one.path in run.retired:
+    if one.path in run.retired or may_hold_nan(run, one):
         return False
     if any(r.path == one.path and r.final for r in run.rejected):
         return False

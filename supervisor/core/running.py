@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 
 from supervisor.core import events as ev
+from supervisor.core.lineage import may_hold_nan
 from supervisor.core.recovery import open_incident, triage
+from supervisor.core.step_lines import says_not_finite
 from supervisor.core.training import expect_last_ranks, trains
 from supervisor.core.transition import Transition, handles
-from supervisor.core.types import Cause, Evidence, Phase, RankExit, Rhythm, Run, UnreadLine
+from supervisor.core.types import (
+    Cause,
+    Evidence,
+    HookTrouble,
+    Phase,
+    RankExit,
+    Rhythm,
+    Run,
+    UnreadLine,
+)
 
 CLOCKS_S = 1.0  # by which clocks of nodes that keep time differ, and more
 
@@ -118,9 +129,10 @@ def progress(t: Transition, event: ev.Progress) -> None:
     )
     if event.interval is not None:
         t.set(rhythm=Rhythm(step=event.interval, slow=event.slow, save=event.save))
+    if event.finite_step is not None and event.finite_step > (attempt.finite_step or 0):
+        t.update_attempt(finite_step=event.finite_step)
     if event.loss_not_finite:
-        if attempt.loss_not_finite_since is None:
-            t.update_attempt(loss_not_finite_since=t.at)
+        _loss_is_not_finite(t)
     elif event.loss is not None and math.isfinite(event.loss):
         t.update_attempt(loss=event.loss, loss_not_finite_since=None)
     if not t.run.spec.checkpoint_dir and event.step > t.run.best_step:
@@ -183,6 +195,27 @@ def lines_unread(t: Transition, event: ev.LinesUnread) -> None:
     t.update_attempt(unread=now)
 
 
+@handles(ev.HookTroubled)
+def hook_troubled(t: Transition, event: ev.HookTroubled) -> None:
+    """Steps or saves may not be told from inside the ranks: said where a person looks first."""
+    attempt = t.run.attempt
+    if attempt is not None and event.attempt == attempt.number and attempt.hook_trouble is None:
+        one = HookTrouble(node=event.node, rank=event.rank, text=event.text, since=t.at)
+        t.update_attempt(hook_trouble=one)
+
+
+def _loss_is_not_finite(t: Transition) -> None:
+    """What was saved since the last step that is known to be finite does not count while it is so.
+
+    It may count again: a loss that was infinite once may be finite at the next step.
+    """
+    attempt = t.run.attempt
+    assert attempt is not None
+    if attempt.loss_not_finite_since is None:
+        t.update_attempt(loss_not_finite_since=t.at)
+    t.set(lineage=tuple(c for c in t.run.lineage if not may_hold_nan(t.run, c)))
+
+
 @handles(ev.RankExited)
 def rank_exited(t: Transition, event: ev.RankExited) -> None:
     _exited(t, event.attempt, event.exit)
@@ -199,6 +232,8 @@ def _exited(t: Transition, number: int, end: RankExit) -> None:
     if attempt is None or number != attempt.number or end.rank in attempt.exits:
         return
     t.update_attempt(exits=attempt.exits.put(end.rank, end))
+    if any(says_not_finite(line) for line in end.tail):
+        _loss_is_not_finite(t)
     if t.run.phase not in (Phase.STARTING, Phase.RUNNING):
         return
     if not end.clean:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from supervisor.core.events import Event, LinesUnread
+from supervisor.core.events import Event, HookTroubled, LinesUnread
 from supervisor.core.step_count import RECENT_S, StepVote
 from supervisor.core.types import Phase, Run
 
@@ -30,6 +30,8 @@ class Signs:
     per_epoch: bool = False  # their lines count each epoch from its beginning
     slowest: tuple[int, int] | None = None  # of those that tell steps: a rank and its step
     unread: tuple[int, str, str] | None = None  # a rank, a line without a step, what would fit it
+    finite: int | None = None  # the newest step whose loss was finite, by their lines
+    hook_trouble: tuple[int, str] | None = None  # a rank, and what is amiss with its hook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class SignsOfLife:
         self._vote = StepVote()
         self._unread: tuple[str, tuple[int, str, str]] | None = None  # by the first such node
         self._unread_told = float("-inf")
+        self._finite: int | None = None
+        self._hook_trouble: tuple[str, tuple[int, str]] | None = None  # by the first such node
         self._newest: str | None = None  # verified checkpoint, by path
         self._saved_at = float("-inf")  # when another one was seen
         self.advanced_at = float("-inf")  # any rank's last new step
@@ -68,6 +72,11 @@ class SignsOfLife:
     @property
     def hook(self) -> bool:
         return self._vote.hooks
+
+    @property
+    def finite_step(self) -> int | None:
+        """The newest step whose loss was finite, as lines of some node say."""
+        return self._finite
 
     def per_epoch(self, node: str) -> bool:
         known = self._signs.get(node)
@@ -97,6 +106,10 @@ class SignsOfLife:
                 self.lines_at = at
             if signs.unread is not None and (self._unread is None or self._unread[0] == node):
                 self._unread = node, signs.unread
+            if signs.finite is not None:
+                self._finite = max(signs.finite, self._finite or 0)
+            if signs.hook_trouble is not None and self._hook_trouble is None:
+                self._hook_trouble = node, signs.hook_trouble
         if step is None:
             return False
         hook = signs is not None and signs.hook
@@ -142,6 +155,20 @@ class SignsOfLife:
                 pattern=pattern,
             )
         ]
+
+    def hook_troubled(self, now: float, run: Run) -> list[Event]:
+        """That something is amiss with the hook, once an attempt."""
+        attempt = run.attempt
+        if (
+            self._hook_trouble is None
+            or attempt is None
+            or attempt.number != self._attempt
+            or attempt.hook_trouble is not None
+            or run.phase not in (Phase.STARTING, Phase.RUNNING)
+        ):
+            return []
+        node, (rank, text) = self._hook_trouble
+        return [HookTroubled(at=now, attempt=self._attempt, node=node, rank=rank, text=text)]
 
     def alive_at(self, now: float, run: Run, step_at: float, hang_limit_s: float) -> float:
         """When something was last seen of the attempt that no hanging one shows.

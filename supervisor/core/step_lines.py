@@ -64,6 +64,19 @@ def epoch(line: str) -> int | None:
     return number(found[1]) if found else None
 
 
+# TorchTitan 0.3.0: "Loss is not finite (global_avg_loss=nan) at step 5. Stopping training."; later
+# ones assert it on the device. Megatron-LM: "found NaN in local forward loss calculation".
+_NOT_FINITE = re.compile(
+    r"(?i)\bloss\b.{0,30}\b(?:not finite|non-?finite|(?:is|became) (?:nan|inf(?:inite)?)\b)"
+    r"|\b(?:found|got|detected) (?:nan|inf)\b.{0,40}\bloss\b"
+)
+
+
+def says_not_finite(line: str) -> bool:
+    """Whether a line is a trainer's word that it ends because its loss is NaN or infinite."""
+    return _NOT_FINITE.search(line) is not None
+
+
 def says_over(line: str) -> bool:
     """Whether a line is a trainer's own word that training is complete."""
     found = _OVER.search(line)

@@ -61,6 +61,8 @@ def _of_event(before: Run, event: ev.Event, after: Run) -> list[str]:
                 f"no step is understood in the ranks' lines; rank {event.rank} on {event.node} "
                 f"writes: {event.line}"
             ]
+        case ev.HookTroubled() if before.attempt and before.attempt.hook_trouble is None:
+            return [f"hook: {event.text} (rank {event.rank} on {event.node})"]
         case ev.Scanned():
             return _scanned(before, event, after)
     return _of_slurm(before, event) or _of_people(before, event, after)

@@ -380,6 +380,16 @@ class UnreadLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HookTrouble:
+    """What is amiss with the hook in a rank."""
+
+    node: str
+    rank: int
+    text: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One start of the ranks on N slots."""
 
@@ -401,6 +411,7 @@ class Attempt:
     step_at: float | None = None
     loss: float | None = None  # the last finite one
     loss_not_finite_since: float | None = None  # None: the newest loss is finite
+    finite_step: int | None = None  # the newest step whose loss is known to have been finite
     interval: float | None = None  # the typical time between its steps, in seconds
     log_steps: bool = False  # lines told its step, not its ranks' hooks
     by_checkpoint: bool = False  # no step was understood: a verified checkpoint told it
@@ -408,6 +419,7 @@ class Attempt:
     resumed_well: bool = False  # some rank said that it resumed where it was promised
     resumed_elsewhere: tuple[tuple[str, int, int], ...] = ()  # node, step, ranks: lines say so
     unread: UnreadLine | None = None  # while no step is understood
+    hook_trouble: HookTrouble | None = None
     exits: Exits = field(default_factory=Exits)
     # nodes that confirmed that no rank of it is left
     confirmed_stopped: PersistentSet[str] = field(default_factory=PersistentSet)

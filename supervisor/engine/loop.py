@@ -415,6 +415,7 @@ class Engine:
                 save=detector.rhythm.save,
                 log=not signs.hook,
                 per_epoch=signs.per_epoch(peer.node),
+                finite_step=signs.finite_step,
             )
             if attempt.step is None or now - self._journaled_step >= JOURNAL_STEP_S:
                 self._journal_progress()

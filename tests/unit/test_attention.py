@@ -41,7 +41,10 @@ def test_the_loss() -> None:
     p.take(ev.Progress, attempt=1, step=6, loss_not_finite=True)
     began = p.now
     p.take(ev.Progress, attempt=1, step=7, loss_not_finite=True)
-    assert said(p) == {"loss": "the loss is NaN or infinite; the last finite one was 3.25"}
+    assert said(p) == {
+        "loss": "the loss is NaN or infinite; the last finite one was 3.25; "
+        "saves after step 0 don't count"
+    }
     assert attention(p.run, p.now)[0].since == began
     p.take(ev.Progress, attempt=1, step=8)  # a stage that prints no loss says nothing of it
     assert said(p).keys() == {"loss"}

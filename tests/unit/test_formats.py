@@ -61,7 +61,7 @@ NEW_FIELDS: dict[str, set[str]] = {
     "Submitted": {"folder"},
     "SubmitRefused": {"definite"},
     "AgentJoined": {"key"},
-    "Progress": {"loss_not_finite", "log", "per_epoch", "slow", "save"},
+    "Progress": {"loss_not_finite", "log", "per_epoch", "slow", "save", "finite_step"},
     "StepOverdue": {"suspects"},
 }  # newer than the samples
 NEW_IN_SPEC = {"shows_work", "last_ranks_timeout_s"}  # of the RunSpec, of its policy
