@@ -104,6 +104,7 @@ _PARTS = {
     HUAWEI: ("0xa25",),  # ZIP, SEC and HPRE of Kunpeng
     MICROSOFT: ("",),  # Basic Render Driver of Hyper-V and WSL
 }
+GIVEN = ("vfio-pci", "gim", "pci-stub", "xen-pciback")  # drivers: to virtual machines
 _NO_3D = (INTEL, AMD)  # a 3D controller of theirs is integrated or a workstation's
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from healthchecks.accelerators.bus import AMD, OnBus, on_bus
+from healthchecks.accelerators.bus import GIVEN, OnBus, on_bus
+from healthchecks.accelerators.makers import WATCHED
 from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.frame.context import Ctx
 from healthchecks.sources.pci import PCI
 from supervisor.core.setting import About
 
-_DRIVERS = {AMD: "amdgpu"}  # of the makers whose health is looked at here
-_GIVEN = ("vfio-pci", "gim", "pci-stub", "xen-pciback")  # to virtual machines: not this host's
+_DRIVERS = {maker.vendor: maker.driver for maker in WATCHED}
 UNTRIED = "no such accelerator: built against the PCI ID Repository and Linux's amdgpu"
 
 
@@ -34,7 +34,7 @@ def accel_on_bus(
     NVIDIA's GPUs are gpu.count's. Consoles, integrated graphics and processors' NPUs don't count.
     """
     found = Findings()
-    there = [a for a in on_bus(ctx) if a.driver not in _GIVEN]
+    there = [a for a in on_bus(ctx) if a.driver not in GIVEN]
     there = [a for a in there if not {a.pci_id, a.bdf} & {*ignore}]
     ours = [a for a in there if a.vendor in _DRIVERS and a.maker]
     others = [a for a in there if a not in ours]
@@ -86,10 +86,11 @@ def _counted(some: Sequence[OnBus]) -> list[str]:
 
 def _none(ctx: Ctx) -> None:
     """Say what a node without one is. Raises Skip or Unknown."""
-    amd = any(ctx.text(f"{PCI}/{bdf}/vendor") == AMD for bdf in ctx.names(PCI))
-    if not amd and ctx.path("sys/class/kfd").is_dir():
-        raise Unknown(
-            "the driver amdgpu is loaded, but no accelerator of AMD is on the PCI bus: the host "
-            "gave none, or they all fell off"
-        )
+    vendors = {ctx.text(f"{PCI}/{bdf}/vendor") for bdf in ctx.names(PCI)}
+    for maker in WATCHED:
+        if maker.vendor not in vendors and ctx.path(maker.loaded).is_dir():
+            raise Unknown(
+                f"the driver {maker.driver} is loaded, but no accelerator of {maker.name} is on "
+                "the PCI bus: the host gave none, or they all fell off"
+            )
     raise Skip("no accelerator of another maker than NVIDIA is on the PCI bus")

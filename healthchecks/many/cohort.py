@@ -25,7 +25,7 @@ MIN_NODES = 3  # nodes that report a fact before anybody is an outlier
 SHARE = 2 / 3  # of them that must agree
 
 # Facts that name a node's hardware class, the telling one first: (check, fact).
-CLASS_FACTS = (("versions", "gpu"), ("cpu.layout", "model"))
+CLASS_FACTS = (("versions", "gpu"), ("accel.versions", "gpu"), ("cpu.layout", "model"))
 
 Golden = Mapping[str, Mapping[str, str]]  # finding's name → fact → value
 
@@ -121,12 +121,13 @@ def hardware_classes(reports: Mapping[str, Report]) -> dict[str, tuple[str, ...]
         for node, report in reports.items()
     }
     classes: dict[str, list[str]] = {}
-    for node, (gpu, cpu) in models.items():
-        hardware = gpu
+    gpus = {node: next(filter(None, told[:-1]), "") for node, told in models.items()}
+    for node, (*_, cpu) in models.items():
+        hardware = gpus[node]
         if not hardware:
-            alike = {g for g, c in models.values() if g and (c == cpu or not cpu)}
+            alike = {g for n, g in gpus.items() if g and (models[n][-1] == cpu or not cpu)}
             hardware = alike.pop() if len(alike) == 1 else cpu
-        if not hardware and len(cpus := {c for _, c in models.values() if c}) == 1:
+        if not hardware and len(cpus := {c for *_, c in models.values() if c}) == 1:
             hardware = cpus.pop()
         classes.setdefault(hardware, []).append(node)
     return {hardware: tuple(nodes) for hardware, nodes in sorted(classes.items())}

@@ -1,4 +1,4 @@
-"""Who holds memory of this node's GPUs, as NVML says; asked in a child, because a driver may hang.
+"""Who holds memory of this node's GPUs, as their drivers say; asked in a child: a driver may hang.
 
 `python -m supervisor.agent.gpus ROOT` prints [[GPU, pid, bytes], …] as JSON.
 """
@@ -11,16 +11,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from healthchecks.accelerators.makers import EVERY
 from supervisor import proc
 from supervisor.host import procfs
 from supervisor.host.log import counted
 
 logger = logging.getLogger(__name__)
 
-DRIVER = "proc/driver/nvidia/version"  # a node without it has no GPU that NVML knows
 LOOK_S = 10.0  # a look: interpreter, library, each GPU's first call without persistence mode
 FREE_S = 20.0  # the driver frees a GPU's memory within seconds of its process's end
 AGAIN_S = 0.5
@@ -41,8 +42,8 @@ class Holder:
 
 
 async def holders(root: str = "/") -> list[Holder]:
-    """None where the node has no such GPU, or where NVML does not answer: checks say that."""
-    if not (Path(root) / DRIVER).exists():
+    """None where no driver of GPUs is loaded, or where it does not answer: checks say that."""
+    if not any((Path(root) / maker.loaded).exists() for maker in EVERY):
         return []
     argv = (sys.executable, "-I", "-m", "supervisor.agent.gpus", root)
     if proc.stuck(argv):
@@ -75,19 +76,15 @@ async def until_free(
 def _ask(root: str) -> list[tuple[int, int, int]]:
     from healthchecks.frame.check import Skip
     from healthchecks.frame.context import Ctx, Memory
-    from healthchecks.sources.nvml import open_nvml
 
     now = time.time()
     ctx = Ctx(root=Path(root), node="", now=now, boot_id="", memory=Memory({}, now))
-    try:
-        nvml = open_nvml(ctx)
-    except Skip:
-        return []
-    return [
-        (gpu.index, one.pid, one.usedGpuMemory or 0)
-        for gpu in nvml.gpus
-        for one in nvml.maybe(gpu, "nvmlDeviceGetComputeRunningProcesses") or ()
-    ]
+    found = []
+    for maker in EVERY:
+        if (Path(root) / maker.loaded).exists():
+            with suppress(Skip):
+                found += [(one.index, one.pid, one.held) for one in maker.processes(ctx)]
+    return found
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def one(tree: Tree, index: int, device: str = "0x74a1", kind: str = "0x120000") 
         "ras/features": "feature mask: 0x3fff7",
         "ras/gpu_vram_bad_pages": "",
         "hwmon/hwmon5/name": "amdgpu",
+        "vbios_version": "113-M3000100-103",
+        "xgmi_hive_info/xgmi_hive_id": "6442450944",
     }
+    more |= {f"xgmi_hive_info/node{n + 1}/xgmi_device_id": str(0xA0 + n) for n in range(len(BDFS))}
     more |= {f"ras/{block}_err_count": "ue: 0\nce: 0\nde: 0" for block in BLOCKS}
     for number, (label, crit, emergency) in SENSORS.items():
         more[f"hwmon/hwmon5/temp{number}_label"] = label

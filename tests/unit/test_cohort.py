@@ -311,3 +311,14 @@ def test_the_slow_node_of_a_full_width_test_is_found_by_comparison() -> None:
     assert slow.name == "storage.width[cohort]" and "30 % of the median" in slow.result.seen
     assert judged.reports["n1"].status is Status.OK
     assert judge({n: r for n, r in reports.items() if n != "n3"}, registered()).notes
+
+
+def test_the_model_of_any_makers_gpus_names_a_class() -> None:
+    cpu = ok(model="EPYC 9654")
+    amd = {"accel.versions": ok(gpu="AMD Instinct MI300X"), "cpu.layout": cpu}
+    changes = {n: {"versions": None, **amd} for n in range(1, 6)}
+    judged = judge(cohort(9, changes=changes), CHECKS)
+    assert {kind: len(nodes) for kind, nodes in judged.hardware_classes.items()} == {
+        "AMD Instinct MI300X": 5,
+        GPU: 4,
+    }

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from healthchecks.accelerators.amd_wordings import AMD_PATTERNS
 from healthchecks.checks.disk import _PATTERNS as DISK
 from healthchecks.checks.kernel import _KERNEL_PATTERNS, _NIC_PATTERNS
 from healthchecks.checks.memory import _MEMORY_PATTERNS as MEMORY
@@ -32,7 +33,7 @@ from healthchecks.sources.kernel_patterns import KernelLogPattern, device_in
 from healthchecks.sources.xid import driver_loaded, parse
 
 COMM = 15
-PATTERNS = (*DISK, *_KERNEL_PATTERNS, *_NIC_PATTERNS, *MEMORY)
+PATTERNS = (*DISK, *_KERNEL_PATTERNS, *_NIC_PATTERNS, *MEMORY, *AMD_PATTERNS)
 
 # Lines of Linux 4.18 to 6.12. {c}: a program's name; {f}: of a file, a control group, an option.
 TEMPLATES = {

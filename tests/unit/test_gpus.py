@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.agent import gpus
+from tests.hardware import tree_amd
 from tests.hardware.nvml import SCRIPT, build
 from tests.hardware.tree import Tree, borrowed
 
@@ -44,6 +45,13 @@ def test_a_foreign_process_is_named_and_not_waited_for(node: Tree) -> None:
     assert (one.gpu, one.pid) == (3, os.getpid())
     assert one.text().startswith(f"process {os.getpid()} (")
     assert one.text().endswith("holds 3.0 GiB of gpu3")
+
+
+def test_of_amd_the_kernel_is_asked(node: Tree) -> None:
+    tree_amd.mi300x(node)
+    tree_amd.process(node, os.getpid(), 5, 48 * 2**30)
+    (one,) = asyncio.run(gpus.holders(os.fspath(node.root)))
+    assert one.text().endswith("holds 48.0 GiB of gpu5")
 
 
 def test_what_the_runs_own_processes_hold_is_waited_for(node: Tree) -> None:
