@@ -29,7 +29,8 @@ PROLOG_S = 3.0
 HUNG_CODE = {"sweep": 4, "prolog": 0}  # as they end where they could not do their work
 LOGGED = ("prolog", "healthcheck")  # slurmd throws away what they print
 _LOOKS = 5  # that must find the call unchanged, however slow the machine
-_POLL_S = 0.1
+_POLL_S, _POLL_LATER_S = 0.1, 0.5  # how soon a signal is passed on; later: who watches for days
+_SOON_S = 10.0
 _LET_END_S = 1.0  # after Ctrl-C, where it hangs
 _PATH = "looking into PATH"
 _PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -179,9 +180,10 @@ class _Watched:
         polled = select.poll()
         for fd in (ended, *self._pipes):
             polled.register(fd, select.POLLIN)
-        looked = 0.0
+        began, looked = time.monotonic(), 0.0
         while True:
-            ready = [fd for fd, _ in polled.poll(1000 * _POLL_S)]
+            wait_s = _POLL_S if time.monotonic() - began < _SOON_S else _POLL_LATER_S
+            ready = [fd for fd, _ in polled.poll(1000 * wait_s)]
             for fd in ready:
                 if fd != ended and not self._pass_on(fd):
                     polled.unregister(fd)

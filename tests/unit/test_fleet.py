@@ -299,8 +299,7 @@ def test_a_look_after_an_exclusion_lets_a_node_back_whatever_the_clock_says(flee
 
 
 def test_a_clock_that_is_years_ahead_for_a_while_costs_the_record_little(fleet):
-    for day in range(90):
-        fleet.record([report(finding(), at=T + day * DAY_S)], "sweep", now=T + day * DAY_S)
+    fleet.record([report(finding(), at=T + day * DAY_S) for day in range(90)], "sweep")
     ahead = T + 5000 * DAY_S
     fleet.record([report(finding(), at=ahead)], "sweep", now=ahead)
     assert len(fleet.report_history("n1", 0.0)) >= 91 - 2 * FORGET_LEAST
@@ -344,8 +343,7 @@ def test_a_row_that_can_not_be_read_is_left_out_and_said(fleet, what):
 
 
 def test_a_damaged_file_is_set_aside_and_what_can_be_read_goes_on(fleet):
-    for number in range(200):
-        fleet.record([report(finding(status=Status.FAIL), node=f"n{number}")], "sweep")
+    fleet.record([report(finding(status=Status.FAIL), node=f"n{i}") for i in range(200)], "sweep")
     fleet.exclude("n7", "cable", "kim", T, None)
     fleet.close()
     data = bytearray(fleet.path.read_bytes())

@@ -313,7 +313,11 @@ print(json.dumps({"status": status, "fails": found.fails, "text": found.text()})
 
 @pytest.mark.parametrize(
     ("delay_ms", "judged"),
-    [(0, True), (400, False), pytest.param(100_000, False, marks=pytest.mark.soak)],
+    [
+        pytest.param(0, True, marks=pytest.mark.soak),
+        (400, False),
+        pytest.param(100_000, False, marks=pytest.mark.soak),
+    ],
 )
 def test_what_a_slow_driver_leaves_open_is_said_and_never_ok(
     node: NodeWithSlurm, nvml: Path, delay_ms: int, judged: bool
