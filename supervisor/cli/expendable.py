@@ -128,6 +128,7 @@ class _Watched:
         self._reader_gone = False
         self._same: dict[int, tuple[int, float, int]] = {}  # thread: switches, since, looks
         self._told = False
+        self._hung_s = 0.0
 
     # --- the child ---
 
@@ -256,6 +257,7 @@ class _Watched:
             _print(f"superv: waits for storage: {self._where(next(iter(same)))}")
         for tid, (_, since, looks) in same.items():
             if now - since >= limit_s and looks >= _LOOKS:
+                self._hung_s = now - since
                 return tid
         return None
 
@@ -287,7 +289,7 @@ class _Watched:
             step += f" ({hung.at.path})"
         return (
             f"{announced.place(hung.path)} does not answer: {step} has hung for "
-            f"{self._limit_s:g} s{announced.way_out(hung.at)}; process {hung.pid} stays until "
+            f"{self._hung_s:.0f} s{announced.way_out(hung.at)}; process {hung.pid} stays until "
             "then, and superv does not try it again beside that"
         )
 

@@ -131,7 +131,17 @@ def test_a_home_that_hangs_is_named_and_not_tried_again(dead: Dead, tmp_path: Pa
         pytest.param("report", 1, marks=pytest.mark.soak),
         pytest.param("include n1", 1, marks=pytest.mark.soak),
         pytest.param("preflight n1", 1, marks=pytest.mark.soak),
-        pytest.param("status", 1, marks=pytest.mark.soak),
+        *(
+            pytest.param(words, 1, marks=pytest.mark.soak)
+            for words in (
+                "status",
+                "stop r",
+                "logs r",
+                "attach r",
+                "resume r",
+                "checkpoints list r",
+            )
+        ),
     ],
 )
 def test_a_state_dir_that_hangs_costs_the_command_alone(
