@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from supervisor.checkpoints import folders
+from supervisor.checkpoints import folders, numbers
 from supervisor.checkpoints.folders import Folder, RefusedError
 from supervisor.checkpoints.metadata import MAX_METADATA, BadError, Contents, limits, parse
 from supervisor.checkpoints.shards import (
@@ -201,11 +201,11 @@ def verify(
     """Look whether this directory is a checkpoint that training can be resumed from.
 
     Its metadata parses, its chunks fill their tensors, every item of it has a place, every shard is
-    as long as the places need, sampled places look like what torch.save writes, the required keys
-    are there, and all of it belongs to us, to root, or to the owner of the folder that it lies in.
-    Bits that rotted inside a tensor are found by a `deep` look alone, which reads every byte and
-    compares the checksums that torch.save wrote. Never raises for what it finds; an OSError is
-    UNKNOWN.
+    as long as the places need, sampled places look like what torch.save writes, a sample of what
+    training changes is finite, the required keys are there, and all of it belongs to us, to root,
+    or to the owner of the folder that it lies in. Bits that rotted inside a tensor are found by a
+    `deep` look alone, which reads every byte and compares the checksums that torch.save wrote.
+    Never raises for what it finds; an OSError is UNKNOWN.
 
     `before_parsing` is told the metadata's size in bytes, `before_reading` how many bytes a deep
     look will read; `progress` that storage answers, and how far the work has come. Of the shards
@@ -235,11 +235,12 @@ def verify(
             if deep:
                 before_reading(sum(piece.length for _, pieces in shards for piece in pieces))
             probes = max(2, MAX_PROBES // max(1, len(shards)))
+            learned = numbers.learned(contents.tensors)
             before = done.shards if done is not None and done.metadata == this else 0
             whole = Whole()
             for number, (file, pieces) in enumerate(shards, 1):
                 again = number > before
-                size += check_shard(folder, file, pieces, probes if again else 0, alive)
+                size += check_shard(folder, file, pieces, probes if again else 0, alive, learned)
                 if deep and again:
                     whole += read_shard(folder, file, pieces, alive)
                 come = ShardProgress(metadata=this, shards=number, of=len(shards))

@@ -8,10 +8,11 @@ _extension.py, torch 2.13).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from supervisor.checkpoints import numbers
 from supervisor.checkpoints.folders import Folder
 from supervisor.checkpoints.metadata import BadError, Form, Piece
 
@@ -40,11 +41,17 @@ class Whole:
 
 
 def check_shard(
-    folder: Folder, file: str, pieces: list[Piece], probes: int, alive: Callable[[], None]
+    folder: Folder,
+    file: str,
+    pieces: list[Piece],
+    probes: int,
+    alive: Callable[[], None],
+    learned: Collection[str] = (),
 ) -> int:
     """One shard file is there, long enough, and not blank; returns its size in bytes.
 
-    With no `probes` only its size is looked at. Raises BadError, RefusedError, OSError.
+    With no `probes` only its size is looked at. Of the tensors that are `learned`, a sample of the
+    numbers is finite. Raises BadError, RefusedError, OSError.
     """
     needed = max(piece.offset + piece.length for piece in pieces)
     try:
@@ -57,7 +64,7 @@ def check_shard(
             raise BadError(f"{file} is truncated: {size} bytes, {needed} expected")
         ends = []
         for piece in _probed(pieces, probes) if probes else ():
-            ends.append(_check_piece(fd, file, piece))
+            ends.append(_check_piece(fd, file, piece, piece.fqn in learned))
             alive()
         if needed and ends and not any(ends):
             raise BadError(f"{file} holds nothing but zeros wherever it was looked at")
@@ -75,13 +82,15 @@ def _probed(pieces: list[Piece], most: int) -> Iterator[Piece]:
         yield from (pieces[i * (len(pieces) - 1) // (most - 1)] for i in range(most))
 
 
-def _check_piece(fd: int, file: str, piece: Piece) -> bool:
+def _check_piece(fd: int, file: str, piece: Piece, learned: bool) -> bool:
     """The piece begins and ends as its form does: a hole or lost tail reads as zeros.
 
     Returns whether there is anything but zeros: of an unknown form that is all one can say.
     """
-    start = os.pread(fd, ZIP_END_SIZE, piece.offset)[: piece.length]
-    end = os.pread(fd, ZIP_END_SIZE, piece.offset + max(0, piece.length - ZIP_END_SIZE))
+    edge = min(piece.length, numbers.EDGE if learned else ZIP_END_SIZE)
+    head = os.pread(fd, edge, piece.offset)
+    tail = os.pread(fd, edge, piece.offset + piece.length - edge)
+    start, end = head[:ZIP_END_SIZE], tail[-ZIP_END_SIZE:]
     if piece.form is not Form.OTHER:
         first, last = ZIP if piece.form is Form.ZIP else ZSTD
         where, name = f"{file}: {piece.fqn} at {piece.offset}", piece.form.value
@@ -91,6 +100,12 @@ def _check_piece(fd: int, file: str, piece: Piece) -> bool:
         if not end.startswith(last):
             found = end[: len(last)].hex()
             raise BadError(f"{where} ends with {found}, expected {last.hex()} ({name})")
+
+    def read(count: int, at: int) -> bytes:
+        return os.pread(fd, count, piece.offset + at)
+
+    if learned and piece.form is Form.ZIP and numbers.not_finite(head, tail, piece.length, read):
+        raise BadError(f"{piece.fqn} holds NaN or infinity (in {file})")
     return start.strip(b"\0") != b"" or end.strip(b"\0") != b"" or not piece.length
 
 
