@@ -102,6 +102,7 @@ def _try(root: Path, chosen: dict[str, list[int]], log: Path) -> int:
     ends = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, lambda n, _frame: sys.exit(128 + n)) for number in ends]
     place = Path(tempfile.mkdtemp(prefix="superv-mutants-"))
+    place.chmod(0o755)  # tests become other users
     tests: subprocess.Popen[bytes] | None = None
     try:
         tree = place / "tree"

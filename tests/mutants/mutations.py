@@ -27,7 +27,7 @@ _TOLD |= {"Skip", "Unknown", "NotYet", "Result", "result", "check", "About", "Va
 _TOLD |= {"memory.get", "memory.put"}  # a key that is written and read may be any
 _WORDY = re.compile(r"_?(UNTESTED|\w*FIX|\w*_RESTART|\w*WHY)\w*")  # constants that hold such words
 _WORDS = {"doc", "fix", "expected", "source", "example", "unit", "untested", "timeout_fix", "what"}
-_WORDS |= {"seen", "advice", "text", "reference", "meaning", "detail", "why", "__doc__"}
+_WORDS |= {"fine", "seen", "advice", "text", "reference", "meaning", "detail", "why", "__doc__"}
 _NEEDLE = re.compile(r"(?<![\\<(?A-Za-z_])[A-Za-z][A-Za-z_]+|(?<![\w\\])\w(?!\w)")
 _PIECES = 12  # alternatives of one expression that are tried
 

@@ -26,6 +26,7 @@ from _pytest.runner import runtestprotocol
 from tests.mutants.loading import Places, become, ready, share_a_tree, stand_in_for_workers
 from tests.mutants.mutations import Mutant, mutants
 
+_BROAD, _BROAD_TESTS = 150, 6  # functions that a test calls; how many such tests are enough
 _GRACE_S = 20.0  # beside ten times what the tests took
 
 
@@ -88,9 +89,13 @@ class Trials:
         }
 
     def _choose(self, places: set[tuple[str, int]]) -> list[str]:
-        """The tests that call one of these, those that call little else first."""
-        there = [t for t, calls in self._calls.items() if calls & places]
-        return sorted(there, key=lambda t: (self._took_s[t] > 0.5, len(self._calls[t])))
+        """The tests that call one of these, those that call little else first; of tests that call
+        all checks, as those of whole nodes, a few: a mutant that survives is tried on each."""
+        there = [test for test, calls in self._calls.items() if calls & places]
+        broad = [test for test in there if len(self._calls[test]) > _BROAD]
+        some = broad[:: len(broad) // _BROAD_TESTS + 1]
+        narrow = [test for test in there if len(self._calls[test]) <= _BROAD]
+        return sorted([*narrow, *some], key=lambda test: len(self._calls[test]))
 
     def _record(self, items: Sequence[pytest.Item]) -> Any:
         """Run all tests; says of each that passes what it called."""
