@@ -7,6 +7,7 @@ from typing import Any
 from checks import Change, both, wrote
 from healthy import IB
 from limits import FAIL, OK, UNKNOWN, WARN, lasting, limit, prints
+from sick_rows import asleep
 from sick_tools import _link, _slurm, _smart
 
 from tests.hardware.tree import Tree
@@ -169,6 +170,74 @@ DISKS = [
 ]
 
 
+def mounted(point: str, kind: str = "ext4") -> Change:
+    """One more file system, which has a folder."""
+    line = f"77 29 8:77 / {point} rw - {kind} /dev/sdz9 rw"
+    return both(
+        lambda tree: tree.write(
+            "proc/self/mountinfo", f"{tree.read('proc/self/mountinfo')}\n{line}"
+        ),
+        wrote(f"{point.lstrip('/')}/x", ""),
+    )
+
+
+# Every file system has as much as it may have: what is looked at is a WARN.
+USED: dict[str, Any] = {"options": {"warn_percent": 0, "fail_percent": 101, "needed": ["/data"]}}
+_KINDS = "ext4 ext3 ext2 xfs btrfs zfs tmpfs overlay f2fs"
+_NEEDED = "/home /root /run /tmp /var /var/lib /var/log /var/tmp"
+_OTHERS = (
+    "/proc/x /sys/x /run/user/0 /run/credentials/x /run/netns /run/containerd/x /run/docker/x "
+    "/run/containers/x /var/lib/kubelet/x /var/lib/docker/x /var/lib/containerd/x "
+    "/var/lib/containers/x /snap/x"
+)
+FILES = [
+    *limit(
+        "fs.local",
+        "kind",
+        lambda kind: mounted("/data", kind),
+        {**dict.fromkeys(_KINDS.split(), WARN), "squashfs": OK, "iso9660": OK, "vfat": OK},
+        **USED,
+    ),
+    *(
+        case
+        for point in _NEEDED.split()
+        for case in limit(
+            "fs.local",
+            "place of logs and code",
+            mounted,
+            {point: WARN},
+            on=point,
+            options={"warn_percent": 0, "fail_percent": 101},
+        )
+    ),
+    *limit(
+        "fs.local",
+        "place that may be full",
+        mounted,
+        {"/boot": OK, "/scratch": OK, "/var/cache": OK},
+        options={"warn_percent": 0, "fail_percent": 101, "needed": ["/elsewhere"]},
+    ),
+    *(
+        case
+        for point in _OTHERS.split()
+        for case in limit(
+            "fs.local",
+            "place of others",
+            mounted,
+            {point: OK},
+            options={"warn_percent": 0, "fail_percent": 101, "needed": [point]},
+        )
+    ),
+    *limit(
+        "fs.local",
+        "per cent to fail at",
+        lambda _: mounted("/data"),
+        {0: FAIL},
+        options={"warn_percent": 0, "fail_percent": 0, "needed": ["/data"]},
+    ),
+]
+
+
 def edac(corrected: int) -> Change:
     mc = "sys/devices/system/edac/mc/mc0"
     return both(wrote(f"{mc}/ue_count", "0"), wrote(f"{mc}/ce_count", str(corrected)))
@@ -183,6 +252,7 @@ def _systemd(tree: Tree) -> None:
 
 
 HOST = [
+    *lasting("dstate", "asleep", asleep("python"), {299.0: OK, 300.0: WARN}),
     *limit(
         "mem.poison",
         "corrected errors within an hour",
@@ -226,4 +296,4 @@ HOST = [
     ),
 ]
 
-NODE = [*PORTS, *DISKS, *HOST]
+NODE = [*PORTS, *DISKS, *FILES, *HOST]

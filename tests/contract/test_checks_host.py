@@ -778,6 +778,14 @@ def test_facts_for_the_cohort(tmp_path: Path) -> None:
         "id": "ubuntu",
         "version_id": "24.04",
     }
+    tuning = (
+        "amd_iommu cgroup_no_v1 clocksource default_hugepagesz hugepages hugepagesz idle "
+        "intel_idle.max_cstate intel_iommu intel_pstate iommu isolcpus mitigations nohz_full nosmt "
+        "numa_balancing pci pcie_aspm processor.max_cstate rcu_nocbs "
+        "systemd.unified_cgroup_hierarchy transparent_hugepage tsc"
+    )
+    booted = facts("host.boot", wrote("proc/cmdline", f"root=/dev/vda1 quiet {tuning} ro"))
+    assert booted["boot_parameters"] == tuning
     usual = facts("mem.size")["memory"]
     assert usual == "2016 GiB"
     assert facts("mem.size", changed("proc/meminfo", "2113461248", "2113999999"))["memory"] == usual

@@ -729,6 +729,23 @@ def test_the_facts_that_nodes_are_compared_by(tmp_path: Path) -> None:
     assert facts["/shared flags"] == "hard,relatime,rw"
     assert facts["sunrpc/tcp_max_slot_table_entries"] == "65536"
     own = {"10.0.0.17", "10.0.0.5"}
+    for path, name in (
+        ("sys/module/nfs/parameters/max_session_slots", "nfs.max_session_slots"),
+        ("sys/module/sunrpc/parameters/tcp_slot_table_entries", "sunrpc.tcp_slot_table_entries"),
+        ("proc/sys/sunrpc/rdma_max_inline_read", "sunrpc/rdma_max_inline_read"),
+    ):
+        case = Case(check="nfs.options", name="facts", change=wrote(path, "7"), status=Status.OK)
+        assert looks(case, tmp_path)[-1].facts[name] == "7"
+    user_s = "rw,name=node17,mountaddr=10.0.0.17,clientaddr=10.0.0.17,conf=/etc/ceph/ceph.conf"
+    case = Case(
+        check="nfs.options",
+        name="facts",
+        change=also(f"77 29 0:77 / /c rw - ceph 10.0.0.5:/ {user_s}"),
+        status=Status.OK,
+    )
+    others = looks(case, tmp_path)[-1].facts
+    assert others["/c conf"] == "/etc/ceph/ceph.conf"
+    assert {name for name in others if name.startswith("/c ")} == {"/c type", "/c conf", "/c flags"}
     assert not own & set(facts.values()), "an address is each node's own"
 
 
