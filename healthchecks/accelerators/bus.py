@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from healthchecks.frame.context import Ctx
-from healthchecks.sources.pci import NVIDIA, PCI
+from healthchecks.sources.pci import DISPLAY, NVIDIA, PCI, functions
 
 AMD, INTEL, HUAWEI, MICROSOFT = "0x1002", "0x8086", "0x19e5", "0x1414"
 PROCESSING, THREE_D = "0x1200", "0x0302"
@@ -143,6 +143,15 @@ def on_bus(ctx: Ctx) -> list[OnBus]:
             driver = driver_of(ctx, bdf)
             found.append(OnBus(bdf=bdf, vendor=vendor, device=device, maker=maker, driver=driver))
     return found
+
+
+def of_all_makers(ctx: Ctx) -> list[str]:
+    """PCI addresses of accelerators, NVIDIA's among them, without those given to virtual machines.
+
+    Raises OSError where the bus can't be read.
+    """
+    others = [one.bdf for one in on_bus(ctx) if one.driver not in GIVEN]
+    return sorted([*functions(ctx, DISPLAY, NVIDIA), *others])
 
 
 def _maker(kind: str, vendor: str, device: str) -> str:

@@ -6,9 +6,10 @@ import zlib
 from collections import Counter
 from typing import Annotated
 
+from healthchecks.accelerators import bus
 from healthchecks.frame.check import Blame, Findings, Result, Skip, Status, Unknown, check
 from healthchecks.frame.context import Ctx
-from healthchecks.sources import nvml, pci, ports, topology
+from healthchecks.sources import pci, ports, topology
 from healthchecks.sources.topology import Cpus, cpu_list_text, parse_cpu_list
 from supervisor.core.setting import About
 
@@ -148,9 +149,9 @@ def numa_devices(
     Sources: Documentation/ABI/testing/sysfs-bus-pci, NCCL User Guide (NCCL_TOPO_FILE),
     Azure/azurehpc-health-checks.
     """
-    gpus = nvml.on_bus(ctx)
+    gpus = bus.of_all_makers(ctx)
     if not gpus:
-        raise Skip("no NVIDIA GPU is on the PCI bus")
+        raise Skip("no accelerator is on the PCI bus")
     found = Findings()
     cpus_of = topology.nodes(ctx)
     nics = _fabric(ctx, found)
@@ -322,7 +323,7 @@ def _too_few(ctx: Ctx, found: Findings, share: float, least: int, by: str) -> No
         fix = "start one task a node with -c for all CPUs, or fewer ranks"
         found.fail(f"{text}, by {by}", expected=expected, fix=fix)
     else:
-        wrong = found.fail if nvml.on_bus(ctx) else found.warn
+        wrong = found.fail if bus.of_all_makers(ctx) else found.warn
         fix = "fewer ranks on a node, or a lower cpu.binding.least_cpus"
         wrong(f"{text}: the node has no more", expected=expected, fix=fix)
 
@@ -365,7 +366,7 @@ def _memory(ctx: Ctx, found: Findings, allowed: str) -> None:
 
 def _share(ctx: Ctx, found: Findings, mine: frozenset[int], ranks: int) -> float | None:
     """CPUs for the rank that gets the fewest; None where nothing says how many ranks."""
-    gpus = nvml.on_bus(ctx)
+    gpus = bus.of_all_makers(ctx)
     if not gpus:
         return len(mine) / ranks if ranks else None
     local = {bdf: parse_cpu_list(ctx.text(f"{pci.PCI}/{bdf}/local_cpulist")) for bdf in gpus}

@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import Annotated
 
+from healthchecks.accelerators import bus
 from healthchecks.frame.check import (
     AS_ROOT,
     RIGHTS,
@@ -17,7 +18,6 @@ from healthchecks.frame.check import (
     check,
 )
 from healthchecks.frame.context import Ctx
-from healthchecks.sources.pci import DISPLAY, NVIDIA, functions
 from healthchecks.sources.ports import (
     ACTIVE,
     DOWN,
@@ -122,7 +122,7 @@ def _uncabled(
     ctx: Ctx, found: Findings, idle: list[tuple[Port, str]], fabric: dict[Port, int]
 ) -> None:
     """Of ports that were never active: the odd ones out, where a GPU lacks them."""
-    gpus = len(functions(ctx, DISPLAY, NVIDIA))
+    gpus = len(bus.of_all_makers(ctx))
     up, down = Counter(p.kind for p in fabric), Counter(p.kind for p, _ in idle)
     for port, seen in idle:
         few = up[port.kind] >= 3 * down[port.kind]

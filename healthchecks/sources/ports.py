@@ -8,12 +8,14 @@ read those. They say SW_MNG in their vital product data (NVIDIA Fabric Manager u
 Subnet Manager and the port GUID").
 
 site.yaml says the role of a port (`ports`); else it is guessed, by what the port is (link layer,
-board, rate) and what it is used for (the default route): never by its name. Ports are compared with
-those of their own board alone.
+board, rate), what it was (a port that went down stays what it is) and what it is used for (NFS, the
+default route): never by its name. Ports are compared with those of their own board alone.
 """
 
 from __future__ import annotations
 
+import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from typing import Annotated
 
 from healthchecks.frame.check import NoRight, Skip, Unknown
 from healthchecks.frame.context import Ctx
+from healthchecks.sources.mounts import table
 from healthchecks.sources.pci import MELLANOX, NETWORK, PCI, functions
 from supervisor.core.setting import PORT_ROLES, About
 
@@ -161,7 +164,7 @@ def _guessed(ctx: Ctx, every: list[Port], *, fabric_is_said: bool) -> dict[Port,
     """Roles by link layer, board, rate and use.
 
     The fabric is InfiniBand where there is some, else what most ports are, and the fastest of
-    those. Boards of the same model and rate are one group.
+    those. Boards of the same model and rate are one group, but for one that NFS goes through.
     """
     groups: dict[tuple[str, str], list[Port]] = {}
     for port in every:
@@ -169,17 +172,18 @@ def _guessed(ctx: Ctx, every: list[Port], *, fabric_is_said: bool) -> dict[Port,
     roles = dict.fromkeys(every, "storage")
     if len(groups) == 1 and not fabric_is_said:
         return dict.fromkeys(every, "fabric")
-    routed = _default_routes(ctx) if groups else set()
+    routes = _routes(ctx)
+    routed = {route.netdev for route in routes if not route.mask}
+    stores = _towards_nfs(ctx, routes)
     size = {key: _size(ctx, group) for key, group in groups.items()}
     ib = [key for key in groups if key[0] == "InfiniBand"]
     main = max(ib or groups, key=lambda key: size[key], default=None)
     for key, group in groups.items():
         like = main is not None and _alike(groups[main], group) and size[key][1] == size[main][1]
-        if not fabric_is_said and (key == main or like):
+        used = {name for p in group for n in netdevs(ctx, p) for name in uppers(ctx, n)}
+        if not fabric_is_said and (key == main or (like and not stores & used)):
             roles |= dict.fromkeys(group, "fabric")
-        elif any(routed & {*uppers(ctx, n)} for p in group for n in netdevs(ctx, p)) and (
-            size[key][1] < _SLOW_GBPS or len(groups) > 2
-        ):
+        elif routed & used and (size[key][1] < _SLOW_GBPS or len(groups) > 2):
             roles |= dict.fromkeys(group, "management")
     return roles
 
@@ -189,9 +193,18 @@ def _alike(main: Sequence[Port], group: Sequence[Port]) -> bool:
 
 
 def _size(ctx: Ctx, group: Sequence[Port]) -> tuple[int, float]:
-    """Ports of a group that are active, or all where none is, and their best rate in Gb/s."""
-    up = [port for port in group if state(ctx, port) == ACTIVE]
+    """Ports of a group that are or were active, or all where none was, and their best rate, Gb/s.
+
+    So a fabric whose cables are pulled stays the fabric, and a port without a cable counts nothing.
+    """
+    up = [port for port in group if _was_active(ctx, port)]
     return len(up or group), max((rate(ctx, port) or 0.0 for port in up), default=0.0)
+
+
+def _was_active(ctx: Ctx, port: Port) -> bool:
+    if state(ctx, port) == ACTIVE:
+        ctx.memory.put(f"up:{port.key}", True, lasting=True)
+    return bool(ctx.memory.get(f"up:{port.key}"))
 
 
 def state(ctx: Ctx, port: Port) -> int | None:
@@ -218,10 +231,44 @@ def linked(ctx: Ctx, found: Sequence[Port]) -> list[Port]:
     return up
 
 
-def _default_routes(ctx: Ctx) -> set[str]:
-    """Interfaces of IPv4 default routes."""
-    rows = [row.split() for row in (ctx.maybe("proc/net/route") or "").splitlines()[1:]]
-    return {row[0] for row in rows if len(row) > 7 and row[1] == row[7] == "00000000"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Route:
+    """An IPv4 route; `mask` is 0 of the default one. Numbers are as /proc writes them."""
+
+    netdev: str
+    target: int
+    mask: int
+
+
+def _routes(ctx: Ctx) -> list[_Route]:
+    """Of the main table (fib_route_seq_show: hexadecimal, in the machine's order of bytes)."""
+    found = []
+    for line in (ctx.maybe("proc/net/route") or "").splitlines()[1:]:
+        row = line.split()
+        try:
+            found.append(_Route(netdev=row[0], target=int(row[1], 16), mask=int(row[7], 16)))
+        except (ValueError, IndexError):
+            continue
+    return found
+
+
+def _towards_nfs(ctx: Ctx, routes: Sequence[_Route]) -> set[str]:
+    """Interfaces on which NFS servers are reached, other than by the default route."""
+    found = set()
+    try:
+        mounts = table(ctx).network()
+    except (OSError, Unknown):
+        return set()
+    for mounted in mounts:
+        addr = (mounted.server.addr or mounted.server.host) if mounted.server else ""
+        try:
+            server = int.from_bytes(socket.inet_aton(addr), sys.byteorder)
+        except OSError:
+            continue  # a name, or IPv6
+        fit = [route for route in routes if route.mask and server & route.mask == route.target]
+        if fit:
+            found.add(max(fit, key=lambda route: route.mask.bit_count()).netdev)
+    return found
 
 
 def uppers(ctx: Ctx, netdev: str) -> list[str]:

@@ -11,8 +11,12 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from healthchecks.accelerators import bus
+from healthchecks.accelerators.amd import Amd
+from healthchecks.frame.context import Ctx, Memory
 from supervisor.core.limits import MEMLOCK_FIX, memlock_problem
 
+AMD_DRIVER = Amd.driver
 MIN_MEMORY_SHARE = 0.9  # of what Slurm says it granted; less means a limit that is not meant
 
 
@@ -77,18 +81,37 @@ def _memory_limit(root: Path) -> int | None:
 
 
 def _devices(env: Mapping[str, str], root: Path, facts: dict[str, str]) -> list[str]:
-    """NVIDIA GPUs that Slurm granted and that this user can't have; other makers' are not known."""
+    """GPUs that Slurm granted and this user can't have: NVIDIA's, and AMD's without a driver."""
     granted = _number(env.get("SLURM_GPUS_ON_NODE"))
     seen = sorted((root / "dev").glob("nvidia[0-9]*"))
     usable = [path for path in seen if os.access(path, os.R_OK | os.W_OK)]
-    facts["gpus"] = str(len(usable))
-    if granted is None or len(usable) >= granted:
+    others = _instincts(root)
+    bound = sum(driver == AMD_DRIVER for driver in others)
+    facts["gpus"] = str(len(usable) + bound)
+    if granted is None or len(usable) + bound >= granted:
         return []
+    if bound < len(others):
+        return [
+            f"{len(others) - bound} of {len(others)} AMD Instinct on the PCI bus have no driver: "
+            f"is the {AMD_DRIVER} module loaded?"
+        ]
     if (root / "proc/driver/nvidia").exists():
         return [f"{len(usable)} GPUs can be used, Slurm granted {granted}"]
     if on_bus := _nvidia_on_bus(root):
         return [f"{on_bus} NVIDIA GPUs on the PCI bus, and no driver: is the nvidia module loaded?"]
     return []
+
+
+def _instincts(root: Path) -> list[str]:
+    """The driver of each AMD Instinct; empty where it has none."""
+    ctx = Ctx(root=root, node="", now=0.0, boot_id="", memory=Memory({}, 0.0))
+    try:
+        there = bus.on_bus(ctx)
+    except OSError:
+        return []
+    return [
+        a.driver for a in there if a.vendor == bus.AMD and a.maker and a.driver not in bus.GIVEN
+    ]
 
 
 def _nvidia_on_bus(root: Path) -> int:

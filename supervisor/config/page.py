@@ -42,7 +42,8 @@ _PORTS = (
     "Lists of devices (`mlx5_0`, `mlx5_[0-7]`), PCI addresses or boards (`MT_0000000838`, as\n"
     "`board_id` in /sys has it). The first role that names a port counts. Without a word the\n"
     "fabric is InfiniBand, else what most ports are, and the fastest of those; of the rest a slow\n"
-    "port with the default route is for management.\n"
+    "port with the default route is for management. Ports of the fabric's own kind that NFS goes\n"
+    "through are storage. A port that goes down stays what it was.\n"
 )
 _DRAIN = "`on`, `off`, or a mapping of these; [fleet.md](fleet.md#drains) has the rules.\n"
 _PLACEHOLDERS = """\

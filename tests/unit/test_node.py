@@ -159,6 +159,20 @@ def test_a_driver_that_is_not_loaded(root: Path) -> None:
     assert seen == "8 NVIDIA GPUs on the PCI bus, and no driver: is the nvidia module loaded?"
 
 
+def test_an_instinct_without_its_driver(root: Path) -> None:
+    for number in range(8):
+        at = f"sys/bus/pci/devices/0000:1{number}:00.0"
+        for name, text in (("vendor", "0x1002"), ("device", "0x74a1"), ("class", "0x120000")):
+            put(root, f"{at}/{name}", f"{text}\n")
+        if number < 6:
+            (root / at / "driver").symlink_to("../../../../bus/pci/drivers/amdgpu")
+    (seen,) = found(root, SLURM_GPUS_ON_NODE="8")
+    assert seen == (
+        "2 of 8 AMD Instinct on the PCI bus have no driver: is the amdgpu module loaded?"
+    )
+    assert found(root, SLURM_GPUS_ON_NODE="6") == ()
+
+
 def test_gpus_that_are_not_nvidias_are_not_judged(root: Path) -> None:
     put(root, "sys/bus/pci/devices/0000:10:00.0/vendor", "0x1002\n")
     put(root, "sys/bus/pci/devices/0000:10:00.0/class", "0x030200\n")
