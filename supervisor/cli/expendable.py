@@ -42,9 +42,22 @@ _SERVERS = ("request_wait_answer", "fuse_", "nfs", "rpc_", "nlmclnt", "cifs", "c
 def in_a_child(command: str) -> None:
     """Return in a child; the parent never returns, and ends as the child does.
 
-    Raises UserError for a setting that is none, TransientError where an earlier one is stuck in
-    this very command, OSError where no process can be made.
+    Raises UserError for a setting that is none, OSError where no process can be made.
     """
+    try:
+        _fork(command)
+    except TransientError as error:
+        _say(command, str(error))
+        _end(HUNG_CODE.get(command, 1))
+    except (UserError, OSError) as error:
+        if command != "prolog":  # any other exit code than 0 drains the node
+            raise
+        _say(command, f"the node was not looked at, the job may begin: {error}")
+        _end(0)
+
+
+def _fork(command: str) -> None:
+    """Raises TransientError too, where an earlier one is stuck in this very command."""
     limit_s = _limit_s(command)
     stuck = announced.find_stuck()
     argv = tuple(sys.argv[1:])
@@ -55,7 +68,7 @@ def in_a_child(command: str) -> None:
         if one.at.what == _PATH:
             _leave_out(one.at.path, "an earlier superv hangs there")
     while True:
-        watched = _Watched(argv, limit_s)
+        watched = _Watched(command, argv, limit_s)
         if watched.start(stuck):
             return
         hung = watched.follow()
@@ -119,8 +132,8 @@ def _end(code: int) -> NoReturn:
 class _Watched:
     """A child, and what is seen of it."""
 
-    def __init__(self, argv: tuple[str, ...], limit_s: float) -> None:
-        self._argv, self._limit_s = argv, limit_s
+    def __init__(self, command: str, argv: tuple[str, ...], limit_s: float) -> None:
+        self._command, self._argv, self._limit_s = command, argv, limit_s
         self._board = Board()
         self._pid = 0
         self.interrupted = 0  # the signal that a person sent
@@ -223,6 +236,9 @@ class _Watched:
     def _end_alike(self) -> NoReturn:
         _, status = os.waitpid(self._pid, os.WNOHANG)
         code = os.waitstatus_to_exitcode(status)
+        if code < 0 and self._command == "prolog" and not self.interrupted:
+            _say(self._command, f"ended by signal {-code} (memory?): the job may begin")
+            _end(0)
         if code < 0:
             import resource
 

@@ -177,8 +177,12 @@ def test_a_folder_of_path_that_hangs_is_left_out_and_named(dead: Dead, tmp_path:
 
 def test_slurm_begins_a_job_where_the_prologs_files_hang(dead: Dead, tmp_path: Path) -> None:
     site = dead.below("site.yaml")
-    code, _, err = PersonAtHome(dead, tmp_path).superv("prolog", "--site", str(site))
-    assert code == 0 and f"{site} (on" in err
+    person = PersonAtHome(dead, tmp_path)
+    for _ in range(2):
+        code, _, err = person.superv("prolog", "--site", str(site))
+        assert code == 0 and f"{site} (on" in err
+    code, _, err = person.superv("prolog", SUPERV_STORAGE_TIMEOUT_S="soon")
+    assert code == 0 and "the job may begin: SUPERV_STORAGE_TIMEOUT_S=soon" in err
 
 
 def test_a_reader_of_the_output_does_not_wait_for_what_hangs(dead: Dead, tmp_path: Path) -> None:
@@ -212,6 +216,17 @@ def test_what_is_slow_goes_on(tmp_path: Path) -> None:
         pytest.skip("this machine has no /dev/fuse, or does not let us mount")
     assert done.returncode == 0 and "n2" in done.stdout, done.stderr
     assert time.monotonic() - began > 1.5  # or nothing was shown
+
+
+def test_a_file_that_nobody_announced_is_not_tried_again_by_the_same_command(
+    dead: Dead, tmp_path: Path
+) -> None:
+    """The command line is read before the command begins: it looks whether FILE is a folder."""
+    person = PersonAtHome(dead, tmp_path)
+    words = ("report", "--output", str(dead.below("page.html")))
+    assert "has hung for" in one_line(person.superv(*words)[2])
+    code, _, err = person.superv(*words)
+    assert code == 1 and "of an earlier superv has hung there" in one_line(err)
 
 
 def test_who_interrupts_what_hangs_need_not_wait(dead: Dead, tmp_path: Path) -> None:
