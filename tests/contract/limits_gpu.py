@@ -37,7 +37,7 @@ REPLAYS = call("nvmlDeviceGetPcieReplayCounter")
 
 ACTIONS = limit(
     "gpu.recovery_action",
-    "action",
+    "what field 230 says:",
     field(230),
     {0: OK, 1: FAIL, 2: FAIL, 3: FAIL, 4: FAIL, 5: WARN, 6: FAIL, 7: FAIL, 8: FAIL},
 )
