@@ -64,13 +64,14 @@ def _dry_run(job_file: Path) -> None:
 
     from supervisor.config import load_job, load_site
     from supervisor.engine.dry_run import dry_run
+    from supervisor.engine.hook_notes import hook_notes
     from supervisor.engine.launching import emptied_notes
     from supervisor.engine.wiring import suites
     from supervisor.run.snapshot import CODE
 
     job, site = load_job(job_file), load_site(os.environ)
     would = dry_run(job, site)
-    for note in (*job.notes, *site.notes, *emptied_notes(job, site)):
+    for note in (*job.notes, *site.notes, *emptied_notes(job, site), *hook_notes(job)):
         click.echo(f"# {note}")
     click.echo(f"# {would.spec.nodes} nodes: {job.nodes} that train, {job.spares} spare")
     for name, value in sorted(would.spec.slurm.items()):

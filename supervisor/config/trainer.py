@@ -201,6 +201,17 @@ class Trainer:
             choices=("none", *hooks.ADAPTERS),
         ),
     )
+    dump_dir: Path | None = field(
+        default=None,
+        metadata=about(
+            "Where ranks put what they write as they train: TorchTitan's dump folder (structured "
+            "logs of every step, traces, profiles). Best a folder on each node's own disk: where "
+            "shared storage hangs, such a write stops the step. Checkpoints don't go there.",
+            valid="an absolute path",
+            default="what the trainer's configuration says",
+            pattern=r"/.*",
+        ),
+    )
     preload: tuple[str, ...] = field(
         default=(),
         metadata=about(
@@ -261,6 +272,9 @@ def read_trainer(node: YamlNode, at: At) -> Trainer:
     if trainer.command and trainer.hook != "none":
         inner = at.inside("hook", node.entries["hook"])
         raise inner.error("works with module and script only: a command is started as it is")
+    if trainer.hook == "none" and trainer.dump_dir is not None:
+        inner = at.inside("dump_dir", node.entries["dump_dir"])
+        raise inner.error("has no effect without a hook; write hook: torchtitan, or remove it")
     if trainer.hook != "none" and "preload" not in values:
         trainer = replace(trainer, preload=hooks.ADAPTERS[trainer.hook].PRELOAD)
     for key in ("args", "command", "env"):

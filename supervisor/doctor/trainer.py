@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from typing import Any
 
 from healthchecks.frame.report import Finding
-from supervisor import proc
+from supervisor import hooks, proc
 from supervisor.config import Job
 from supervisor.doctor.finding import fail, ok, unknown, warn
 from supervisor.doctor.machine import LOCAL, file_system
+from supervisor.engine.hook_notes import MOVE, on_network
+from supervisor.host import procfs
 
 IMPORT_S = 120.0  # torch and TorchTitan take 9 s where nothing is cached
 
 # Runs in the trainer's python: prints one JSON line at its end, whatever modules print.
 PROBE = """
 import importlib, json, platform, sys
-folder, *modules = sys.argv[1:]
+folder, reader, *modules = sys.argv[1:]
 sys.path[0] = folder or ""
 seen = {"python": platform.python_version(), "failed": {}, "modules": ", ".join(modules)}
 for name in modules:
@@ -32,6 +35,13 @@ except ModuleNotFoundError:
     pass
 except BaseException as error:
     seen["failed"].setdefault("torch", [type(error).__name__, str(error)[:200]])
+if reader and not seen["failed"]:
+    scope = json.loads(reader)
+    try:
+        exec(scope["code"], scope)
+        seen["config"] = scope["read"]
+    except BaseException as error:
+        seen["unread"] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
 print("\\n" + json.dumps(seen))
 """
 
@@ -43,7 +53,11 @@ def python_command(job: Job) -> list[str] | None:
         return None
     folder = str(trainer.script.parent) if trainer.script else ""
     modules = dict.fromkeys([*trainer.preload, *([trainer.module] if trainer.module else [])])
-    return [trainer.python, "-c", PROBE, folder, *modules]
+    reader = ""
+    if trainer.hook != "none":
+        code = hooks.ADAPTERS[trainer.hook].READ_CONFIG
+        reader = json.dumps({"code": code, "args": trainer.args})
+    return [trainer.python, "-c", PROBE, folder, reader, *modules]
 
 
 async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
@@ -65,7 +79,30 @@ async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
     done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
-    return [*found, *judge("trainer", "here", done)]
+    return [*found, *judge("trainer", "here", done), *configuration(job, _printed(done))]
+
+
+def configuration(job: Job, seen: dict[str, Any]) -> list[Finding]:
+    """What the trainer's own configuration says, as far as it concerns superv."""
+    if job.trainer.hook == "none" or seen.get("failed", True):
+        return []
+    check = job.trainer.hook
+    if "config" not in seen:
+        text = f"its configuration can't be read here: {seen.get('unread', 'nothing was said')}"
+        return [unknown(check, text, "see whether trainer.args are what the trainer takes")]
+    found, read = [], seen["config"]
+    if job.checkpoints is not None and read["interval"] % read["log_freq"]:
+        text = (
+            f"the loss is looked at every {read['log_freq']} steps and saved every "
+            f"{read['interval']}: what is saved between a look and a loss of NaN is not resumed"
+        )
+        found.append(warn(check, text, "let metrics.log_freq divide checkpoint.interval"))
+    place = job.trainer.dump_dir or job.trainer.workdir / read["dump_folder"]
+    _, kind, _ = procfs.mount_of(str(place))
+    if read["per_step"] and on_network(kind):
+        hook = hooks.ADAPTERS[job.trainer.hook]
+        found.append(warn(check, f"ranks write {hook.PER_STEP} below {place}, on {kind}", MOVE))
+    return found or [ok(check, "its configuration suits superv")]
 
 
 async def _directories(job: Job) -> list[Finding]:
@@ -95,11 +132,17 @@ def judge(check: str, where: str, done: proc.Completed) -> list[Finding]:
     if done.timed_out:
         text = f"its modules were not imported {where} within {done.took_s:.0f} s"
         return [unknown(check, text, "see whether the storage that holds them answers")]
-    try:
-        seen = json.loads(done.out.strip().splitlines()[-1])
-    except (ValueError, IndexError):
+    if not (seen := _printed(done)):
         return [fail(check, f"{where}: {done.why()}", "fix trainer.python or its environment")]
     return [verdict(check, where, seen)]
+
+
+def _printed(done: proc.Completed) -> dict[str, Any]:
+    """The last line; empty where there is none such."""
+    try:
+        return dict(json.loads(done.out.strip().splitlines()[-1]))
+    except (ValueError, IndexError, TypeError):
+        return {}
 
 
 def verdict(check: str, where: str, seen: dict[str, object]) -> Finding:

@@ -62,6 +62,8 @@ def _shown(job: Job) -> dict[str, str]:
     """The variables that ranks get, without secrets."""
     trainer = job.trainer
     plain = {n: HIDDEN if looks_secret(n, v) else v for n, v in trainer.env.items()}
+    if trainer.dump_dir is not None:
+        plain["SUPERV_DUMP_DIR"] = str(trainer.dump_dir)
     return plain | {name: f"{HIDDEN} from {path}" for name, path in trainer.secrets.items()}
 
 

@@ -30,6 +30,7 @@ from supervisor.core.types import Checkpoint, Run
 from supervisor.engine import control, fleet_recorder, marking
 from supervisor.engine.clock import clock
 from supervisor.engine.dry_run import plan
+from supervisor.engine.hook_notes import hook_notes
 from supervisor.engine.lost_run import active_jobs
 from supervisor.engine.request import AdoptionRequest, Request
 from supervisor.engine.spawn import EngineRefused, ensure_engine, lives
@@ -95,7 +96,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
     first, seed = _beginnings(job, origin)
-    notes = (*job.notes, *site.notes, *emptied_notes(job, site))
+    notes = (*job.notes, *site.notes, *emptied_notes(job, site), *hook_notes(job))
     if not job.checkpoints:
         notes += ("no checkpoints are configured: restarts begin at step 0",)
     with folder.new(site.state_dir, job.name) as made:
@@ -345,6 +346,7 @@ def resume(
         *job.notes,
         *site.notes,
         *emptied_notes(job, site),
+        *hook_notes(job),
         *_changes(run_dir, old, site, config),
     ]
     first = _first_attempt(job)

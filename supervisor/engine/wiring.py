@@ -41,6 +41,8 @@ def wire_job(
     if code is not None:
         entry = tuple(code.word(word) for word in entry)
         env = {k: code.word(v) if k == "PYTHONPATH" else v for k, v in env.items()}
+    if trainer.dump_dir is not None:
+        env["SUPERV_DUMP_DIR"] = str(trainer.dump_dir)
     fresh = resumed = entry
     if job.checkpoints is not None and trainer.hook != "none":
         fields = hooks.ADAPTERS[trainer.hook].fields

@@ -26,6 +26,20 @@ STATE_KEYS = ("model", "optimizer", "lr_scheduler", "train_state", "dataloader")
 STEP_LINE = r" - step:\s*(?P<step>\d+)\s+loss:\s*(?P<loss>\S+)"
 RESUMED_LINE = r"Training starts at step (?P<next>\d+)"
 
+# What a rank writes below its dump folder while it trains (0.3.0: 18 writes a step and rank, each
+# flushed in the training thread; observability/structured_logger/jsonl_handler.py)
+PER_STEP = "structured logs of every step"
+# Runs in the trainer's Python: `args` → `read`, what superv doctor looks at.
+READ_CONFIG = """
+from torchtitan.config.manager import ConfigManager
+config = ConfigManager().parse_args(args)
+read = {
+    "dump_folder": (config if hasattr(config, "dump_folder") else config.job).dump_folder,
+    "per_step": bool(getattr(config.debug, "enable_structured_logging", False)),
+    "interval": config.checkpoint.interval,
+    "log_freq": config.metrics.log_freq,
+}
+"""
 # What would load or save something else than the whole training state, in versions that have it.
 ALWAYS = {"last_save_in_hf": False, "load_only": False}
 RESUMED: dict[str, object] = {
@@ -59,6 +73,16 @@ def overruled(args: Sequence[str]) -> list[str]:
     names = {*fields("/", "/"), *ALWAYS, *RESUMED}
     flags = [arg.split("=", 1)[0] for arg in args if arg.startswith("--checkpoint.")]
     return [flag for flag in flags if _field(flag) in names or _field(flag)[3:] in names]
+
+
+def dump_folder(args: Sequence[str]) -> str:
+    """Where the ranks' own files go, as far as the command line says; else TorchTitan's default."""
+    found = "outputs"  # ./outputs in both versions
+    for number, arg in enumerate(args):
+        name, equals, _ = arg.replace("-", "_").partition("=")
+        if name in ("__dump_folder", "__job.dump_folder"):
+            found = arg[len(name) + 1 :] if equals else "".join(args[number + 1 : number + 2])
+    return found
 
 
 def _field(flag: str) -> str:

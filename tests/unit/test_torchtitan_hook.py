@@ -5,6 +5,7 @@ The trainers are file trees with TorchTitan's names and nothing else; tests/tita
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,13 @@ import pytest
 
 from supervisor.agent import starter, warm
 from supervisor.agent.hook_state import HookState, HookStates
+from supervisor.config.job import Job, parse_job
+from supervisor.config.site import Site
+from supervisor.core.check_status import Status
+from supervisor.core.errors import UserError
+from supervisor.doctor import trainer
+from supervisor.engine.hook_notes import hook_notes, on_network
+from supervisor.engine.wiring import wire_job
 from supervisor.hooks import torchtitan
 
 MANAGER = """
@@ -259,3 +267,77 @@ def test_a_rank_of_an_older_agent_is_read(tmp_path: Path) -> None:
     state = states.state(0)
     states.close()
     assert state is not None and (state.step, state.detail, state.trouble) == (42, "", "")
+
+
+# --- what is said before a launch ---
+
+
+def job(home: Path, **trainer: object) -> Job:
+    keys = {"module": "torchtitan.train", "hook": "torchtitan", "python": sys.executable, **trainer}
+    whole = {"name": "t", "nodes": 1, "launcher": "local", "trainer": keys}
+    return parse_job(json.dumps(whole | {"checkpoints": {"dir": "/c"}}), home / "job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "folder"),
+    [
+        ((), "outputs"),
+        (("--dump_folder", "/shared/out"), "/shared/out"),
+        (("--dump-folder=mine-too",), "mine-too"),
+        (("--job.dump_folder", "old"), "old"),
+        (("--dump_folder",), ""),
+    ],
+)
+def test_where_its_own_files_go(args: tuple[str, ...], folder: str) -> None:
+    assert torchtitan.dump_folder(args) == folder
+
+
+def test_flags_without_effect_are_named_at_launch(tmp_path: Path) -> None:
+    flags = ["--checkpoint.folder", "mine", "--checkpoint.interval", "5"]
+    assert hook_notes(job(tmp_path)) == ()
+    assert hook_notes(job(tmp_path, args=flags)) == (
+        "trainer.args: --checkpoint.folder: no effect, superv sets these fields",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared"),
+    [("nfs4", True), ("lustre", True), ("fuse.weka", True), ("ext4", False), ("fuse.lxcfs", False)],
+)
+def test_which_storage_is_shared(kind: str, shared: bool) -> None:
+    assert on_network(kind) is shared
+
+
+def test_its_dump_folder_is_a_key(tmp_path: Path) -> None:
+    local = job(tmp_path, dump_dir="/local/dump")
+    wire = wire_job(local, Site(state_dir=tmp_path), "4f1c9a27e0b3", None, {})
+    assert wire.env["SUPERV_DUMP_DIR"] == "/local/dump"
+    with pytest.raises(UserError, match="has no effect without a hook"):
+        job(tmp_path, dump_dir="/local/dump", hook="none", args=["{save_dir}", "{resume_path}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "state", "says"),
+    [
+        ("log_freq: int = 5", Status.OK, "its configuration suits superv"),
+        ("log_freq: int = 7", Status.WARN, "looked at every 7 steps and saved every 500"),
+        ("freq: int = 7", Status.UNKNOWN, "AttributeError: 'Metrics' object has no attribute"),
+    ],
+)
+def test_doctor_reads_the_configuration(
+    tmp_path: Path, given: str, state: Status, says: str
+) -> None:
+    more = f"""
+@dataclasses.dataclass
+class Metrics:
+    {given}
+class Debug:
+    enable_structured_logging = True
+Config.metrics, Config.debug = Metrics(), Debug()
+"""
+    Rank(tmp_path, config__manager=MANAGER + more)
+    (tmp_path / "torchtitan" / "train.py").write_text("")
+    keys = {"preload": [], "workdir": str(tmp_path)}
+    found = asyncio.run(trainer.look(job(tmp_path, **keys)))
+    (one,) = [finding for finding in found if finding.check == "torchtitan"]
+    assert one.status is state and says in one.result.seen, one
