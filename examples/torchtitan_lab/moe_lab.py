@@ -93,3 +93,10 @@ def lab() -> Trainer.Config:
         ),
         debug=DebugConfig(seed=42, deterministic=True),
     )
+
+
+def diverges() -> Trainer.Config:
+    """The same with a learning rate of 1e30: its loss is NaN within a few steps."""
+    config = lab()
+    optimizer = dataclasses.replace(default_adamw(lr=1e30), implementation="for-loop")
+    return dataclasses.replace(config, optimizer=optimizer)

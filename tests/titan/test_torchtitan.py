@@ -25,6 +25,7 @@ from supervisor.agent.warm import Starter
 from supervisor.channel.wire import RankJob
 from supervisor.checkpoints.dcp import verify
 from supervisor.core.actions import Start
+from supervisor.core.step_lines import says_not_finite
 from tests.processes import send
 
 RUN = os.urandom(6).hex()  # two test sessions must not end each other's ranks
@@ -206,5 +207,22 @@ def test_a_flag_of_ones_own_has_no_effect_and_is_said(titan: Titan, version: str
         assert [e.code for e in ends] == [0, 0], log[-2000:]
         assert "superv: --checkpoint.folder has no effect: superv sets checkpoint.folder" in log
         assert verify(str(titan.save / "a0001" / "step-2")).verified, "interval is the user's own"
+
+    titan.play(scenario)
+
+
+@both
+@pytest.mark.soak
+def test_checkpoints_with_nan_in_them_do_not_verify(titan: Titan, version: str) -> None:
+    """A learning rate of 1e30, the loss looked at every 5 steps and saved every 2."""
+
+    async def scenario() -> None:
+        rate = ("--optimizer.lr", "1e30") if version == "0.2.2" else ("--config", "diverges")
+        titan.flags = (*rate, "--metrics.log_freq", "5", "--checkpoint.interval", "2")
+        _, _, ends, log = await titan.attempt(1, until=8)
+        assert any(says_not_finite(line) for line in log.splitlines()) is (version == "0.3.0")
+        assert [e.code for e in ends] == ([0, 0] if version == "0.2.2" else [1, 1]), log[-2000:]
+        report = verify(str(titan.save / "a0001" / "step-4"))
+        assert not report.verified and "holds NaN or infinity" in report.reason, report
 
     titan.play(scenario)
