@@ -17,11 +17,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from healthchecks.frame import own
 from healthchecks.frame.frames import pieces
 from healthchecks.frame.registry import select
 from healthchecks.frame.runner import Order, enough_s, run
 from healthchecks.frame.state import default_folder
 from supervisor.core.errors import UserError
+from supervisor.core.setting import OWN_CHECKS
 
 END_MS = 2000  # for a run of checks to end its own children
 
@@ -46,6 +48,7 @@ def _order(asked: dict[str, Any]) -> Order:
     """Raises UserError, ValueError."""
     try:
         names, tags = tuple(asked.get("names", ())), tuple(asked.get("tags", ()))
+        own.register(asked.get("settings", {}).get(OWN_CHECKS, {}))
         checks = select(names, tags)
         root, folder = Path(asked.get("root", "/")), asked.get("folder")
         if folder is None and root == Path("/"):

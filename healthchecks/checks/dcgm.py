@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
+from healthchecks.frame.check import Findings, NoTool, Result, Skip, Status, Unknown, check
 from healthchecks.frame.context import Ctx
 from healthchecks.sources import nvml
 from supervisor.core.setting import About
@@ -17,6 +17,13 @@ _FAILS = {
     2: "exclude the node and have the GPU replaced",
     6: "end all processes on the GPU and reset it: nvidia-smi --gpu-reset -i N; else reboot",
 }
+
+
+_NO_DCGM = NoTool(
+    "dcgmi is not installed",
+    "install datacenter-gpu-manager",
+    "DCGM's own look at the software and the GPUs was not taken",
+)
 
 
 @check(
@@ -40,7 +47,7 @@ def dcgm_diag(
     """
     if not nvml.on_bus(ctx):
         raise Skip("no NVIDIA GPU is on the PCI bus")
-    done = ctx.command("dcgmi", "diag", "-r", "1", "-j", deadline_s=deadline_s)
+    done = ctx.command("dcgmi", "diag", "-r", "1", "-j", deadline_s=deadline_s, lacking=_NO_DCGM)
     try:
         document = json.loads(done.out[done.out.index("{") :])  # warnings may come first
     except ValueError:

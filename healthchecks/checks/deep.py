@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from healthchecks.frame.check import Findings, Result, Unknown, check
+from healthchecks.frame.check import Findings, NoTool, Result, Unknown, check
 from healthchecks.frame.context import Ctx
 from healthchecks.sources import nvml
 from healthchecks.sources.nvml import open_nvml
@@ -60,6 +60,13 @@ def _probe(
         said["refused" if done.rc == 3 else "devices"]
     except (IndexError, ValueError, KeyError, TypeError):
         raise Unknown(done.why() if done.rc else "the probe printed no result") from None
+    if done.rc == 3 and said.get("lacks"):
+        raise NoTool(
+            str(said["refused"]),
+            f"give deep.{test}.python the trainer's",
+            "the GPUs were not loaded: one that is slow or wrong, or a NIC at half speed, shows "
+            "nowhere else",
+        )
     if done.rc == 3:
         raise Unknown(f"{said['refused']}; give deep.{test}.python the trainer's")
     return {gpu.index: gpu for gpu in driver.gpus}, said

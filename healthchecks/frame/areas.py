@@ -25,6 +25,7 @@ AREAS = {
     "nccl": ("nccl", "cuda"),
     "versions": ("versions",),
     "deep": ("deep",),
+    "site": ("site",),
 }
 _AREA_OF = {first: area for area, firsts in AREAS.items() for first in firsts}
 
@@ -36,6 +37,8 @@ def area_of(check: str) -> str:
 
 def page_of(check: str) -> str:
     """Where a check of ours is described, with the anchor that forges make of its heading."""
+    if check.startswith("site."):
+        return "docs/own-checks.md"
     return f"docs/checks/{file_name(area_of(check))}#{check.lower().replace('.', '')}"
 
 

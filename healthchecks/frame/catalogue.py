@@ -6,7 +6,7 @@ The pages are written by `python docs/make.py`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from healthchecks.frame.areas import area_of, file_name, in_order, page_of
@@ -50,9 +50,10 @@ kept the run from being a full one. Each of `results`:
 switch that other nodes would show too), `blame` (node, shared or user, of what is not healthy),
 `by_users` (true where users can bring it about: it keeps a run off the node and never drains it),
 `gap` (of UNKNOWN where nothing is wrong: `not yet` without an earlier look, `rights` where this
-user may not look; it is counted apart from the status and drains nobody), `corroborated` (true
-where a check that needs a witness has seen the fault by other means itself), `drains` (false where
-a failure of the check alone neither drains its node nor names it in a run).
+user may not look, `tool` without DCGM or torch, which a site may do without; it is counted apart
+from the status and drains nobody), `corroborated` (true where a check that needs a witness has seen
+the fault by other means itself), `drains` (false where a failure of the check alone neither drains
+its node nor names it in a run).
 """
 
 
@@ -64,6 +65,10 @@ def document(checks: Iterable[Check]) -> dict[str, Any]:
             {
                 "check": c.name,
                 "summary": c.summary,
+                "text": inspect.cleandoc(c.run.__doc__ or ""),
+                "traits": traits(c),
+                "untested": c.untested,
+                "page": page_of(c.name),
                 "tags": sorted(c.tags),
                 "deadline_s": c.deadline_s,
                 "settings": [
@@ -86,7 +91,7 @@ def pages() -> dict[str, str]:
     """The pages of superv's own checks: path below docs → text."""
     areas: dict[str, list[Check]] = {}
     for check in sorted(registered().values(), key=lambda c: c.name):
-        if check.run.__module__.startswith("healthchecks."):
+        if check.run.__module__.startswith("healthchecks.checks."):
             areas.setdefault(area_of(check.name), []).append(check)
     made = {"checks.md": _index({area: areas[area] for area in in_order({*areas})})}
     for area, checks in areas.items():
@@ -123,16 +128,7 @@ def _links(names: Iterable[str]) -> str:
 def _section(check: Check) -> str:
     text = inspect.cleandoc(check.run.__doc__ or "")
     lines = [f"\n## {check.name}\n", f"{text}\n"]
-    traits = [f"Suites: {', '.join(sorted(check.tags))}.", f"Deadline: {check.deadline_s:g} s."]
-    if check.on_timeout is not Status.UNKNOWN:
-        traits.append(f"No answer means {check.on_timeout.value}.")
-    if check.cohort:
-        traits.append(f"A fact that differs from the other nodes' means {check.cohort.value}.")
-    if check.blame.value != "node":
-        traits.append(f"A failure is blamed on: {check.blame.value}.")
-    if check.tags & DRAIN_SUITES:
-        traits.append(drain_rule(check))
-    lines.append("\n" + " ".join(traits) + "\n")
+    lines.append("\n" + " ".join(traits(check)) + "\n")
     if check.untested:
         lines.append(f"\nBuilt without the hardware: {check.untested}\n")
     options = check.options()
@@ -143,6 +139,37 @@ def _section(check: Check) -> str:
         default = _shown(option.default)
         lines.append(f"| `{option.name}` | `{default}`{unit} | {option.about.doc} |\n")
     return "\n".join(line.rstrip("\n") for line in lines) + "\n"
+
+
+def traits(check: Check) -> list[str]:
+    """How it is run and what its failure does, a sentence each."""
+    found = [f"Suites: {', '.join(sorted(check.tags))}.", f"Deadline: {check.deadline_s:g} s."]
+    if check.on_timeout is not Status.UNKNOWN:
+        found.append(f"No answer means {check.on_timeout.value}.")
+    if check.cohort:
+        found.append(f"A fact that differs from the other nodes' means {check.cohort.value}.")
+    if check.blame.value != "node":
+        found.append(f"A failure is blamed on: {check.blame.value}.")
+    if check.tags & DRAIN_SUITES:
+        found.append(drain_rule(check))
+    return found
+
+
+def explained(check: Check) -> Iterator[tuple[str, str]]:
+    """What a person asks of a check: label and text."""
+    head, _, rest = inspect.cleandoc(check.run.__doc__ or "").partition("\n\n")
+    yield "looks that", " ".join(head.split())
+    for paragraph in rest.split("\n\n") if rest else ():
+        yield "why", " ".join(paragraph.split())
+    yield "how", " ".join(traits(check))
+    if check.timeout_fix:
+        yield "if it hangs", check.timeout_fix
+    if check.untested:
+        yield "not tried on", check.untested
+    for option in check.options().values():
+        unit = f" {option.about.unit}" if option.about.unit else ""
+        yield "setting", f"{option.name} = {_shown(option.default)}{unit}: {option.about.doc}"
+    yield "read more", page_of(check.name)
 
 
 def drain_rule(check: Check) -> str:

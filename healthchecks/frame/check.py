@@ -43,6 +43,7 @@ class Gap(StrEnum):
 
     NOT_YET = "not yet"  # there is no earlier look to compare with
     RIGHTS = "rights"  # this user may not look
+    TOOL = "tool"  # a tool that a site may have or not is not installed
 
 
 # What root alone may read, unless somebody gives the right: what it is → how to give it.
@@ -106,6 +107,17 @@ class NoRight(Unknown):
     def __init__(self, right: str, detail: str = "") -> None:
         super().__init__(f"user {os.geteuid()} may not read {right}{detail}")
         self.fix = f"{AS_ROOT}, or give this user the right: {RIGHTS[right]}"
+
+
+class NoTool(Unknown):
+    """Raised where a tool is not installed that a site may do without; `leaves` is what then shows
+    nowhere."""
+
+    gap = Gap.TOOL
+
+    def __init__(self, lacks: str, get: str, leaves: str) -> None:
+        super().__init__(f"{lacks}: {leaves}")
+        self.fix = get
 
 
 class Findings:
@@ -185,7 +197,9 @@ class Findings:
             hidden = [f for f in self._found if f.status is Status.WARN]
         elif status is Status.OK and (found := [f for f in self._found if f.gap is not None]):
             status = Status.UNKNOWN
-            gap = min((f.gap for f in found if f.gap), key=[Gap.RIGHTS, Gap.NOT_YET].index)
+            gap = min(
+                (f.gap for f in found if f.gap), key=[Gap.RIGHTS, Gap.TOOL, Gap.NOT_YET].index
+            )
             found = [f for f in found if f.gap is gap]
         told = [*found, *hidden]
         return Result(

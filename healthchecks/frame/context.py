@@ -135,11 +135,12 @@ class Ctx:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def command(self, *argv: str, deadline_s: float) -> Completed:
+    def command(self, *argv: str, deadline_s: float, lacking: Unknown | None = None) -> Completed:
         """Run a program of this machine to its end or its deadline; it speaks English (LC_ALL=C).
 
-        Raises Unknown where it is not installed (rc 127) or did not answer, and where root would
-        run what another user could have put there; NoRight where it says that it may not.
+        Raises Unknown where it is not installed (rc 127; `lacking` in its place) or did not answer,
+        and where root would run what another user could have put there; NoRight where it says that
+        it may not.
         """
         from supervisor.host import trusted
         from supervisor.proc import run_sync
@@ -151,7 +152,7 @@ class Ctx:
         if done.rc is None:
             raise Unknown(done.why())
         if done.rc == 127:
-            raise Unknown(f"{argv[0]} is not installed")
+            raise lacking or Unknown(f"{argv[0]} is not installed")
         if done.rc and os.geteuid() != 0 and any(word in done.err for word in _DENIED):
             said = done.err.strip().splitlines()[-1][:100]
             raise NoRight("device files", f" ({argv[0]}: {said})")

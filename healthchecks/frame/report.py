@@ -259,4 +259,7 @@ def gap_notes(findings: Iterable[Finding], memory: str) -> list[str]:
             apart.setdefault(why, []).append(finding.name)
         elif finding.gap is Gap.RIGHTS:
             apart.setdefault(finding.result.fix or AS_ROOT, []).append(finding.name)
+        elif finding.gap is Gap.TOOL:
+            why = f"{finding.result.seen}; {finding.result.fix}"
+            apart.setdefault(why, []).append(finding.name)
     return [f"not measured ({', '.join(names)}): {why}" for why, names in apart.items()]

@@ -6,10 +6,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from healthchecks.frame import own
 from healthchecks.frame.registry import named, settings_for
 from supervisor.config import Site, load_site
 from supervisor.core.errors import UserError
-from supervisor.core.setting import PORT_ROLES
+from supervisor.core.setting import OWN_CHECKS, PORT_ROLES
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -20,10 +21,13 @@ def merged(env: Mapping[str, str], sets: Sequence[str] = ()) -> dict[str, dict[s
 
 
 def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """As `merged`, of a site that was read already."""
+    """As `merged`, of a site that was read already; its own checks are checks from now on."""
     found: dict[str, dict[str, Any]] = {}
     if roles := site.ports.patterns():
         found[PORT_ROLES] = dict(roles)
+    if site.own_checks:
+        found[OWN_CHECKS] = own.documents(site.own_checks)
+    own.register(found.get(OWN_CHECKS, {}))
     for name, values in site.checks.items():
         check = named(name, "site.yaml: checks")
         try:

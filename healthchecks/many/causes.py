@@ -84,8 +84,11 @@ def gaps_of(reports: Mapping[str, Report]) -> list[str]:
     apart: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for node, report in reports.items():
         for finding in report.gaps():
-            not_yet = finding.gap is Gap.NOT_YET
-            why = "no earlier look to compare with: look again" if not_yet else finding.result.fix
+            why = finding.result.fix
+            if finding.gap is Gap.NOT_YET:
+                why = "no earlier look to compare with: look again"
+            elif finding.gap is Gap.TOOL:
+                why = f"{finding.result.seen}; {why}"
             nodes, checks = apart.setdefault(why, ({}, {}))
             nodes[node], checks[finding.check] = None, None
     return [

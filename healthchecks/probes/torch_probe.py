@@ -25,7 +25,11 @@ MIB = 1 << 20
 
 
 class CannotMeasure(Exception):
-    """Nothing can be measured; the text says why."""
+    """Nothing can be measured; the text says why, and `lacks` what is not installed."""
+
+    def __init__(self, text: str, lacks: str = "") -> None:
+        super().__init__(text)
+        self.lacks = lacks
 
 
 def main() -> int:
@@ -44,7 +48,7 @@ def main() -> int:
         devices = _devices(torch, asked.device)
         said, code = {"torch": torch.__version__} | _TESTS[asked.test](torch, devices, asked), 0
     except CannotMeasure as why:
-        said, code = {"refused": str(why)}, 3
+        said, code = {"refused": str(why), "lacks": why.lacks}, 3
     sys.stdout.write(json.dumps(said) + "\n")
     return code
 
@@ -55,7 +59,7 @@ def _torch() -> Any:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise CannotMeasure(f"{sys.executable} has no torch: {error}") from error
+        raise CannotMeasure(f"{sys.executable} has no torch: {error}", "torch") from error
 
 
 def _devices(torch: Any, asked: str) -> list[Any]:

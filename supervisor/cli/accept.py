@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from supervisor.cli.node_names import nodes_argument
 from supervisor.cli.numbers import Number
 from supervisor.host import terminal
 
@@ -23,7 +24,7 @@ TAGS = ("preflight", "deep")
 
 
 @click.command()
-@click.argument("node_list", metavar="NODES")
+@nodes_argument(required=True)
 @click.option(
     "--rounds",
     type=Number(1, 1000, whole=True),
@@ -41,29 +42,28 @@ TAGS = ("preflight", "deep")
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the reports of the last round.")
 def accept(
-    node_list: str, rounds: int, sets: tuple[str, ...], deadline: float, as_json: bool
+    nodes: tuple[str, ...], rounds: int, sets: tuple[str, ...], deadline: float, as_json: bool
 ) -> None:
     """Accept NODES into the fleet: on day one, and after every repair.
 
     Forgets what checks remembered of the nodes, runs the preflight and deep suites --rounds times,
     and keeps what the last round measured as each node's baseline. A node that fails in any round,
     or of which something is unknown, is not accepted, whatever the other rounds say. What could not
-    be tested, for want of an earlier look or of a right, is named. Exit code 0: all accepted; 1:
-    some are not.
+    be tested, for want of an earlier look, a right, DCGM or torch, is named. Exit code 0: all
+    accepted; 1: some are not.
     """
     import json
 
     from healthchecks.frame.settings import merged
     from healthchecks.many.causes import gaps_of
-    from supervisor.cli.nodes import named
     from supervisor.config import load_site
 
-    names, site, settings = named(node_list), load_site(os.environ), merged(os.environ, sets)
+    site, settings = load_site(os.environ), merged(os.environ, sets)
     refused: dict[str, str] = {}
     reports: dict[str, Report] = {}
     for number in range(1, rounds + 1):
         click.echo(f"round {number} of {rounds}: {', '.join(TAGS)}", err=True)
-        reports, why = _round(names, site, settings, deadline, forget=number == 1)
+        reports, why = _round(nodes, site, settings, deadline, forget=number == 1)
         for node, text in why.items():
             refused.setdefault(node, f"round {number}: {text}")
         _record(site, reports)
@@ -72,7 +72,7 @@ def accept(
         click.echo(terminal.printable(f"note: {note}"), err=True)
     if as_json:
         click.echo(json.dumps({n: r.document() for n, r in reports.items()}, indent=2))
-    for node in names:
+    for node in nodes:
         answer = f"not accepted: {refused[node]}" if node in refused else "accepted"
         if node not in refused and (apart := reports[node].gaps()):
             answer += f"; not tested: {', '.join(f.name for f in apart)}"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("names", metavar="[CHECK]…", nargs=-1)
-@click.option("--tags", help="The suites to run, with commas; preflight where nothing is named.")
+@click.option("--check", "more", metavar="CHECK", multiple=True, help="These checks alone.")
+@click.option("--tags", help="The suites, with commas; preflight where no check is named.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option(
     "--root",
@@ -32,22 +33,32 @@ if TYPE_CHECKING:
     "--deadline", type=Number(1, 86_400, "seconds"), help="For all of it; 60, deep suites longer."
 )
 @click.option("--list", "listing", is_flag=True, help="Show the checks and their settings.")
+@click.option("--explain", is_flag=True, help="Say all that is known of the checks; run none.")
 @click.option("--all", "everything", is_flag=True, help="Also show what passed or does not apply.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/checks.md.")
 @click.option("--nagios", is_flag=True, help="Print as a Nagios plugin does, with its exit codes.")
 def check(
     names: tuple[str, ...],
+    more: tuple[str, ...],
     tags: str | None,
     sets: tuple[str, ...],
     root: Path | None,
     state: Path | None,
     deadline: float | None,
     listing: bool,
+    explain: bool,
     everything: bool,
     as_json: bool,
     nagios: bool,
 ) -> None:
     """Run the health checks named CHECK (`gpu` means all of gpu.*); --tags narrows them.
+
+    \b
+    Suites:
+      preflight  before a run, on an idle node; all of it under 10 s
+      prolog     cheap enough for Slurm's Prolog; all of it under 2 s
+      running    safe beside a training job
+      deep       loads GPUs, links or storage; idle nodes only, minutes
 
     Exit code 0: nothing failed; 1: something did; 3: nothing failed, but something could not be
     measured. With --nagios: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
@@ -61,7 +72,14 @@ def check(
     from healthchecks.frame.settings import merged
     from healthchecks.frame.state import default_folder
 
+    names += more
+    settings = merged(os.environ, sets)  # the site's own checks are known from here on
     chosen = tuple(tag.strip() for tag in tags.split(",")) if tags else ()
+    if explain and not names:
+        raise click.UsageError("--explain: name the checks; superv check --list shows all")
+    if explain:
+        _explain(select(names, chosen), as_json)
+        return
     if listing:
         _list(select(names, chosen) if names or chosen else select(tags=_all_tags()), as_json)
         return
@@ -74,7 +92,7 @@ def check(
     report = run(
         Order(
             checks=checks,
-            settings=merged(os.environ, sets),
+            settings=settings,
             tags=() if names else chosen,
             root=root or Path("/"),
             folder=folder,
@@ -150,6 +168,23 @@ def _list(checks: list[Check], as_json: bool) -> None:
             unit = f" {option.about.unit}" if option.about.unit else ""
             value = f"--set {item.name}.{option.name}={_value(option.default)}{unit}"
             page.append(terminal.entry("", value, 4, hang=2))
+    terminal.show(page)
+
+
+def _explain(checks: list[Check], as_json: bool) -> None:
+    """What docs/checks/ says of them."""
+    import json
+
+    from healthchecks.frame.catalogue import document, explained
+
+    if as_json:
+        click.echo(json.dumps(document(checks), indent=2))
+        return
+    page: list[Any] = []
+    for item in checks:
+        page.append(terminal.styled((item.name, "bold")))
+        for label, text in explained(item):
+            page.append(terminal.entry(f"  {label}", text, 14))
     terminal.show(page)
 
 

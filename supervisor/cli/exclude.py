@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from supervisor.cli.nodes import duration, named
+from supervisor.cli.node_names import nodes_argument
+from supervisor.cli.nodes import duration
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ def _known(names: tuple[str, ...]) -> str:
 
 
 @click.command()
-@click.argument("node_list", metavar="NODES")
+@nodes_argument(required=True)
 @click.option("--reason", required=True, help="Why; others will read it at 3 a.m.")
 @click.option("--for", "period", help="How long, as 12h or 2d; until it is included without.")
-def exclude(node_list: str, reason: str, period: str | None) -> None:
+def exclude(nodes: tuple[str, ...], reason: str, period: str | None) -> None:
     """Keep NODES out of new runs, and out of the slots that runs refill."""
     from dataclasses import replace
 
@@ -68,31 +69,31 @@ def exclude(node_list: str, reason: str, period: str | None) -> None:
     from supervisor.fleet import claims
     from supervisor.fleet.claims import Claim
 
-    names, why = named(node_list), _worded(reason)
+    why = _worded(reason)
     now = clock()
     until = now + duration(period, "--for") if period is not None else None
-    if unsure := _known(names):
+    if unsure := _known(nodes):
         click.echo(f"superv: note: whether there are such nodes is not known: {unsure}", err=True)
     site = load_site(os.environ)
 
     def put(fleet: Fleet) -> None:
-        for name in names:
+        for name in nodes:
             fleet.exclude(name, why, claims.user(), now, until)
 
     noted = _written(site, put)
     if site.claims_dir:
         claim = Claim(node="", since=now, until=until, reason=why)
-        claims.put(site.claims_dir, [replace(claim, node=name) for name in names])
+        claims.put(site.claims_dir, [replace(claim, node=name) for name in nodes])
     if noted:
         click.echo(f"superv: note: {noted}", err=True)
     end = f"until {terminal.day_time(until)}" if until else "until superv include"
-    terminal.show([terminal.entry("", f"excluded {compress(names)} {end}: {why}", 0)])
+    terminal.show([terminal.entry("", f"excluded {compress(nodes)} {end}: {why}", 0)])
 
 
 @click.command()
-@click.argument("node_list", metavar="NODES")
+@nodes_argument(required=True)
 @click.option("--force", is_flag=True, help="Also nodes that have not passed since.")
-def include(node_list: str, force: bool) -> None:
+def include(nodes: tuple[str, ...], force: bool) -> None:
     """Let runs use NODES again, once each has passed a preflight since it was excluded."""
     from supervisor.config import load_site
     from supervisor.core.errors import UserError
@@ -101,17 +102,16 @@ def include(node_list: str, force: bool) -> None:
     from supervisor.fleet import claims
     from supervisor.fleet.record import Fleet
 
-    names = named(node_list)
     now, site = clock(), load_site(os.environ)
     mine = {c.node: c.since for c in claims.mine(site.claims_dir, now)} if site.claims_dir else {}
     with Fleet(site.fleet, write=False) as fleet:
         out = fleet.exclusions(now)
-        strangers = [name for name in names if name not in out and name not in mine]
+        strangers = [name for name in nodes if name not in out and name not in mine]
         if strangers:
             raise UserError(f"{compress(strangers)}: not excluded; superv nodes shows who is")
         late = [
             name
-            for name in names
+            for name in nodes
             if not (
                 fleet.passes_since(out[name]) if name in out else fleet.passes(name, mine[name])
             )
@@ -123,15 +123,15 @@ def include(node_list: str, force: bool) -> None:
         )
 
     def lift(fleet: Fleet) -> None:
-        for name in names:
+        for name in nodes:
             fleet.include(name, claims.user(), now)
 
     noted = _written(site, lift)
     if site.claims_dir:
-        claims.take_back(site.claims_dir, names)
-    if noted and set(names) & set(out):
-        raise UserError(f"{compress(sorted(set(names) & set(out)))} stays excluded: {noted}")
-    click.echo(f"included {compress(names)}")
+        claims.take_back(site.claims_dir, nodes)
+    if noted and set(nodes) & set(out):
+        raise UserError(f"{compress(sorted(set(nodes) & set(out)))} stays excluded: {noted}")
+    click.echo(f"included {compress(nodes)}")
 
 
 def _written(site: Site, work: Callable[[Fleet], object]) -> str:

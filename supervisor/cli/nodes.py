@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from supervisor.cli.node_names import nodes_argument
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 @click.command()
-@click.argument("node", required=False)
+@nodes_argument(required=False)
 @click.option("--all", "everything", is_flag=True, help="Also list the healthy nodes one by one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
-@click.option("--forget", is_flag=True, help="Take NODE out of the record: it is no more.")
-def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> None:
-    """Show what is known of the nodes, or of NODE with its history of 28 days."""
+@click.option("--forget", is_flag=True, help="Take NODES out of the record: they are no more.")
+def nodes(nodes: tuple[str, ...], everything: bool, as_json: bool, forget: bool) -> None:
+    """Show what is known of NODES, or of all; of one with its history of 28 days."""
     import json
 
     from supervisor.config import load_site
@@ -39,16 +40,17 @@ def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> No
 
     now = clock()
     if forget:
-        _forget(node, now)
+        _forget(nodes, now)
         return
     site = load_site(os.environ)
     with Fleet(site.fleet, write=False) as fleet:
         every = fleet.nodes(now)
         claims, notes = _claims(site, every, now)
-        if node is not None:
-            (one,) = [n for n in every if n.name == node] or [_missing(node, every)]
-            record = _history(fleet, one, now - STRIKES_OVER_S)
-            record["claims"] = [c for c in claims if c["node"] == node]
+        if nodes:
+            every = _chosen(nodes, every)
+            claims = [claim for claim in claims if claim["node"] in nodes]
+        if len(nodes) == 1:
+            record = {**_history(fleet, every[0], now - STRIKES_OVER_S), "claims": claims}
         else:
             record = {"schema": 1, "nodes": [_row(n) for n in every], "claims": claims}
         notes += fleet.notes
@@ -57,9 +59,10 @@ def nodes(node: str | None, everything: bool, as_json: bool, forget: bool) -> No
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
-        terminal.show(_page(record) if node else _table(every, everything=everything))
-        terminal.show([] if node else _claimed(claims))
-        if held := "" if node else _brake(every):
+        one = len(nodes) == 1
+        terminal.show(_page(record) if one else _table(every, everything=everything or bool(nodes)))
+        terminal.show([] if one else _claimed(claims))
+        if held := "" if nodes else _brake(every):
             terminal.show([terminal.entry("", held, 0, hang=2)])
 
 
@@ -108,26 +111,31 @@ def _brake(every: list[NodeHealth]) -> str:
     )
 
 
-def _forget(node: str | None, now: float) -> None:
+def _forget(nodes: tuple[str, ...], now: float) -> None:
     from supervisor.config import load_site
     from supervisor.core.errors import UserError
+    from supervisor.core.nodeset import compress
     from supervisor.fleet.record import Fleet
 
-    if node is None:
-        raise UserError("--forget needs the name of a node")
+    if not nodes:
+        raise UserError("--forget needs the names of nodes")
     with Fleet(load_site(os.environ).fleet) as fleet:
-        if node not in {n.name for n in fleet.nodes(now)}:
-            _missing(node, fleet.nodes(now))
-        fleet.forget(node)
-    click.echo(f"{node} is no longer in the fleet record")
+        for node in _chosen(nodes, fleet.nodes(now)):
+            fleet.forget(node.name)
+    are = "is" if len(nodes) == 1 else "are"
+    click.echo(f"{compress(nodes)} {are} no longer in the fleet record")
 
 
-def _missing(node: str, every: list[NodeHealth]) -> Any:
+def _chosen(nodes: tuple[str, ...], every: list[NodeHealth]) -> list[NodeHealth]:
+    """Those of the record that are named. Raises UserError for one that is not there."""
     from supervisor.config.schema import did_you_mean
     from supervisor.core.errors import UserError
 
-    guess = did_you_mean(node, [n.name for n in every])
-    raise UserError(f"{node}: not in the fleet record{guess}; superv nodes lists who is")
+    there = {node.name: node for node in every}
+    if missing := [name for name in nodes if name not in there]:
+        guess = did_you_mean(missing[0], there)
+        raise UserError(f"{missing[0]}: not in the fleet record{guess}; superv nodes lists who is")
+    return [there[name] for name in nodes]
 
 
 def _row(node: NodeHealth) -> dict[str, Any]:
@@ -252,16 +260,3 @@ def duration(text: str, option: str) -> float:
     if not 60 <= seconds <= LONGEST_S:
         raise UserError(f"{option} {text}: expected 1m to 366d")
     return seconds
-
-
-def named(text: str) -> tuple[str, ...]:
-    from supervisor.core.errors import UserError
-    from supervisor.core.nodeset import expand
-
-    try:
-        names = expand(text)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not names:
-        raise UserError("no node is named; write names as n1,n[4-7]")
-    return names

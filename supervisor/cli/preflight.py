@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from supervisor.cli.node_names import nodes_argument
 from supervisor.cli.numbers import Number
 from supervisor.host import terminal
 
@@ -25,7 +26,7 @@ SAY_EVERY_S = 5.0  # how far it is, where the terminal can't renew a line
 
 
 @click.command()
-@click.argument("node_list", metavar="[NODES]", default="")
+@nodes_argument(required=False)
 @click.option("-p", "--partition", help="Nodes of this partition; all of them without NODES.")
 @click.option("--via", type=click.Choice(["srun", "ssh"]), help="One way to all nodes.")
 @click.option("--tags", help="The suites, with commas; preflight where no check is named.")
@@ -38,7 +39,7 @@ SAY_EVERY_S = 5.0  # how far it is, where the terminal can't renew a line
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/preflight.md.")
 def preflight(
-    node_list: str,
+    nodes: tuple[str, ...],
     partition: str | None,
     via: str | None,
     tags: str | None,
@@ -60,6 +61,7 @@ def preflight(
     from healthchecks.many.cohort import judge
     from healthchecks.many.cohort import pin as pinned
     from supervisor.config import load_site
+    from supervisor.core.errors import UserError
     from supervisor.host import private
 
     began = time.monotonic()
@@ -67,7 +69,8 @@ def preflight(
     suite = _suite(names, tags, sets)
     profile = golden or site.golden
     wanted = profiles.load(profile) if profile is not None else None
-    nodes = _named(node_list, partition)
+    if not nodes and partition is None:
+        raise UserError("no node is named; write names as n1 n[4-7], or --partition NAME")
     answers = _examined(nodes, suite, site, via, partition, deadline, quiet=as_json)
     reports = {a.node: a.report for a in answers.values() if a.report is not None}
     judged = judge(reports, registered(), wanted)
@@ -99,15 +102,6 @@ def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Sui
     for check in select(names, chosen):
         settings_for(check, settings.get(check.name, {}))
     return Suite(names=names, tags=chosen, settings=together(settings, time.time()))
-
-
-def _named(text: str, partition: str | None) -> tuple[str, ...]:
-    from supervisor.cli.nodes import named
-    from supervisor.core.errors import UserError
-
-    if not text and partition is None:
-        raise UserError("no node is named; write names as n[1-60], or --partition NAME")
-    return named(text) if text else ()
 
 
 def _examined(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from supervisor.cli.node_names import nodes_argument
 from supervisor.cli.numbers import Number
 from supervisor.host import terminal
 
@@ -19,8 +20,8 @@ NOT_DONE = 4  # exit code: the sweep could not be done
 
 
 @click.command()
-@click.argument("node_list", metavar="[NODES]", required=False)
-@click.option("--partition", help="All nodes of this partition; all nodes without.")
+@nodes_argument(required=False)
+@click.option("-p", "--partition", help="Nodes of this partition; all of them without NODES.")
 @click.option("--tags", default="preflight", show_default=True, help="The suites, with commas.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option(
@@ -41,7 +42,7 @@ NOT_DONE = 4  # exit code: the sweep could not be done
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
 def sweep(
-    node_list: str | None,
+    nodes: tuple[str, ...],
     partition: str | None,
     tags: str,
     sets: tuple[str, ...],
@@ -53,14 +54,16 @@ def sweep(
 ) -> None:
     """Check idle, drained and down nodes (NODES, or all), and record what was found.
 
-    Nodes that work are left alone. Prints what changed since the last sweep, and nothing where
+    Busy nodes are left alone. Prints what changed since the last sweep, and nothing where
     nothing did and nobody watches: cron sends no mail then. Exit code 0: nothing got worse; 1:
     something fails or is unknown that was better before; 4: the sweep could not be done.
     """
     from supervisor.core.errors import TransientError, UserError
 
     if install:
-        words = [*([node_list] if node_list else [])]
+        from supervisor.core.nodeset import compress
+
+        words = [compress(nodes)] if nodes else []
         words += [f"--partition={partition}"] if partition else []
         words += [f"--tags={tags}", f"--deadline={deadline:g}", *(f"--set={s}" for s in sets)]
         _install(words, every, timer=timer)
@@ -68,7 +71,7 @@ def sweep(
     elif timer:
         raise UserError("--timer goes with --install")
     try:
-        found = _sweep(node_list, partition, tags, sets, deadline)
+        found = _sweep(nodes, partition, tags, sets, deadline)
     except TransientError as error:
         click.echo(f"superv: sweep not done: {error}", err=True)
         _leave(NOT_DONE)
@@ -89,7 +92,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def _sweep(
-    node_list: str | None,
+    nodes: tuple[str, ...],
     partition: str | None,
     tags: str,
     sets: tuple[str, ...],
@@ -101,7 +104,6 @@ def _sweep(
     from healthchecks.frame.settings import merged
     from healthchecks.many import golden as profiles
     from healthchecks.many.remote import Suite
-    from supervisor.cli.nodes import named
     from supervisor.config import load_site
     from supervisor.core.errors import TransientError
     from supervisor.engine.clock import clock
@@ -119,7 +121,7 @@ def _sweep(
         with sweep_lock(site), Fleet(site.fleet, whole=True) as fleet:
             return asyncio.run(
                 look(
-                    named(node_list) if node_list else (),
+                    nodes,
                     suite,
                     site,
                     fleet,

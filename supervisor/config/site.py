@@ -18,6 +18,7 @@ from supervisor.config.document import (
     read_text,
     shown,
 )
+from supervisor.config.own_checks import VALID, OwnCheck, read_own_checks
 from supervisor.config.schema import keys, read_fields, read_value
 from supervisor.core.errors import UserError
 from supervisor.core.setting import about
@@ -231,6 +232,15 @@ class Site:
             "Settings of health checks, by check; docs/checks/ has them all.",
             valid="a mapping of checks to their settings",
             read=lambda node, at: read_settings(node, at),
+        ),
+    )
+    own_checks: Mapping[str, OwnCheck] = field(
+        default_factory=dict,
+        metadata=about(
+            "Checks of your own, by name: a command, what it is to print, until when "
+            "(docs/own-checks.md).",
+            valid=VALID,
+            read=read_own_checks,
         ),
     )
     ports: PortRoles = field(

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PORT_ROLES = "ports"  # beside the settings of single health checks: what RDMA ports are for
+# Beside the settings of single health checks, for all of them:
+PORT_ROLES = "ports"  # what RDMA ports are for
+OWN_CHECKS = "own_checks"  # commands of the site that are checks
+FOR_ALL_CHECKS = (PORT_ROLES, OWN_CHECKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

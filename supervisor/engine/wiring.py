@@ -12,7 +12,7 @@ from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.site import NODE_DIR
-from supervisor.core.setting import PORT_ROLES
+from supervisor.core.setting import FOR_ALL_CHECKS, OWN_CHECKS, PORT_ROLES
 from supervisor.core.types import RunSpec
 from supervisor.engine.effects import Setup
 from supervisor.run.snapshot import Snapshot
@@ -94,6 +94,10 @@ def _health(job: Job, site: Site) -> wire.Health | None:
     settings = {n: {k: v for s in sources for k, v in s.get(n, {}).items()} for n in names}
     if roles := site.ports.patterns():
         settings[PORT_ROLES] = roles
+    if site.own_checks:
+        from healthchecks.frame import own
+
+        settings[OWN_CHECKS] = own.documents(site.own_checks)
     return wire.Health(
         tags=plan.tags, running_s=plan.running_s, deadline_s=plan.deadline_s, settings=settings
     )
@@ -104,12 +108,15 @@ def suites(job: Job, site: Site) -> dict[str, tuple[str, ...]]:
 
     Raises UserError for a suite, a check or a setting of one that does not exist.
     """
+    from healthchecks.frame import own
     from healthchecks.frame.registry import named, select, settings_for
 
     plan = _health(job, site)
     if plan is None:
         return {}
-    for name, given in plan.settings.items():
+    own.register(plan.settings.get(OWN_CHECKS, {}))
+    for name in plan.settings.keys() - FOR_ALL_CHECKS:
+        given = plan.settings[name]
         settings_for(named(name, "checks of the job or the site"), given)
     found = {}
     if plan.tags:

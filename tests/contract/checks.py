@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import pytest
 
-from healthchecks.frame.check import Check, Result
+from healthchecks.frame.check import Check, Gap, Result
 from healthchecks.frame.context import Ctx, Memory
 from healthchecks.frame.lane import CheckCall, run_probe
 from healthchecks.frame.registry import registered, settings_for
@@ -69,6 +69,7 @@ class Case:
     change: Change = nothing  # to the healthy node
     status: Status
     seen: str = ""  # a piece of Result.seen
+    gap: Gap | None = None  # why it is only not measured, where the case is about that
     shared: str | None = None  # whose it is but this node's, where the case is about that
     options: Mapping[str, Any] = field(default_factory=dict)  # as site.yaml would have them
     ports: Mapping[str, Sequence[str]] = field(default_factory=dict)  # its roles of ports
@@ -95,6 +96,7 @@ def run(case: Case, tmp_path: Path) -> Result:
     assert found.status is case.status, f"{found.status}: {found.seen}"
     assert case.seen in found.seen, found.seen
     assert found.seen, "a result says what was seen"
+    assert case.gap is None or found.gap is case.gap, found.gap
     assert case.shared is None or found.shared == case.shared, found.shared
     assert "\n" not in found.seen
     if found.status is Status.FAIL:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from checks import Case, each_of
 
-from healthchecks.frame.check import Status
+from healthchecks.frame.check import Gap, Status
 from tests.hardware.nvml import SCRIPT, Worker, build
 from tests.hardware.tree import GPUS, Tree
 
@@ -89,7 +89,15 @@ def around(check: str, good: dict[str, str]) -> list[Case]:
             "no torch",
             UNKNOWN,
             "python3 has no torch",
-            programs=ends('{"refused": "python3 has no torch"}', 3),
+            programs=ends('{"refused": "python3 has no torch", "lacks": "torch"}', 3),
+            gap=Gap.TOOL,
+        ),
+        case(
+            check,
+            "torch without CUDA",
+            UNKNOWN,
+            "no CUDA; give deep.",
+            programs=ends('{"refused": "no CUDA", "lacks": ""}', 3),
         ),
         case(check, "it crashed", UNKNOWN, "python3 ended with 139", programs=ends("", 139)),
         case(check, "no result", UNKNOWN, "printed no result", programs=ends("hello", 0)),
@@ -258,7 +266,7 @@ DCGM = [
         "dcgmi ended with 249: Error: unable to connect",
         programs={"dcgmi": "#!/bin/sh\necho 'Error: unable to connect' >&2\nexit 249\n"},
     ),
-    diag("not installed", UNKNOWN, "dcgmi is not installed"),
+    diag("not installed", UNKNOWN, "dcgmi is not installed", gap=Gap.TOOL),
     diag("no GPU", SKIP, "no NVIDIA GPU", change=no_gpus),
 ]
 

@@ -30,6 +30,9 @@ for node, rounds in json.loads((home / "story").read_text()).items():
     if status == "gone":
         continue
     row = {"check": "fs.local", "on": "/", "status": status, "seen": f"in round {number}"}
+    if status == "no tool":
+        row |= {"status": "UNKNOWN", "gap": "tool", "seen": "dcgmi is not installed: not looked at",
+                "fix": "install it"}
     row["metrics"] = {"used": {"value": number, "unit": "%"}}
     report = {"schema": 1, "node": node, "at": time.time(), "tags": order["tags"], "results": [row]}
     for text in ("", json.dumps(report)):
@@ -115,3 +118,20 @@ def test_a_slurm_that_does_not_answer_costs_one_round_and_is_told(tmp_path: Path
 def test_what_can_not_be_asked_for(tmp_path: Path, words: list[str], said: str) -> None:
     done = Repair(tmp_path, n1=["OK"]).accept(*words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_node_without_dcgm_is_accepted_and_it_is_said_what_was_not_tested(tmp_path: Path) -> None:
+    done = Repair(tmp_path, n1=["no tool"], n2=["UNKNOWN"]).accept()
+    assert done.stdout.splitlines() == [
+        "n1: accepted; not tested: fs.local[/]",
+        "n2: not accepted: round 1: fs.local[/] UNKNOWN: in round 1",
+    ]
+    assert "n1 (fs.local): dcgmi is not installed: not looked at; install it" in done.stderr
+
+
+def test_nodes_are_named_in_as_many_words_as_one_likes(tmp_path: Path) -> None:
+    repair = Repair(tmp_path, n1=["OK"], n2=["OK"], n3=["OK"])
+    repair.nodes = "n[2-3]"
+    assert repair.accept("n1", "n2").stdout.split() == [
+        *("n2:", "accepted", "n3:", "accepted", "n1:", "accepted")
+    ]

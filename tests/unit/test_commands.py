@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from healthchecks.frame.check import TAGS
 from supervisor.cli import COMMANDS, Commands, cli
 from supervisor.cli.numbers import Number
 from supervisor.core.errors import UserError
@@ -126,3 +127,56 @@ def test_every_option_is_explained_and_every_number_has_a_range(name: str) -> No
         for wrong in ("nan", "-inf", "x", "", str(parameter.type.least - 1)):
             with pytest.raises(UserError, match=r": expected .*[0-9]"):
                 parameter.type.convert(wrong, parameter, None)
+
+
+# --- one spelling, one meaning --------------------------------------------------------------------
+
+
+def options() -> Iterator[tuple[str, click.Option]]:
+    with click.Context(cli) as ctx:
+        for name in COMMANDS:
+            command = cli.get_command(ctx, name)
+            assert command is not None
+            for one in command.params:
+                if isinstance(one, click.Option):
+                    for spelling in one.opts:
+                        yield spelling, one
+
+
+def test_an_option_means_the_same_in_all_commands_on_nodes() -> None:
+    on_nodes = {"--partition", "-p", "--tags", "--set", "--check", "--via"}
+    met: dict[str, set[tuple[str, bool]]] = {}
+    for spelling, one in options():
+        if spelling in on_nodes:
+            met.setdefault(spelling, set()).add((str(one.metavar), one.multiple))
+    assert met.keys() == on_nodes
+    assert {spelling: found for spelling, found in met.items() if len(found) > 1} == {}
+
+
+def test_suites_stand_in_the_help_of_check() -> None:
+    said = " ".join(superv("check", "--help").stdout.split())
+    for tag, text in TAGS.items():
+        assert f"{tag} {text}" in said
+
+
+@pytest.mark.parametrize("command", ["preflight", "sweep", "accept", "exclude", "include", "nodes"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["n[1-5"], "host list 'n[1-5': a bracket is not closed; write names as n1 n[4-7]"),
+        (["n5", "n[4-3]"], "host list 'n[4-3]': [4-3]: the range '4-3' runs backwards; write"),
+    ],
+)
+def test_nodes_that_are_no_names(command: str, words: list[str], says: str) -> None:
+    done = superv(command, *words, *(["--reason", "x"] if command == "exclude" else []))
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"superv: {says}")
+
+
+def test_a_check_is_explained() -> None:
+    done = superv("check", "--explain", "fs.local")
+    assert done.returncode == 0
+    for word in ("fs.local", "facebookresearch/gcm", "warn_percent = 80 %", "docs/checks/disk.md"):
+        assert word in done.stdout
+    found = json.loads(superv("check", "--explain", "--check", "fs.local", "--json").stdout)
+    (one,) = found["checks"]
+    assert one["check"] == "fs.local" and "Thresholds" in one["text"] and one["traits"]

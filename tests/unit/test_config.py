@@ -13,6 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from healthchecks.frame import own
+from healthchecks.frame.settings import of_site
 from supervisor.config import (
     Checkpoints,
     Job,
@@ -402,6 +404,10 @@ def test_the_examples_load():
     assert (job.nodes, job.spares, job.trainer.ranks_per_node) == (60, 3, 8)
     example = {"HOME": "/home/ann", "SUPERV_SITE": str(ROOT / "examples/site.yaml")}
     assert load_site(example, Path("/nonexistent")).engine_address == "bond0"
+    example["SUPERV_SITE"] = str(ROOT / "examples/site-b200.yaml")
+    settings = of_site(load_site(example, Path("/nonexistent")))  # raises what a check would
+    own.register({})
+    assert {"ports", "own_checks", "gpu.count"} <= settings.keys()
 
 
 def test_types_are_imported_without_yaml():
