@@ -316,6 +316,7 @@ def accel_leftover(
 @check(
     "accel.kernel",
     tags={"preflight", "running"},
+    witness="accel",
     untested="no AMD Instinct: built against the sources of Linux's amdgpu",
 )
 def accel_kernel(ctx: Ctx, *, window_h: WindowH = 24.0) -> Result:

@@ -17,7 +17,7 @@ from supervisor.config.schema import describe
 from supervisor.core.check_status import Status
 
 DRAIN_SUITES = {"preflight", "prolog", "running"}  # what Slurm's programs and sweeps run
-_WITNESSES = {"nvml": "driver (NVML)"}  # by resource
+_WITNESSES = {"nvml": "driver (NVML)", "accel": "accelerators' driver (/sys)"}  # by resource
 _MADE = "<!-- Made by `python docs/make.py`; don't edit. -->"
 
 _HEAD = """

@@ -14,7 +14,7 @@ from supervisor.fleet.drain import drainable, drainable_of
 BY_USERS = {
     "their limits (ulimit, srun --propagate)": ["nccl.limits"],
     "their files in /dev/shm": ["nccl.shm"],
-    "their processes on a GPU": ["gpu.leftover"],
+    "their processes on a GPU": ["gpu.leftover", "accel.leftover"],
     "their step's CPUs": ["cpu.binding"],
     "their Python environment": ["cuda.libs"],
     "their traffic": ["ib.counters", "roce.counters", "roce.discards"],
@@ -39,11 +39,14 @@ def test_every_check_of_the_suites_is_decided() -> None:
 
 
 def test_what_reads_lines_about_gpus_wants_a_witness() -> None:
-    assert [n for n, c in registered().items() if c.witness] == ["xid"]
+    assert [n for n, c in registered().items() if c.witness] == ["accel.kernel", "xid"]
     assert drainable_of([found("xid")]) == []
     both = [found("xid"), found("gpu.recovery_action")]
     assert drainable_of(both) == both
     assert drainable_of([found("xid"), found("mem.size")]) == [found("mem.size")]
+    assert drainable_of([found("accel.kernel"), found("gpu.count")]) == [found("gpu.count")]
+    amd = [found("accel.kernel"), found("accel.memory")]
+    assert drainable_of(amd) == amd
     gone = found("xid", corroborated=True)
     assert drainable_of([gone]) == [gone]
 
