@@ -193,7 +193,7 @@ def _suspects(run: Run, now: float) -> Iterator[Attention]:
 
 
 def _ranks(run: Run, now: float) -> Iterator[Attention]:
-    """Ranks that ended well though others go on, and ranks that were never started."""
+    """Ranks that ended well though others did not, and ranks that were never started."""
     attempt = run.attempt
     if attempt is None or run.phase is not Phase.RUNNING:
         return
@@ -204,7 +204,8 @@ def _ranks(run: Run, now: float) -> Iterator[Attention]:
         yield Attention(
             what="ranks",
             since=first,
-            text=f"{len(exits)} of {total} ranks ended with code 0 on {which}; the others go on",
+            text=f"{len(exits)} of {total} ranks ended with code 0 on {which}; of the others no "
+            "end is known",
             fix=f"`superv logs {run.spec.name} --rank {exits[0].rank}` shows its end",
         )
     absent = [node for node in attempt.slots if node not in attempt.started]

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from supervisor.core import events as ev
 from supervisor.core.diagnose import has_trained, longest_pause
+from supervisor.core.liveness import (
+    SUSPECTS_FACTOR,
+    confirm_lost,
+    is_given_up,
+    is_stopped,
+)
 from supervisor.core.node_life import (
     ask_again,
     awaited,
@@ -39,6 +45,8 @@ from supervisor.core.transition import EXPIRIES, Transition, expires, handles, s
 from supervisor.core.types import Cause, Deadline, DeadlineKind, Evidence, NodeState, Phase
 
 TELLER_S = 30.0  # an agent that is heard again tells of the step at once
+_SAYS = {DeadlineKind.FIRST_STEP: "no first step", DeadlineKind.LAST_RANKS: "last ranks"}
+STEPS_FACTOR = 3.0  # steps go on where the newest is so many of the longest usual ones ago
 LINES_S = 150.0  # lines that come are told once a minute: two that are late
 
 
@@ -118,28 +126,64 @@ def no_first_step(t: Transition, waited: str) -> None:
         # They may train, and nobody can tell: lines are the only sign of life that there is.
         t.set(deadline=Deadline(at=t.at + limit, kind=DeadlineKind.FIRST_STEP))
         return
-    suspects = t.run.pool.group(NodeState.SUSPECT)
-    if attempt and any(name in suspects for name in attempt.slots):
-        # Who tells of steps is not known yet: a silent agent may be the one.
-        again = min(limit, TELLER_S)
-        t.set(deadline=Deadline(at=t.at + again, kind=DeadlineKind.FIRST_STEP))
-        return
     text = f"no step within {waited} of the start"
+    if attempt and _silence_decides(t, DeadlineKind.FIRST_STEP, t.run.since, limit, text):
+        return
     open_incident(t, Cause.NO_FIRST_STEP, Evidence(node="", at=t.at, source="progress", text=text))
 
 
 @expires(DeadlineKind.LAST_RANKS, lambda policy: policy.last_ranks_timeout_s, of_agents=True)
 def some_ranks_go_on(t: Transition, waited: str) -> None:
-    attempt = t.run.attempt
-    assert attempt is not None and attempt.exits
-    first = min(attempt.exits.values(), key=lambda one: one.at)
+    attempt, limit = t.run.attempt, t.run.spec.policy.last_ranks_timeout_s
+    assert attempt is not None and attempt.first_end_at is not None
+    since, first = attempt.first_end_at, min(attempt.exits.values(), key=lambda one: one.at)
     total = len(attempt.slots) * t.run.spec.ranks_per_node
     text = (
         f"{len(attempt.exits)} of {total} ranks ended with code 0, rank {first.rank} on "
-        f"{first.node} first, and the others go on"
+        f"{first.node} first, and of the others no end is known"
     )
+    kind = DeadlineKind.LAST_RANKS
+    if _steps_go_on(t, since) and t.at < since + SUSPECTS_FACTOR * limit:
+        _come_again(t, kind, since, limit)
+        return
+    if _silence_decides(t, kind, since, limit, text):
+        return
     seen = Evidence(node=first.node, at=first.at, source="agent", text=text)
     open_incident(t, Cause.ENDED_EARLY, seen)
+
+
+def _steps_go_on(t: Transition, since: float) -> bool:
+    """Whether ranks have made steps since then, and one lately."""
+    assert t.run.attempt is not None
+    at, known = t.run.attempt.step_at, t.run.rhythm
+    lately = max(TELLER_S, STEPS_FACTOR * (known.slow or known.step or 0.0))
+    return at is not None and at > since and t.at - at <= lately
+
+
+def _silence_decides(
+    t: Transition, kind: DeadlineKind, since: float, limit: float, text: str
+) -> bool:
+    """Whether slots on silent nodes decide what comes of a deadline that has passed.
+
+    A silent agent may be the one that would tell, so the deadline comes again, in all up to
+    SUSPECTS_FACTOR times its length `limit` since `since`. Who is stopped is given up before.
+    """
+    assert t.run.attempt is not None
+    suspects = t.run.pool.group(NodeState.SUSPECT)
+    silent = [name for name in t.run.attempt.slots if name in suspects]
+    over = t.at >= since + SUSPECTS_FACTOR * limit
+    lost = [n for n in silent if (is_stopped(t.run, n) if over else is_given_up(t.run, n, t.at))]
+    if lost:
+        confirm_lost(t, lost, _SAYS[kind], text)
+    elif silent and not over:
+        _come_again(t, kind, since, limit)
+    return bool(lost) or (bool(silent) and not over)
+
+
+def _come_again(t: Transition, kind: DeadlineKind, since: float, limit: float) -> None:
+    """The deadline comes once more: soon, and not beyond SUSPECTS_FACTOR times its length."""
+    at = min(t.at + min(limit, TELLER_S), since + SUSPECTS_FACTOR * limit)
+    t.set(deadline=Deadline(at=at, kind=kind))
 
 
 @expires(DeadlineKind.STOP, lambda policy: policy.stop_grace_s + STOP_SLACK_S, of_agents=True)

@@ -13,7 +13,7 @@ from supervisor.core.events import (
     IsolationEnded,
     StepOverdue,
 )
-from supervisor.core.liveness import asked
+from supervisor.core.liveness import STOPPED_S, SUSPECTS_FACTOR, asked, is_stopped
 from supervisor.core.node_life import gone_for_slurm
 from supervisor.core.policy import Policy
 from supervisor.core.rhythm import RhythmLearner
@@ -227,6 +227,9 @@ class FailureDetector:
         if now - at <= min(hang, overdue or hang):
             return []
         known = self._would_have_told(run, attempt.slots)
+        if known is None and self._tellers_stopped(run, attempt.slots):
+            # They can tell nothing for ranks that go on. That is waited for, and not without end.
+            known, overdue, hang = now, None, max(SUSPECTS_FACTOR * hang, STOPPED_S)
         if known is None or known - at <= min(hang, overdue or hang):
             return []
         late: list[Event] = []
@@ -264,7 +267,7 @@ class FailureDetector:
         Where it is not known who does (an engine that has just begun), all nodes have to be heard.
         None where those are silent.
         """
-        tellers = [name for name in self.signs.tellers() if name in slots]
+        tellers = self._tellers(slots)
         heard = [
             self._heard.get(name, float("-inf"))
             for name in tellers or slots
@@ -273,6 +276,15 @@ class FailureDetector:
         if not heard or not (tellers or len(heard) == len(slots)):
             return None
         return max(heard) if tellers else min(heard)
+
+    def _tellers(self, slots: Collection[str]) -> list[str]:
+        return [name for name in self.signs.tellers() if name in slots]
+
+    def _tellers_stopped(self, run: Run, slots: Collection[str]) -> bool:
+        """Whether the silent ones of those who would tell of a step are all stopped."""
+        suspects = run.pool.group(NodeState.SUSPECT)
+        silent = [name for name in self._tellers(slots) or slots if name in suspects]
+        return bool(silent) and all(is_stopped(run, name) for name in silent)
 
 
 def _unreached(node: Node, since: float | None) -> bool:

@@ -11,6 +11,7 @@ from supervisor.core import events as ev
 from supervisor.core import names
 from supervisor.core.actions import Action
 from supervisor.core.node_life import gone_for_slurm, mark_heard
+from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.placement import assign_slots, try_assign_slots
 from supervisor.core.recovery import (
     has_slot,
@@ -25,6 +26,9 @@ from supervisor.core.types import Cause, Evidence, Node, NodeState, Phase, Probe
 PROBES = 3  # peers that are asked whether they reach a silent node
 AGENT_S = 10.0  # the shell around an agent starts the next one within seconds; ranks go on
 STUCK_S = 60.0  # an agent whose port answers, and that says nothing for so long, is helped
+STOPPED_S = 120.0  # one that keeps peers waiting, and was helped, is given up after this
+SUSPECTS_FACTOR = 3  # what silent nodes hold up is decided after so many times its limit
+HELPED = 3  # agents that are started in one round while this engine is cut off
 REACHED_S = 5.0  # a peer that reached it so long ago is asked again
 
 
@@ -66,8 +70,7 @@ def look(t: Transition, name: str, silent: Collection[str] = ()) -> None:
     if (alone or long) and not starting:
         # Nobody can say whether the host answers, or it does for long, and nothing comes of that:
         # its agent may want to be started, or to have the keys that it lost.
-        key = names.start_agent_key(name, t.at)
-        t.emit(act.StartAgent(key=key, job_id=node.job_id, node=name))
+        start_agent(t, name, t.at)
     for peer in asked:
         t.emit(
             act.Probe(
@@ -79,6 +82,27 @@ def look(t: Transition, name: str, silent: Collection[str] = ()) -> None:
                 port=node.port,
             )
         )
+
+
+def start_agent(t: Transition, name: str, looked_at: float) -> None:
+    """Have an agent started beside the agent step; where one lives it has the keys again."""
+    t.update_node(name, helped_at=t.at)
+    key = names.start_agent_key(name, looked_at)
+    t.emit(act.StartAgent(key=key, job_id=t.run.pool[name].job_id, node=name))
+
+
+def help_some(t: Transition, silent: Collection[str]) -> None:
+    """While this engine is cut off for long it may be its agents that can't find it.
+
+    A few of them are started, those first that were helped longest ago: where that was it, one that
+    is heard again ends the isolation, and where it was not, little was done for a wrong belief.
+    """
+    t.drop(lambda a: getattr(a, "node", "") in silent, among=act.StartAgent)  # others' turn
+    gone = gone_for_slurm(t.run)
+    able = [t.run.pool[name] for name in silent if name in t.run.pool and name not in gone]
+    able.sort(key=lambda node: (node.helped_at or 0.0, natural_sort_key(node.name)))
+    for node in able[:HELPED]:
+        start_agent(t, node.name, t.at)
 
 
 def _pending_of(run: Run, name: str) -> list[Action]:
@@ -131,8 +155,7 @@ def probed(t: Transition, event: ev.Probed) -> None:
                 t.update_node(event.target, mute=(*node.mute, event.node))
             elif not node.reachable and node.state is NodeState.SUSPECT:
                 # the host answers, not its agent
-                key = names.start_agent_key(event.target, node.looked_at or node.since)
-                t.emit(act.StartAgent(key=key, job_id=node.job_id, node=event.target))
+                start_agent(t, event.target, node.looked_at)
         case _:
             assert_never(event.outcome)
     evaluate_suspects(t)
@@ -147,6 +170,22 @@ def evaluate_suspects(t: Transition) -> None:
         if node.unreachable and not node.reachable and not asked(t.run, name):
             witnesses = ", ".join(node.unreachable)
             second_witness(t, node.name, "peers", f"{witnesses} can't reach {node.name} either")
+        elif not has_slot(t.run, name) and is_given_up(t.run, name, t.at):
+            # Where it has a slot its ranks may go on: a step that does not come says more.
+            text = f"{', '.join(node.mute)} reach {name}, and nobody answers there"
+            second_witness(t, name, "peers", text)
+
+
+def is_stopped(run: Run, name: str) -> bool:
+    """Whether all who were asked say that a silent node takes connections and answers nothing."""
+    node = run.pool[name]
+    mute = bool(node.mute) and len(node.mute) == len(node.reachable)
+    return node.state is NodeState.SUSPECT and mute and not asked(run, name)
+
+
+def is_given_up(run: Run, name: str, at: float) -> bool:
+    """Whether it is stopped for so long that starting its agent once more was of no use either."""
+    return is_stopped(run, name) and at - run.pool[name].since > STOPPED_S
 
 
 def asked(run: Run, name: str) -> bool:

@@ -50,7 +50,10 @@ STATES: Mapping[NodeState, State] = {
             S.UNUSABLE: _HEARD_UNUSABLE,
             S.LOST: "a second witness: peers can't reach it; or a step is overdue though who "
             "reports steps is heard, and no peer reached it; or Slurm has it down or not in the "
-            "job any more. Peers and Slurm count where no step came since they were asked",
+            "job any more. Peers and Slurm count where no step came since they were asked. Where "
+            "peers find its port open and nobody answers, for two minutes: at once without a slot; "
+            "with one when the first step, the next one (three times the limit of a hang, where "
+            "nobody who is heard tells steps) or the last ranks are overdue",
             S.LEFT: _LEFT,
         },
     ),

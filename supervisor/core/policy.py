@@ -60,7 +60,7 @@ class Policy:
         default=1800.0,
         metadata=about(
             "How long started ranks may take to the first step; import, build, load and compile "
-            "included.",
+            "included. Up to three times as long while a node of theirs is silent.",
             unit="s",
             ge=1,
             le=_DAY_S,
@@ -69,8 +69,9 @@ class Policy:
     last_ranks_timeout_s: float = field(
         default=300.0,
         metadata=about(
-            "Once the first rank has ended with code 0 the others have so long to end too; then "
-            "the attempt has ended early, and all ranks are started again.",
+            "Once the first rank has ended with code 0 the others have so long to end too, and up "
+            "to three times as long while steps go on or a node is silent; then the attempt has "
+            "ended early, and all ranks are started again.",
             unit="s",
             ge=1,
             le=_DAY_S,

@@ -6,7 +6,8 @@ import math
 
 from supervisor.core import events as ev
 from supervisor.core.lineage import may_hold_nan
-from supervisor.core.recovery import open_incident, triage
+from supervisor.core.liveness import confirm_lost, is_stopped
+from supervisor.core.recovery import has_slot, open_incident, triage
 from supervisor.core.step_lines import says_not_finite
 from supervisor.core.training import expect_last_ranks, trains
 from supervisor.core.transition import Transition, handles
@@ -14,6 +15,7 @@ from supervisor.core.types import (
     Cause,
     Evidence,
     HookTrouble,
+    NodeState,
     Phase,
     RankExit,
     Rhythm,
@@ -266,6 +268,13 @@ def _last_line(end: RankExit) -> list[Evidence]:
 
 @handles(ev.HangDetected)
 def hang_detected(t: Transition, event: ev.HangDetected) -> None:
-    if t.run.phase is Phase.RUNNING and t.run.isolated_since is None:
-        text = f"no step for {event.limit_s:.0f} s after step {event.last_step}"
+    """The ranks stand still. Where nodes of theirs are stopped, agents and all, those are lost."""
+    if t.run.phase is not Phase.RUNNING or t.run.isolated_since is not None:
+        return
+    text = f"no step for {event.limit_s:.0f} s after step {event.last_step}"
+    suspects = t.run.pool.group(NodeState.SUSPECT)
+    stopped = [n for n in suspects if has_slot(t.run, n) and is_stopped(t.run, n)]
+    if stopped:
+        confirm_lost(t, stopped, "no step", text)
+    else:
         open_incident(t, Cause.HANG, Evidence(node="", at=t.at, source="progress", text=text))

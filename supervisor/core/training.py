@@ -32,6 +32,8 @@ def saved(t: Transition, step: int) -> None:
 
 def expect_last_ranks(t: Transition) -> None:
     """Some ranks have ended well: the others have a while to do so too."""
+    if t.run.attempt is not None and t.run.attempt.first_end_at is None:
+        t.update_attempt(first_end_at=t.at)
     at = t.at + t.run.spec.policy.last_ranks_timeout_s
     if t.run.deadline is None or t.run.deadline.at > at:
         t.set(deadline=Deadline(at=at, kind=DeadlineKind.LAST_RANKS))

@@ -166,6 +166,7 @@ class Node:
     reachable: tuple[str, ...] = ()  # peers whose connection its host took or refused
     answering: tuple[str, ...] = ()  # of these, peers that its agent answered
     mute: tuple[str, ...] = ()  # of these, peers that its agent keeps waiting
+    helped_at: float | None = None  # when its agent was started last because it was silent
     health: Status | None = None  # the worst of its health checks; None: not yet known
     faults: tuple[Fault, ...] = ()
     checked_at: float | None = None
@@ -421,6 +422,7 @@ class Attempt:
     unread: UnreadLine | None = None  # while no step is understood
     hook_trouble: HookTrouble | None = None
     exits: Exits = field(default_factory=Exits)
+    first_end_at: float | None = None  # the first end with code 0 was told, by the engine's clock
     # nodes that confirmed that no rank of it is left
     confirmed_stopped: PersistentSet[str] = field(default_factory=PersistentSet)
     tainted_from: int | None = None  # from this step on its checkpoints don't count

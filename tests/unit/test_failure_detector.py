@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 from scenario import Scenario
 
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.failure_detector import FailureDetector
+from supervisor.core.liveness import HELPED
 from supervisor.core.policy import Policy
 from supervisor.core.signs_of_life import Signs
 from supervisor.core.types import NodeState, Phase
@@ -440,6 +442,109 @@ def test_a_mute_agent_alone_loses_no_node_while_steps_go_on():
     probed(clock, "n2", "mute")
     clock.go(50, steps_every=1.0)
     assert clock.play.state("n2") is NodeState.SUSPECT and clock.play.phase is Phase.RUNNING
+
+
+def answered(clock: Clock, seconds: int, outcome: str, *targets: str) -> list[ev.Event]:
+    """Time passes, and peers that are asked for these nodes answer so at once."""
+    told = []
+    for _ in range(seconds):
+        told += clock.go(1)
+        for name in targets:
+            probed(clock, name, outcome)
+    return told
+
+
+def test_a_mute_node_without_a_slot_is_lost_in_bounded_time():
+    """No step can say so of it: peers do, once starting its agent was of no use."""
+    clock = running(nodes=4, spares=2)
+    clock.go(10, steps_every=1.0)
+    clock.dead.add("n5")
+    for _ in range(110):
+        answered(clock, 1, "mute", "n5")
+        clock.step()
+    assert clock.play.state("n5") is NodeState.SUSPECT and helped(clock) == ["n5"]
+    for _ in range(130):
+        answered(clock, 1, "mute", "n5")
+        clock.step()
+    assert clock.play.state("n5") is NodeState.LOST and clock.play.phase is Phase.RUNNING
+    clock.dead.clear()
+    clock.go(3)
+    assert clock.play.state("n5") is NodeState.READY, "whoever is heard is back"
+
+
+def helped(clock: Clock) -> list[str]:
+    return [a.node for a in clock.play.ordered if type(a).__name__ == "StartAgent"]
+
+
+@pytest.mark.parametrize(("outcome", "hangs"), [("mute", True), ("reached", False)])
+def test_silence_of_all_who_tell_the_steps_hides_no_hang_for_good_where_they_are_stopped(
+    outcome, hangs
+):
+    clock = only_slot_0_tells(hang_timeout_min_s=50)
+    victim = clock.play.run.slots[0]
+    clock.dead.add(victim)
+    told = answered(clock, 140, outcome, victim)
+    assert not {"StepOverdue", "HangDetected"} & {*names(told)}
+    assert clock.play.phase is Phase.RUNNING, "they may go on, and can't tell"
+    told = answered(clock, 20, outcome, victim)
+    assert ("HangDetected" in names(told)) is hangs
+    assert (clock.play.state(victim) is NodeState.LOST) is hangs
+    if hangs:
+        assert clock.play.incident.cause == "node-lost"
+
+
+def test_checkpoints_that_are_verified_keep_ranks_whose_agents_are_stopped():
+    clock = only_slot_0_tells(hang_timeout_min_s=50)
+    victim = clock.play.run.slots[0]
+    clock.dead.add(victim)
+    for number in range(6):
+        answered(clock, 100, "mute", victim)
+        clock.play.now = clock.now
+        clock.play.save(20 + number)
+        clock.play.take(ev.Scanned, key="look", **clock.play.scan_found())
+    assert clock.play.phase is Phase.RUNNING and clock.play.state(victim) is NodeState.SUSPECT
+
+
+def test_a_hang_beside_a_stopped_node_is_that_node_s():
+    """Too few steps were made for a rhythm, so none is overdue before it is a hang."""
+    clock = running(hang_timeout_min_s=20)
+    clock.dead.add("n2")
+    for name in ("n1", "n3"):
+        clock.tell(name, 1)
+    told = answered(clock, 25, "mute", "n2")
+    assert "HangDetected" in names(told) and "StepOverdue" not in names(told)
+    assert clock.play.state("n2") is NodeState.LOST and clock.play.incident.cause == "node-lost"
+
+
+# --- cut off for long -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slurm_answers", [True, False])
+def test_an_engine_that_hears_nobody_helps_a_few_agents_a_round_and_each_in_its_turn(
+    slurm_answers,
+):
+    clock = running(nodes=6, spares=2)
+    clock.go(10, steps_every=1.0)
+    everybody = {*clock.play.run.pool}
+    clock.dead |= everybody
+    clock.go(60)
+    assert helped(clock) == [], "it may be over in a moment"
+    rounds: list[list[str]] = []
+    for _ in range(900):
+        before = len(helped(clock))
+        clock.go(1)
+        assert len(clock.play.run.pending.group(act.StartAgent)) <= HELPED
+        if new := helped(clock)[before:]:
+            rounds.append(new)
+        if new and slurm_answers:
+            clock.play.answer(act.StartAgent)
+            clock.now = clock.play.now
+    assert len(rounds) > 3 and all(len(one) == HELPED for one in rounds)
+    assert {*rounds[0], *rounds[1], *rounds[2]} == everybody, "each comes in its turn"
+    clock.dead.clear()
+    clock.go(3)
+    assert clock.play.run.isolated_since is None and clock.play.phase is Phase.RUNNING
+    assert not clock.play.run.pending.group(act.StartAgent), "nobody needs one any more"
 
 
 # --- rhythm ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from scenario import Scenario
 from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.check_status import Status
-from supervisor.core.types import Evidence, Fault, NodeState, Phase
+from supervisor.core.types import Evidence, Fault, NodeState, Phase, ProbeOutcome
 
 # --- rank exits ---------------------------------------------------------------------------------
 
@@ -433,3 +433,38 @@ def test_a_problem_that_is_no_fault_of_the_world_is_not_waited_for_without_end()
     p.reply(order, problems=("no port is free",))
     p.expire_deadline()
     assert p.phase is Phase.HELD and "no port is free" in p.run.reason
+
+
+# --- what silent nodes hold up --------------------------------------------------------------------
+
+
+def silent_at_the_first_step() -> Scenario:
+    p = Scenario(first_step_timeout_s=100).to(Phase.STARTING)
+    p.silent("n2")
+    return p
+
+
+def silent_while_the_last_ranks_end() -> Scenario:
+    p = Scenario(last_ranks_timeout_s=100).to(Phase.RUNNING)
+    p.exit(0, code=0)
+    p.silent("n2")
+    return p
+
+
+@pytest.mark.parametrize("outcome", [*ProbeOutcome, None])
+@pytest.mark.parametrize("begin", [silent_at_the_first_step, silent_while_the_last_ranks_end])
+def test_a_silent_node_holds_up_nothing_for_good(begin, outcome):
+    """It may be heard again; three times the limit is the end, and who is stopped is lost."""
+    p = begin()
+    phase, since = p.phase, p.now
+    while p.phase is phase and p.run.deadline:
+        assert p.now - since < 3 * 100
+        if outcome is not None:
+            p.silent("n2")
+            p.probed("n2", outcome)
+        if p.phase is phase:
+            p.expire_deadline()
+    lost = outcome in (ProbeOutcome.MUTE, ProbeOutcome.UNREACHABLE)
+    assert p.phase is Phase.STOPPING and (p.state("n2") is NodeState.LOST) is lost
+    assert (p.incident.cause == "node-lost") is lost
+    assert "the others go on" not in p.run.reason
