@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from supervisor.core import events as ev
 from supervisor.core import names
+from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.persistent import Names, PersistentSet
 from supervisor.core.transition import Transition, handles
 from supervisor.core.types import (
@@ -73,7 +75,8 @@ def _with_ranks(run: Run, event: ev.Adopted, number: int) -> Run:
     silent = {
         name: Node(
             name=name,
-            job_id=jobs[name],
+            job_id=jobs.get(name, event.jobs[-1].job_id),
+            listed=name in jobs,  # who is in no job of the run any more is gone for Slurm
             address=name,  # peers that probe find the host, and no agent on it
             port=0,
             agent="",
@@ -107,6 +110,44 @@ def allocation(job: ev.AdoptedJob) -> Allocation:
         reason=job.reason,
         folder=job.folder,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which node has which slot, as far as it can be told."""
+
+    nodes: Mapping[int, str]  # by slot
+    open: tuple[int, ...]  # slots that any of more silent nodes than these may have
+    silent: tuple[str, ...]  # these nodes
+
+
+def places(
+    count: int,
+    told: Mapping[int, str],
+    before: Sequence[str],
+    there: Iterable[str],
+    heard: Set[str],
+) -> Places:
+    """The slots of ranks that are there: `told` by agents, else as the journal had them `before`.
+
+    `there` are the nodes of the run's jobs, `heard` those that answered. Of slots that nobody tells
+    of, silent nodes have those; then come nodes that answered, and hold no ranks; a node that has
+    left the jobs comes last.
+    """
+    known, present = dict(told), set(there)
+    gone: dict[int, str] = {}  # whose node has left
+    for slot, node in enumerate(before):
+        if slot in known or node in known.values():
+            continue
+        (known if node in present else gone)[slot] = node
+    missing = [slot for slot in range(count) if slot not in known and slot not in gone]
+    rest = sorted(present.difference(known.values()), key=natural_sort_key)
+    silent = [node for node in rest if node not in heard]
+    if len(silent) > len(missing) > 0:
+        return Places(known | gone, tuple(missing), tuple(silent))
+    others = [node for node in rest if node in heard]
+    known |= zip([*missing, *sorted(gone)], [*(silent if missing else ()), *others], strict=False)
+    return Places({**gone, **known}, (), ())
 
 
 @handles(ev.Adopted)

@@ -153,11 +153,11 @@ def some_ranks_go_on(t: Transition, waited: str) -> None:
 
 
 def _steps_go_on(t: Transition, since: float) -> bool:
-    """Whether ranks have made steps since then, and one lately."""
+    """Whether ranks have made steps since then, and one recently."""
     assert t.run.attempt is not None
     at, known = t.run.attempt.step_at, t.run.rhythm
-    lately = max(TELLER_S, STEPS_FACTOR * (known.slow or known.step or 0.0))
-    return at is not None and at > since and t.at - at <= lately
+    recent = max(TELLER_S, STEPS_FACTOR * (known.slow or known.step or 0.0))
+    return at is not None and at > since and t.at - at <= recent
 
 
 def _silence_decides(

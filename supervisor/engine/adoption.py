@@ -26,10 +26,10 @@ from supervisor.checkpoints.storage import Storage
 from supervisor.config import Job, Site
 from supervisor.core import events as ev
 from supervisor.core import names
-from supervisor.core.adoption import allocation
+from supervisor.core.adoption import allocation, places
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.machine import step
-from supervisor.core.nodeset import compress, natural_sort_key
+from supervisor.core.nodeset import compress
 from supervisor.core.ports import JobState, JobStatus, Launcher
 from supervisor.core.types import Checkpoint, Run
 from supervisor.engine import fleet_recorder
@@ -103,6 +103,10 @@ class Adoption:
             self._jobs = await active_jobs(self._launcher, self._dir)
             if not self._jobs:
                 raise UserError(self._nothing_left())
+            for job in self._jobs:
+                if job.state is JobState.UNKNOWN:  # ranks may be there, and agents that know more
+                    said = job.reason or job.raw
+                    raise TransientError(f"job {job.job_id} of run {name}: {said}; try again")
             if any(job.state is JobState.RUNNING for job in self._jobs):
                 await self._hear()
                 if not self._heard.hellos:
@@ -283,28 +287,25 @@ class Adoption:
 
     def _placed(self, attempt: int) -> tuple[str, ...]:
         """Which node has which slot; where some have not said so, as far as it can be told."""
-        known = self._heard.slots(self._job.trainer.ranks_per_node)
-        attempt_before = self._before.attempt if self._before is not None else None
-        if attempt_before is not None and attempt_before.number == attempt:
-            for slot, node in enumerate(attempt_before.slots):
-                if node not in known.values():
-                    known.setdefault(slot, node)
-        missing = [slot for slot in range(self._job.nodes) if slot not in known]
-        rest = sorted({*self._nodes()} - {*known.values()}, key=natural_sort_key)
-        silent = [node for node in rest if node not in self._heard.hellos]
-        if len(silent) > len(missing) > 0:
+        before = self._before.attempt if self._before is not None else None
+        found = places(
+            self._job.nodes,
+            self._heard.slots(self._job.trainer.ranks_per_node),
+            before.slots if before is not None and before.number == attempt else (),
+            self._nodes(),
+            self._heard.hellos.keys(),
+        )
+        if found.open:
             name = self._dir.path.name
             raise UserError(
-                f"{compress(silent)} do not answer, and which of them has slot "
-                f"{', '.join(map(str, missing))} can't be told; its ranks may go on: once their "
+                f"{compress(found.silent)} do not answer, and which of them has slot "
+                f"{', '.join(map(str, found.open))} can't be told; its ranks may go on: once their "
                 f"agents answer, `superv attach {name} --adopt` again; `superv stop {name}` ends it"
             )
-        others = [node for node in rest if node not in silent]  # they hold no ranks of it
-        known |= dict(zip(missing, [*silent, *others], strict=False))
-        if len(known) < self._job.nodes:
-            there = f"{self._job.nodes} slots and {len(known)} nodes"
+        if found.nodes.keys() != set(range(self._job.nodes)):
+            there = f"{self._job.nodes} slots and {len(found.nodes)} nodes"
             raise UserError(f"{self._dir.job_file}: the run has {there}; is it this job's file?")
-        return tuple(known[slot] for slot in range(self._job.nodes))
+        return tuple(found.nodes[slot] for slot in range(self._job.nodes))
 
     def _resumed(self, attempt: int, now: float) -> Checkpoint | None:
         """What the attempt resumed from; it is verified before anything resumes from it again."""

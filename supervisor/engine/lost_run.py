@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 
 from launchers import load as load_launcher
 from supervisor.core import names
 from supervisor.core.errors import TransientError, UserError
-from supervisor.core.ports import JobState, JobStatus, Launcher
+from supervisor.core.ports import ENDS_OF_JOBS, JobStatus, Launcher
+from supervisor.core.types import Run
 from supervisor.run import folder
 from supervisor.run.journal import readable
 
@@ -18,27 +20,48 @@ POLL_S = 0.5
 
 
 async def active_jobs(launcher: Launcher, run: folder.RunDir) -> list[JobStatus]:
-    """The jobs of the run that wait or run, by their name. Raises UserError, TransientError.
+    """The jobs of the run that may wait or run. Raises UserError, TransientError.
 
-    The journal told them apart from those of another run of the name; without it there may be one
-    run only.
+    They are found by their name, and by their id where the journal still tells it: a person may
+    have renamed one. The journal told them apart from those of another run of the name; without it
+    there may be one run only. A job of which nobody can say how it is counts: ranks may go on.
     """
     name, (before, _) = run.path.name, readable(run.journal)
     run_id = before.spec.run_id if before else ""
     with contextlib.suppress(UserError, OSError):
         run_id = run_id or folder.read_server_keys(run).run_id
     there: dict[str, list[JobStatus]] = {}  # by the first letters of the run's id
+    listed: set[str] = set()
     for job in await launcher.find(names.allocations_of(name)):
+        listed.add(job.job_id)
         found = names.run_of(job.job_name)
-        wanted = job.state in (JobState.PENDING, JobState.RUNNING) and job.raw != "COMPLETING"
-        if found is not None and found[0] == name and wanted:
+        if found is not None and found[0] == name and _may_be_active(job):
             there.setdefault(found[1], []).append(job)
     if run_id:
-        return there.get(run_id[:6], [])
+        unlisted = await _unlisted(launcher, before, listed) if before is not None else []
+        return [*there.get(run_id[:6], []), *unlisted]
     if len(there) > 1:
         jobs = ", ".join(f"{j.job_id} ({j.job_name})" for jobs in there.values() for j in jobs)
         raise UserError(f"jobs of several runs are called {name}: {jobs}; `scancel` all but one's")
     return [job for jobs in there.values() for job in jobs]
+
+
+def _may_be_active(job: JobStatus) -> bool:
+    return job.state not in ENDS_OF_JOBS and job.raw != "COMPLETING"
+
+
+async def _unlisted(launcher: Launcher, before: Run, listed: set[str]) -> list[JobStatus]:
+    """Jobs that the journal knows as the run's, and that are not found under its name any more.
+
+    They keep the name that they had. One that has another run's name is not the same any more.
+    """
+    asked = [job for job in before.live_jobs if job not in listed]
+    seen = await launcher.poll(asked) if asked else {}
+    return [
+        replace(job, job_name=before.allocations[job.job_id].job_name)
+        for job in seen.values()
+        if _may_be_active(job) and names.run_of(job.job_name) is None
+    ]
 
 
 def end_jobs(run: folder.RunDir) -> tuple[str, ...]:
