@@ -188,7 +188,7 @@ def _suspects(run: Run, now: float) -> Iterator[Attention]:
             what="suspect",
             since=min(n.since for n in nodes),
             text=f"{compress(n.name for n in nodes)}: no heartbeat, and no second witness",
-            fix="look at the node and superv's agent on it; its ranks go on",
+            fix="look at the node and superv's agent on it; its ranks may go on",
         )
 
 
@@ -198,8 +198,8 @@ def _ranks(run: Run, now: float) -> Iterator[Attention]:
     if attempt is None or run.phase is not Phase.RUNNING:
         return
     total = len(attempt.slots) * run.spec.ranks_per_node
-    exits = tuple(attempt.exits.values())
-    if exits and now - (first := min(e.at for e in exits)) > RANKS_S:
+    exits, first = tuple(attempt.exits.values()), attempt.first_end_at
+    if exits and first is not None and now - first > RANKS_S:
         which = compress({e.node for e in exits})
         yield Attention(
             what="ranks",
