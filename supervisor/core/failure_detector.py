@@ -54,6 +54,7 @@ class FailureDetector:
         self._awaited: dict[str, float] = {}  # who may be on the way back, and until when
         self._alone = 0.0  # when nobody was heard, or everybody, for the last time
         self._said = 0.0  # when it was said last that this engine is cut off
+        self._told_of_none = float("-inf")  # when nobody was heard who tells of steps
 
     def heard(self, node: str, at: float, run: Run) -> list[Event]:
         """An agent sent something."""
@@ -227,6 +228,10 @@ class FailureDetector:
         if now - at <= min(hang, overdue or hang):
             return []
         known = self._would_have_told(run, attempt.slots)
+        if known is None:
+            self._told_of_none = now
+        elif now - self._told_of_none <= RETURN_S:
+            return []  # who is heard again tells of its ranks' newest step in a moment
         if known is None and self._tellers_stopped(run, attempt.slots):
             # They can tell nothing for ranks that go on. That is waited for, and not without end.
             known, overdue, hang = now, None, max(SUSPECTS_FACTOR * hang, STOPPED_S)

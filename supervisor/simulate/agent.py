@@ -393,12 +393,9 @@ class SimulatedAgent:
             self.later(1.5, self._probed, order, ProbeOutcome.UNREACHABLE)
         elif target.agent is None or not target.agent.listens:
             self._probed(order, ProbeOutcome.REFUSED)
-        elif target.paused:  # a VM that stands still does not even take connections
-            self.later(1.5, self._probed, order, ProbeOutcome.UNREACHABLE)
-        elif target.agent_still:  # its kernel takes them
-            self.later(1.5, self._probed, order, ProbeOutcome.MUTE)
-        else:
-            self._probed(order, ProbeOutcome.REACHED)
+        else:  # the kernel answers for an agent that stands still, but not for a VM that does
+            outcome = ProbeOutcome.UNREACHABLE if target.paused else ProbeOutcome.REACHED
+            self._probed(order, outcome)
 
     def _probed(self, order: act.Probe, outcome: ProbeOutcome) -> None:
         self._answer(

@@ -493,6 +493,32 @@ def test_silence_of_all_who_tell_the_steps_hides_no_hang_for_good_where_they_are
         assert clock.play.incident.cause == "node-lost"
 
 
+@pytest.mark.parametrize("outcome", ["mute", "reached"])
+def test_who_tells_the_steps_and_is_heard_again_has_time_to_tell_of_those_since(outcome):
+    """Its first heartbeat may be without them; the ranks went on all the time."""
+    clock = only_slot_0_tells(hang_timeout_min_s=50)
+    victim = clock.play.run.slots[0]
+    clock.dead.add(victim)
+    answered(clock, 100, outcome, victim)
+    clock.dead.clear()
+    assert names(clock.go(5)) == ["HeartbeatRegained"]
+    clock.tell(victim, 120)
+    assert clock.failure_detector.stepped(1, 120, clock.now)
+    clock.play.now = clock.now
+    clock.play.progress(120, after=0)
+    assert clock.go(40) == [] and clock.play.phase is Phase.RUNNING
+    assert "HangDetected" in names(clock.go(200)), "and none, when no other comes"
+
+
+def test_who_tells_the_steps_and_has_none_to_tell_of_hides_no_hang():
+    clock = only_slot_0_tells(hang_timeout_min_s=50)
+    victim = clock.play.run.slots[0]
+    clock.dead.add(victim)
+    answered(clock, 100, "reached", victim)
+    clock.dead.clear()
+    assert "HangDetected" in names(clock.go(20))
+
+
 def test_checkpoints_that_are_verified_keep_ranks_whose_agents_are_stopped():
     clock = only_slot_0_tells(hang_timeout_min_s=50)
     victim = clock.play.run.slots[0]
