@@ -113,7 +113,7 @@ def allocation(job: ev.AdoptedJob) -> Allocation:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class SlotsFound:
     """Which node has which slot, as far as it can be told."""
 
     nodes: Mapping[int, str]  # by slot
@@ -127,7 +127,7 @@ def places(
     before: Sequence[str],
     there: Iterable[str],
     heard: Set[str],
-) -> Places:
+) -> SlotsFound:
     """The slots of ranks that are there: `told` by agents, else as the journal had them `before`.
 
     `there` are the nodes of the run's jobs, `heard` those that answered. Of slots that nobody tells
@@ -144,10 +144,10 @@ def places(
     rest = sorted(present.difference(known.values()), key=natural_sort_key)
     silent = [node for node in rest if node not in heard]
     if len(silent) > len(missing) > 0:
-        return Places(known | gone, tuple(missing), tuple(silent))
+        return SlotsFound(known | gone, tuple(missing), tuple(silent))
     others = [node for node in rest if node in heard]
     known |= zip([*missing, *sorted(gone)], [*(silent if missing else ()), *others], strict=False)
-    return Places({**gone, **known}, (), ())
+    return SlotsFound({**gone, **known}, (), ())
 
 
 @handles(ev.Adopted)
