@@ -153,16 +153,21 @@ def way_out(step: StorageStep) -> str:
 
 def find_stuck() -> list[LeftBehind]:
     """Processes of this user that were given up and are still there. Touches /proc alone."""
-    found: list[LeftBehind] = []
+    try:
+        return list(_find())
+    except FileNotFoundError:  # a place without /proc
+        return []
+
+
+def _find() -> Iterator[LeftBehind]:
     for process in procfs.processes():
         # Killed in another thread than its first, that one is a zombie.
         if process.state not in "DZ" or procfs.real_uid(process.pid) != os.getuid():
             continue
         for tid in procfs.threads(process.pid):
             if procfs.state(tid) == "D":
-                found += _given_up(tid)
+                yield from _given_up(tid)
                 break
-    return found
 
 
 def _given_up(pid: int) -> Iterator[LeftBehind]:

@@ -26,7 +26,6 @@ VARIABLES = {
     "any": r"[^/]+",
     "below": r".+",
     "mount": r"/.+",
-    "claims_dir": r"/.+",
 }
 
 ENDS = "the run's end"

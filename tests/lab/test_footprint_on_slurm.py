@@ -45,6 +45,7 @@ def test_the_table_explains_a_run_on_slurm(runs: Runs, open_umask: None) -> None
         "node_dir": "/var/tmp",
         "fleet": f"{runs.state}/fleet.db",
         "fleet_stem": f"{runs.state}/fleet",
+        "claims_dir": f"{runs.home}/claims",
         "checkpoints": f"{runs.home}/ring-checkpoints",
         "health": f"/var/tmp/superv-health-{runs.uid}",
         "tmp": "/tmp",

@@ -56,6 +56,7 @@ def places(home: RunHome) -> dict[str, str]:
         "node_dir": str(home.path / "nodes"),
         "fleet": str(home.path / "state/fleet.db"),
         "fleet_stem": str(home.path / "state/fleet"),
+        "claims_dir": str(home.path / "claims"),
         "checkpoints": str(home.path / "checkpoint"),
         "health": str(default_folder()),
         "tmp": "/tmp",
