@@ -254,12 +254,13 @@ class RankProgress:
         """What is amiss with the hook: in its own words, or that it tells nothing at all."""
         if self._states is None or self._ranks is None:
             return None
-        for rank in self._ranks.ranks:
-            state = self._states.state(rank)
+        told = {rank: self._states.state(rank) for rank in self._ranks.ranks}
+        for rank, state in told.items():
             if state is not None and state.trouble:
                 return rank, state.trouble
         silent = [rank for rank, c in self._counters.items() if c.advances >= TELLS]
-        if silent and not self._hooked:
+        # By their memory: an agent that has adopted them has not heard of a step yet.
+        if silent and not any(state is not None and state.step for state in told.values()):
             return min(
                 silent
             ), "lines tell steps, and the hook none: what it enters is never called"

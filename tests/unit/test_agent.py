@@ -965,6 +965,55 @@ def test_whatever_a_pattern_captures_ends_nobody(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+def test_the_newest_step_whose_loss_is_finite(tmp_path: Path) -> None:
+    """Of lines that tell a loss; -1 is what a stage without one prints."""
+
+    async def scenario(place: LoopbackNode) -> None:
+        script = tmp_path / "lines.py"
+        losses = {3: "2.5", 5: "2.25", 6: "-1.0", 8: "nan"}
+        lines = [
+            f"print('step: {step}  loss: {loss}', flush=True)" for step, loss in losses.items()
+        ]
+        script.write_text("\n".join([*lines, "import time; time.sleep(600)"]))
+        engine = await begin(place, fresh=(str(script),), newer_than_0_1=True)
+        await engine.started()
+        await until(lambda: engine.beats and engine.beats[-1].step == 8)
+        signs = engine.beats[-1].signs
+        assert signs is not None and signs.finite == 5
+
+    play(tmp_path, scenario)
+
+
+HOOKED = "import superv_starter\nrank = superv_starter.rank()\nrank.begin(1)\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (HOOKED + "rank.trouble('it was not found: x')\nrank.finished(1)\n", "it was not found: x"),
+        (
+            "for step in range(1, 6): print(f'step: {step}', flush=True)\n",
+            "lines tell steps, and the hook none: what it enters is never called",
+        ),
+        (HOOKED + "rank.finished(1)\n" + "print('step: 1', flush=True)\n", None),
+    ],
+)
+def test_what_is_amiss_with_a_hook(tmp_path: Path, script: str, says: str | None) -> None:
+    async def scenario(place: LoopbackNode) -> None:
+        path = tmp_path / "hooked.py"
+        path.write_text(script + "import time; time.sleep(600)\n")
+        fresh = (str(path),)
+        engine = await begin(place, fresh=fresh, hook="torchtitan", newer_than_0_1=True)
+        await engine.started()
+        await until(lambda: engine.beats and engine.beats[-1].step in (1, 5))
+        beat = engine.beats[-1]
+        assert beat.signs is not None
+        found = beat.signs.hook_trouble
+        assert (found and found[1]) == says
+
+    play(tmp_path, scenario)
+
+
 def test_a_flood_of_lines_holds_up_neither_beats_nor_orders(tmp_path: Path) -> None:
     async def scenario(place: LoopbackNode) -> None:
         script = tmp_path / "flood.py"
