@@ -24,6 +24,16 @@ def congestion(name: str) -> Any:
 
 
 PORTS = [
+    *limit(
+        "ib.port",
+        "physical state of one that is down",
+        lambda n: both(
+            wrote(f"{IB}/mlx5_3/ports/1/state", "1: DOWN"),
+            wrote(f"{IB}/mlx5_3/ports/1/phys_state", f"{n}: x"),
+        ),
+        {2: FAIL, 3: FAIL, 4: WARN, 5: FAIL, 6: WARN},
+        earlier=[(60.0, both())],
+    ),
     *(
         case
         for name, ago_s, means in (

@@ -24,7 +24,8 @@ _MILDER = {"FAIL": "WARN", "WARN": "OK", "UNKNOWN": "OK", "OK": "WARN"}
 # Calls and arguments that hold words for people.
 _TOLD = {"warn", "fail", "unknown", "not_yet", "add", "fact", "metric", "append", "announce"}
 _TOLD |= {"Skip", "Unknown", "NotYet", "Result", "result", "check", "About", "ValueError"}
-_TOLD |= {"memory.get", "memory.put"}  # a key that is written and read may be any
+# keys that are written and read may be any
+_TOLD |= {f"memory.{name}" for name in ("get", "put", "recent", "counter_delta")}
 _WORDY = re.compile(r"_?(UNTESTED|\w*FIX|\w*_RESTART|\w*WHY)\w*")  # constants that hold such words
 _WORDS = {"doc", "fix", "expected", "source", "example", "unit", "untested", "timeout_fix", "what"}
 _WORDS |= {"fine", "seen", "advice", "text", "reference", "meaning", "detail", "why", "__doc__"}
