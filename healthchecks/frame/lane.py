@@ -93,7 +93,7 @@ class Lane:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        limit_s = sum(p.check.deadline_s for p in self.waiting) + 1.0
+        limit_s = (1 + _MOST_WAITED) * sum(p.check.deadline_s for p in self.waiting) + 1.0
         out, into = os.pipe()
         try:
             self.pid = os.fork()

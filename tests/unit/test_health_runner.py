@@ -263,7 +263,7 @@ def test_the_time_of_an_answer_is_without_the_waits_for_a_processor():
     def computes(ctx: Ctx) -> Result:
         with beside_a_hog():
             began, elapsed = time.monotonic(), Elapsed()
-            while time.process_time() < 0.05 or time.monotonic() < began + 1.0:
+            while time.monotonic() < began + 1.0:
                 pass
             return Result(status=Status.OK, seen=f"{elapsed.s() / (time.monotonic() - began):.3f}")
 
