@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 
 def pytest_configure() -> None:
@@ -20,6 +21,9 @@ def pytest_configure() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    # How long an example takes is the machine's load, and no fault.
+    settings.register_profile("superv", deadline=None)
+    settings.load_profile("superv")
     # Ranks and agents leave compiled code where they do on a machine without this.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers import load as load_launcher
-from supervisor import proc
 from supervisor.checkpoints.dcp import CheckpointReport, CheckpointState
 from supervisor.checkpoints.storage import Storage, scan_once, verify_once
 from supervisor.config import Job, Site, load_job, load_site
@@ -41,8 +40,6 @@ from supervisor.run.journal import Journal, LostJournalError, readable
 from supervisor.run.snapshot import Snapshot
 
 STORAGE_S = 60.0  # for storage to answer
-PROGRAM_S = 10.0  # for a program to say its version
-MISSING = 127  # a program's exit status where there is none: env(1)
 RELEASE_S = 60.0  # an ended run's nodes are given back well within this
 ADOPTION_S = 150.0  # agents, storage and Slurm have answered by then, or it was said who has not
 REFUSED_S = 5.0  # a scheduler that refuses a job does so within this; else the run waits for it
@@ -147,8 +144,7 @@ def _before(there: folder.RunDir, job: Job, origin: str | None) -> Run | None:
 def _programs(job: Job) -> None:
     """Raises UserError where this machine lacks what the launcher needs."""
     for name in load_launcher(job.launcher).programs:
-        done = proc.run_sync((name, "--version"), deadline_s=PROGRAM_S)
-        if done.rc == MISSING:
+        if shutil.which(name) is None:
             raise UserError(
                 f"{name}: not in PATH, and launcher: {job.launcher} needs it; launch where the "
                 "cluster's commands are, or say `launcher: local` to run on this machine alone"
