@@ -25,6 +25,12 @@ _HEAD = """
 (look at it), FAIL (don't use the node), UNKNOWN (could not be measured: neither good nor bad) or
 SKIP (does not apply here). Settings go to site.yaml, as
 `checks: {fs.local: {warn_percent: 80}}`, or `--set fs.local.warn_percent=80`.
+
+Every check has `enabled` (`checks: {ipmi.sel: {enabled: false}}`: SKIP, and the report says so) and
+`ignore` (targets and devices, as reports name them, that are not judged: `{fs.local: {ignore:
+[/scratch*]}}`), unless it has an `ignore` of its own. For some nodes alone: `groups: [{nodes:
+"n[1-8]", checks: {…}}]`, or `partition: NAME` in place of `nodes`, in jobs, srun and Prologs, where
+Slurm tells it.
 """
 
 _DRAINS = """

@@ -13,7 +13,8 @@ from __future__ import annotations
 import inspect
 import os
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -120,6 +121,20 @@ class NoTool(Unknown):
         self.fix = get
 
 
+_ignores: Callable[[str], bool] | None = None  # of the check that runs
+
+
+@contextmanager
+def ignoring(ignores: Callable[[str], bool]) -> Iterator[None]:
+    """What a check finds on devices that a site ignores is left out, and said."""
+    global _ignores
+    before, _ignores = _ignores, ignores
+    try:
+        yield
+    finally:
+        _ignores = before
+
+
 class Findings:
     """Collects what a check finds on several devices, and makes one Result of it.
 
@@ -129,6 +144,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._found: list[Result] = []
+        self._ignored: dict[str, None] = {}
         self.metrics: dict[str, Metric] = {}
         self.facts: dict[str, str] = {}
 
@@ -145,6 +161,9 @@ class Findings:
         corroborated: bool = False,
         gap: Gap | None = None,
     ) -> None:
+        if device and _ignores is not None and _ignores(device):
+            self._ignored[device] = None
+            return
         devices = (device,) if device else ()
         self._found.append(
             Result(
@@ -202,9 +221,12 @@ class Findings:
             )
             found = [f for f in found if f.gap is gap]
         told = [*found, *hidden]
+        seen = "; ".join(dict.fromkeys(f.seen for f in told)) or fine
+        if self._ignored:
+            seen += f"; not judged (ignore): {', '.join(self._ignored)}"
         return Result(
             status=status,
-            seen="; ".join(dict.fromkeys(f.seen for f in told)) or fine,
+            seen=seen,
             expected="; ".join(dict.fromkeys(f.expected for f in told if f.expected)),
             fix="; ".join(dict.fromkeys(f.fix for f in told if f.fix)),
             metrics=self.metrics,

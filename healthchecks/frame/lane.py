@@ -22,9 +22,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from healthchecks.frame.check import Check, Result, Skip, Status, Unknown
+from healthchecks.frame.check import Check, Result, Skip, Status, Unknown, ignoring
 from healthchecks.frame.context import Ctx, Memory
 from healthchecks.frame.report import Finding
+from healthchecks.frame.switches import Switches
 from supervisor.host import procfs
 
 NAME = "probe-"  # of a child that probes; the kernel keeps 15 bytes
@@ -45,6 +46,7 @@ class CheckCall:
     check: Check
     on: str
     options: Mapping[str, Any]
+    switches: Switches = field(default_factory=Switches)
 
     @property
     def name(self) -> str:
@@ -339,10 +341,10 @@ def _line(
 
 def run_probe(probe: CheckCall, ctx: Ctx) -> Result:
     """Call the check; whatever it raises becomes a result."""
+    on = (probe.on,) if probe.on else ()
     try:
-        if probe.on:
-            return probe.check.run(ctx, probe.on, **probe.options)
-        return probe.check.run(ctx, **probe.options)
+        with ignoring(probe.switches.ignores):
+            return probe.check.run(ctx, *on, **probe.options)
     except Skip as why:
         return Result(status=Status.SKIP, seen=str(why))
     except Unknown as why:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from healthchecks.frame.check import REGISTERED, TAGS, Check
+from healthchecks.frame.switches import COMMON, common, switches_for
 from supervisor.core.errors import UserError
 from supervisor.host import trusted
 
@@ -131,12 +132,16 @@ def settings_for(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:
 
     if not isinstance(given, Mapping):
         raise UserError(f"{check.name}: expected a mapping of its keys, got {given!r}")
+    switches_for(check, given)
     options = check.options()
     values = {}
-    for key, value in given.items():
+    for key in given.keys() - common(check, given).keys():
+        value = given[key]
         if key not in options:
-            valid = ", ".join(options) or "none"
-            raise UserError(f"{check.name}: no key {key!r}; valid: {valid}{_guess(key, options)}")
+            known = [*options, *(key for key in COMMON if key not in options)]
+            raise UserError(
+                f"{check.name}: no key {key!r}; valid: {', '.join(known)}{_guess(key, known)}"
+            )
         option = options[key]
         _known_keys(f"{check.name}: {key}", option.hint, value)
         try:

@@ -7,6 +7,7 @@ longest deadline, not the sum: checks that share what hangs are not tried one af
 
 from __future__ import annotations
 
+import os
 import resource
 import select
 import signal
@@ -34,11 +35,13 @@ from healthchecks.frame.lane import (
 from healthchecks.frame.registry import settings_for
 from healthchecks.frame.report import Finding, Report, gap_notes
 from healthchecks.frame.state import KeptState, Stuck
+from healthchecks.frame.switches import of_node, switches_for
 from supervisor.core.setting import PORT_ROLES
 from supervisor.host import procfs
 from supervisor.host.terminal import date_time
 
 MAX_CHILDREN = 64
+OFF = "switched off by settings (enabled, ignore)"
 RUN_ENDED = "the deadline of the whole run came first"
 SUITE_S = 60.0  # of the whole run; Slurm kills a HealthCheckProgram at 60 s
 
@@ -64,10 +67,13 @@ def run(order: Order) -> Report:
     report.
     """
     end = time.monotonic() + order.deadline_s
-    options = {c.name: settings_for(c, order.settings.get(c.name, {})) for c in order.checks}
+    node = order.node or socket.gethostname().partition(".")[0]
+    settings = of_node(order.settings, node, os.environ.get("SLURM_JOB_PARTITION", ""))
+    order = replace(order, settings=settings)
+    options = {c.name: settings_for(c, settings.get(c.name, {})) for c in order.checks}
     base = Ctx(
         root=order.root.absolute(),
-        node=order.node or socket.gethostname().partition(".")[0],
+        node=node,
         now=time.time(),
         boot_id=procfs.boot_id(f"{order.root}/proc") or "",
         memory=Memory({}, 0.0),
@@ -78,6 +84,8 @@ def run(order: Order) -> Report:
         if order.tags:
             state.last[",".join(order.tags)] = report.document()
     kept_in = "a look that keeps no memory" if order.folder is None or notes else str(order.folder)
+    off = [f.name for f in report.findings if f.result.seen == OFF]
+    notes += [f"switched off by settings: {', '.join(off)}"] if off else []
     return replace(report, notes=(*notes, *gap_notes(report.findings, kept_in)))
 
 
@@ -167,8 +175,13 @@ class _Run:
         probes = []
         for check in self._order.checks:
             given = options[check.name]
+            switches = switches_for(check, self._order.settings.get(check.name, {}))
+            if not switches.enabled:
+                off = Result(status=Status.SKIP, seen=OFF)
+                self._answer(CheckCall(check=check, on="", options=given), off)
+                continue
             if check.targets is None:
-                probes.append(CheckCall(check=check, on="", options=given))
+                probes.append(CheckCall(check=check, on="", options=given, switches=switches))
                 continue
             asked: list[str] = []
 
@@ -180,9 +193,12 @@ class _Run:
             chooser = CheckCall(check=_choosing_targets(check, ask), on="", options=given)
             result = run_probe(chooser, self._base)
             if asked:
-                probes += [
-                    CheckCall(check=check, on=on, options=given) for on in dict.fromkeys(asked)
-                ]
+                for on in dict.fromkeys(asked):
+                    call = CheckCall(check=check, on=on, options=given, switches=switches)
+                    if switches.ignores(on):
+                        self._answer(call, Result(status=Status.SKIP, seen=OFF))
+                    else:
+                        probes.append(call)
             else:
                 self._answer(CheckCall(check=check, on="", options=given), result)
         return probes

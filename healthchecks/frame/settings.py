@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from healthchecks.frame import own
 from healthchecks.frame.registry import named, settings_for
 from supervisor.config import Site, load_site
 from supervisor.core.errors import UserError
-from supervisor.core.setting import OWN_CHECKS, PORT_ROLES
+from supervisor.core.setting import GROUPS, OWN_CHECKS, PORT_ROLES
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -28,13 +29,11 @@ def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     if site.own_checks:
         found[OWN_CHECKS] = own.documents(site.own_checks)
     own.register(found.get(OWN_CHECKS, {}))
-    for name, values in site.checks.items():
-        check = named(name, "site.yaml: checks")
-        try:
-            settings_for(check, values)
-        except UserError as error:
-            raise UserError(f"site.yaml: checks: {error}") from error
-        found[name] = dict(values)
+    found |= _checked(site.checks, "site.yaml: checks")
+    if site.groups:
+        for number, group in enumerate(site.groups):
+            _checked(group.checks, f"site.yaml: groups[{number}].checks")
+        found[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
     for given in sets:
         place, equals, value = given.partition("=")
         name, dot, key = place.rpartition(".")
@@ -44,6 +43,17 @@ def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         several = option is not None and typing.get_origin(option.hint) is tuple
         found.setdefault(name, {})[key] = _several(given, value) if several else value
     return found
+
+
+def _checked(checks: Settings, where: str) -> dict[str, dict[str, Any]]:
+    """Settings that their checks take. Raises UserError."""
+    for name, values in checks.items():
+        check = named(name, where)
+        try:
+            settings_for(check, values)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    return {name: dict(values) for name, values in checks.items()}
 
 
 def _several(given: str, value: str) -> Any:

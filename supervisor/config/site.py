@@ -18,6 +18,8 @@ from supervisor.config.document import (
     read_text,
     shown,
 )
+from supervisor.config.groups import VALID as VALID_GROUPS
+from supervisor.config.groups import NodeGroup, read_groups
 from supervisor.config.own_checks import VALID, OwnCheck, read_own_checks
 from supervisor.config.schema import keys, read_fields, read_value
 from supervisor.core.errors import UserError
@@ -229,9 +231,19 @@ class Site:
     checks: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata=about(
-            "Settings of health checks, by check; docs/checks/ has them all.",
+            "Settings of health checks, by check; docs/checks/ has them all. Each has `enabled` "
+            "(false: it is not run) and `ignore` (targets and devices that are not judged) too.",
             valid="a mapping of checks to their settings",
             read=lambda node, at: read_settings(node, at),
+        ),
+    )
+    groups: tuple[NodeGroup, ...] = field(
+        default=(),
+        metadata=about(
+            "Nodes whose checks are set otherwise, over `checks`; of several the last one holds. "
+            "A partition counts where Slurm tells it: in jobs, srun and Prologs.",
+            valid=VALID_GROUPS,
+            read=read_groups,
         ),
     )
     own_checks: Mapping[str, OwnCheck] = field(

@@ -9,7 +9,8 @@ from typing import Any
 # Beside the settings of single health checks, for all of them:
 PORT_ROLES = "ports"  # what RDMA ports are for
 OWN_CHECKS = "own_checks"  # commands of the site that are checks
-FOR_ALL_CHECKS = (PORT_ROLES, OWN_CHECKS)
+GROUPS = "groups"  # of nodes that have other settings
+FOR_ALL_CHECKS = (PORT_ROLES, OWN_CHECKS, GROUPS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

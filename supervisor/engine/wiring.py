@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.site import NODE_DIR
-from supervisor.core.setting import FOR_ALL_CHECKS, OWN_CHECKS, PORT_ROLES
+from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES
 from supervisor.core.types import RunSpec
 from supervisor.engine.effects import Setup
 from supervisor.run.snapshot import Snapshot
@@ -94,6 +95,8 @@ def _health(job: Job, site: Site) -> wire.Health | None:
     settings = {n: {k: v for s in sources for k, v in s.get(n, {}).items()} for n in names}
     if roles := site.ports.patterns():
         settings[PORT_ROLES] = roles
+    if site.groups:
+        settings[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
     if site.own_checks:
         from healthchecks.frame import own
 
