@@ -183,7 +183,7 @@ def xid(
     ] = 24.0,
     repeats: Annotated[
         int,
-        About(doc="Incidents on one GPU, and on no other, that make it suspect.", ge=2),
+        About(doc="Incidents on one GPU, and on no other, that are said to be so.", ge=2),
     ] = 3,
     ignore: Annotated[tuple[int, ...], About(doc="Codes that are not looked at.")] = (),
 ) -> Result:
@@ -191,10 +191,11 @@ def xid(
 
     Actions from NVIDIA's Xid catalog; Xid 154 (the driver's recovery action) overrides them. An
     error that asks for a reset, a reboot or support stays FAIL in this boot, until the driver
-    starts again or says that nothing is left to do. Errors of applications (13, 31, 32, 69 …) are
-    WARN; FAIL where they come again on one GPU and not on the others. A contained memory error (94)
-    is WARN once; FAIL where it comes again within 28 days, or rows were remapped (63) more than
-    once: arXiv 2605.09370 lost a node that way. 43 and 45 count only where nothing else is near.
+    starts again or says that nothing is left to do. Errors of applications (13, 31, 32, 69 …)
+    are WARN however often they come: the catalog's word is RESTART_APP, and a program's fault
+    follows its rank to the next node. A contained memory error (94) is WARN once; FAIL where it
+    comes again within 28 days, or rows were remapped (63) more than once: arXiv 2605.09370 lost a
+    node that way. 43 and 45 count only where nothing else is near.
     A line alone drains no node: NVML's checks see the fault too, or the GPU has left the PCI bus. A
     GPU that this boot never had is a WARN.
     """
@@ -280,12 +281,14 @@ def _judge(
         return
     if act is Act.SOLO and not traces.alone(trace):
         return
-    fix, more, by_users = trace.fix, "", False
+    fix, more = trace.fix, ""
     if act is Act.APP and _suspect(traces.episodes(act), trace.device, repeats):
-        status = Status.FAIL
+        # No failure: a program's fault follows its rank, and would condemn one node after another.
         more = ", again and again on this GPU and not on the others"
-        by_users = True  # whoever has this GPU alone can do that with a program of his own
-        fix = "drain the node and run dcgmi diag -r 3 on this GPU"
+        fix = (
+            "see whether it follows the rank to another GPU (the program's fault) or stays with "
+            "this one: then superv exclude the node, and run dcgmi diag -r 3 on this GPU"
+        )
     elif act is Act.CONTAINED:
         status, more, fix = _contained(ctx, traces, trace)
     if status is Status.FAIL and lasts(trace):
@@ -305,7 +308,6 @@ def _judge(
             expected="no such error" if status is Status.FAIL else "no Xid",
             fix=fix,
             device=device,
-            by_users=by_users,
             corroborated=status is Status.FAIL and seen.left_the_bus(trace.device),
         )
 

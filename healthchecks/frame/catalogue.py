@@ -38,8 +38,8 @@ _DRAINS = """
 
 Only a fault of the node's own does, where site.yaml says `drain: on`, and by the rules of
 [fleet.md](fleet.md#drains). A finding that names a server or a switch is shared, and drains nobody,
-nor does what its users can bring about (`by_users`; of `fs.local` a full disk is, of `xid` errors
-of programs that come again), left behind or asked for.
+nor does what its users can bring about (`by_users`; of `fs.local` a full disk is), left behind or
+asked for.
 
 | a failure | of these checks |
 |---|---|

@@ -20,7 +20,7 @@ class Act(StrEnum):
 
     IGNORE = "ignore"
     SOLO = "ignore unless alone"  # the trace of another error
-    APP = "restart the application"  # of the GPU only where it comes again on the same one
+    APP = "restart the application"  # never the GPU's failure, however often it comes
     WATCH = "look"
     REMAP = "row remapped"  # the flags of the remapper decide, not this line
     CONTAINED = "restart the application, once"
