@@ -82,7 +82,7 @@ def fenced() -> Iterator[Path]:
         yield fence
     finally:
         (before / "cgroup.procs").write_text(str(os.getpid()))
-        for _ in range(100):  # a cgroup stays busy for a moment after its last process
+        for _ in range(1000):  # a cgroup stays busy for a moment after its last process
             with contextlib.suppress(OSError):
                 fence.rmdir()
                 break

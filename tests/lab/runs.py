@@ -368,7 +368,9 @@ class Runs:
                 for job in run.jobs():  # the engine gives a job 15 s to end, where a node was lost
                     self.do("scancel", job)
             for run in self.launched.values():
-                until(lambda run=run: not run.engines(), f"the end of the engine of {run.name}")  # type: ignore[misc]
+                until(
+                    lambda run=run: not run.engines(), f"the end of the engine of {run.name}", 180
+                )  # type: ignore[misc]
         finally:
             for run in self.launched.values():
                 for pid in (*run.guardians(), *run.engines()):

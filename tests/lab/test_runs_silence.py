@@ -39,11 +39,15 @@ def test_half_of_the_nodes_go_off_at_once_and_peers_tell_who(runs: Runs) -> None
     after = run.until_recovered()
     [incident] = after["incidents"]
     run.check_times(incident)
-    assert (incident["cause"], incident["culprits"]) == ("node-lost", ["n2"])
+    # The spare that went off too is named as well where peers told of it first.
+    assert incident["cause"] == "node-lost" and {"n2"} <= {*incident["culprits"]} <= {"n2", "n4"}
     assert [slot["node"] for slot in after["slots"]] == ["n1", "n3"]
     assert run.events(ev.EngineIsolated) and run.events(ev.IsolationEnded)
-    states = {one["node"]: one["state"] for one in after["unusable"]}
-    assert states == {"n2": "lost", "n4": "lost"} and after["attention"] == []
+    lost = {"n2": "lost", "n4": "lost"}
+    after = run.until(
+        lambda s: {one["node"]: one["state"] for one in s["unusable"]} == lost, "both are lost"
+    )
+    assert after["attention"] == []
 
 
 def test_a_node_that_an_admin_takes_out_is_given_up(runs: Runs) -> None:  # noqa: F811
