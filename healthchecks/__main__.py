@@ -1,7 +1,7 @@
 """`python -m healthchecks`: what srun, ssh and agents run on a node.
 
 Reads an order, one line of JSON on standard input: `{names, tags, settings, node, root, folder,
-deadline_s, mark, leash, forget}` (names or tags, the rest optional; a root other than / keeps no
+deadline_s, mark, leash}` (names or tags, the rest optional; a root other than / keeps no
 state unless a folder is named), and prints the report as one line of JSON. With a `mark` it prints
 the lines of healthchecks/frame/frames.py. With `leash` it ends when its standard input does: that
 is how it learns that nobody waits for it any more. Exit code 0 where there is a report.
@@ -61,7 +61,6 @@ def _order(asked: dict[str, Any]) -> Order:
             node=asked.get("node") or os.environ.get("SLURMD_NODENAME", ""),
             folder=None if folder is None else Path(folder),
             deadline_s=float(asked.get("deadline_s", enough_s(checks))),
-            forget=bool(asked.get("forget")),
         )
     except (AttributeError, TypeError) as error:
         raise ValueError(str(error)) from error

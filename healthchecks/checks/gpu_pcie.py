@@ -117,6 +117,7 @@ def pcie_errors(
         for name, total in aer.items():
             found.metric(f"{gpu.label}.aer_{name}", total)
         fatal = max(int(values.get(FATAL, 0)), aer.get("fatal", 0))
+        fatal = ctx.since_repair(f"{gpu.key}.fatal", fatal)
         if fatal:
             found.fail(
                 f"{fatal} fatal PCIe errors since boot ({gpu.location})",

@@ -96,7 +96,7 @@ def ipmi_sel(
         at = when(parts[1], parts[2])
         if at is None:
             found.unknown(f"a record whose time can't be read: {line[:80]}")
-        elif at >= ctx.now - window_h * 3600 and parts[5].startswith("Asserted"):
+        elif at >= max(ctx.now - window_h * 3600, ctx.repaired) and parts[5].startswith("Asserted"):
             entries += 1
             _judge(found, *parts[1:5])
     return found.result(f"{entries} events in {window_h:g} h, none of them an error")
@@ -135,7 +135,7 @@ def _judge(found: Findings, date: str, time_of_day: str, sensor: str, event: str
             text,
             expected="no uncorrectable error",
             fix="drain the node and have the part named here looked at; once it is repaired: "
-            "ipmitool sel clear",
+            "superv accept, which heeds newer entries alone",
         )
     elif status is Status.WARN:
         found.warn(text, expected="no event", fix="have the part named here looked at")

@@ -256,10 +256,12 @@ def mem_poison(
         raise Skip("this kernel counts no memory errors: no HardwareCorrupted, no EDAC")
     if corrupted is not None:
         found.metric("corrupted", corrupted * 1024, "B")
+        corrupted = ctx.since_repair("corrupted", corrupted)
     if "soft_offline" in found.metrics:
         ctx.memory.put("soft_offline", True)
     uncorrected = {
-        mc: ctx.number(f"sys/devices/system/edac/mc/{mc}/ue_count") for mc in controllers
+        mc: ctx.since_repair(mc, ctx.number(f"sys/devices/system/edac/mc/{mc}/ue_count"))
+        for mc in controllers
     }
     if corrupted:
         # Pages that the kernel moved away from corrected errors count there too, and lost nothing.

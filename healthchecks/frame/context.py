@@ -34,7 +34,7 @@ class Memory:
     """What a check remembers on this node from one run to the next.
 
     Forgotten when the node boots, unless it is put as `lasting`; a repair forgets that too
-    (`superv accept`). Key what belongs to a device by its serial number or GUID.
+    (healthchecks/frame/repairs.py). Key what belongs to a device by its serial number or GUID.
     """
 
     def __init__(self, data: dict[str, Any], now: float) -> None:
@@ -94,6 +94,8 @@ class Ctx:
     boot_id: str
     memory: Memory
     site: Mapping[str, Any] = field(default_factory=dict)  # what several checks go by
+    repaired: float = 0.0  # what is older says nothing of what is there now; seconds since epoch
+    remembers: bool = True  # whether the next look will have `memory`
     announce: Callable[[str], None] = field(
         default=lambda _: None
     )  # announces a call that may hang
@@ -102,6 +104,20 @@ class Ctx:
     def live(self) -> bool:
         """Whether the root is this machine, and not a tree of files."""
         return self.root == Path("/")
+
+    def since_repair(self, key: str, count: int) -> int:
+        """How much of a count that a boot alone clears came after the repair, where one was told.
+
+        Raises OSError.
+        """
+        if not self.repaired or not self.remembers:
+            return count
+        if self.now - float(self.text("proc/uptime").split()[0]) >= self.repaired:
+            return count  # booted since
+        earlier = self.memory.get(f"repaired:{key}")
+        before = count if earlier is None else min(count, int(earlier))
+        self.memory.put(f"repaired:{key}", before)
+        return count - before
 
     def path(self, path: str) -> Path:
         return self.root / path.lstrip("/")

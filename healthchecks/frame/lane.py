@@ -47,6 +47,7 @@ class CheckCall:
     on: str
     options: Mapping[str, Any]
     switches: Switches = field(default_factory=Switches)
+    repaired: float = 0.0  # what is older does not count: seconds since the epoch
 
     @property
     def name(self) -> str:
@@ -326,7 +327,8 @@ def _line(
     """Call the check; what it found, and remembers, as one line."""
     memory = Memory(remembered, base.now)
     began = time.monotonic()
-    result = run_probe(probe, replace(base, memory=memory, announce=announce))
+    ctx = replace(base, memory=memory, announce=announce, repaired=probe.repaired)
+    result = run_probe(probe, ctx)
     took = time.monotonic() - began
 
     def line(result: Result, memory: Mapping[str, Any]) -> bytes:

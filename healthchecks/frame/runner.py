@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from healthchecks.frame import repairs
 from healthchecks.frame import state as kept
 from healthchecks.frame.check import Check, Result, Status, Unknown
 from healthchecks.frame.context import Ctx, Memory
@@ -57,7 +58,6 @@ class Order:
     node: str = ""  # this machine's short name where empty
     folder: Path | None = None  # of the state between runs; None: nothing is kept
     deadline_s: float = SUITE_S
-    forget: bool = False  # after a repair: what the checks remembered of this node
 
 
 def run(order: Order) -> Report:
@@ -79,7 +79,10 @@ def run(order: Order) -> Report:
         memory=Memory({}, 0.0),
         site={PORT_ROLES: order.settings.get(PORT_ROLES, {})},
     )
+    told = repairs.told(order.settings, node)
     with _held(order, base) as (state, notes):
+        repairs.take_in(state, told, base.now)
+        base = replace(base, remembers=order.folder is not None and not notes)
         report = _Run(order, base, state).report(options, end)
         if order.tags:
             state.last[",".join(order.tags)] = report.document()
@@ -107,8 +110,6 @@ def _held(order: Order, base: Ctx) -> Iterator[tuple[KeptState, list[str]]]:
             state = kept.load(folder, name, base.boot_id)
             if state.problem:
                 notes.append(state.problem)
-            if order.forget:
-                state.memories = _what_outlives_a_repair(state.memories)
             if not ours:
                 notes.append("another run of checks holds the state: nothing of this one is kept")
         except OSError as error:
@@ -121,12 +122,6 @@ def _held(order: Order, base: Ctx) -> Iterator[tuple[KeptState, list[str]]]:
                     kept.save(folder, name, state)
             except OSError as error:
                 notes.append(_unkept(folder, error))
-
-
-def _what_outlives_a_repair(memories: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """How far the kernel's log was read: what it said before the repair does not count again."""
-    marks = {name: m.get("boot", {}).get("kernel_log") for name, m in memories.items()}
-    return {name: {"boot": {"kernel_log": mark}} for name, mark in marks.items() if mark}
 
 
 def _unkept(folder: Path, error: OSError) -> str:
@@ -180,8 +175,11 @@ class _Run:
                 off = Result(status=Status.SKIP, seen=OFF)
                 self._answer(CheckCall(check=check, on="", options=given), off)
                 continue
+            since = repairs.since(self._state, check.name)
             if check.targets is None:
-                probes.append(CheckCall(check=check, on="", options=given, switches=switches))
+                probes.append(
+                    CheckCall(check=check, on="", options=given, switches=switches, repaired=since)
+                )
                 continue
             asked: list[str] = []
 
@@ -194,7 +192,9 @@ class _Run:
             result = run_probe(chooser, self._base)
             if asked:
                 for on in dict.fromkeys(asked):
-                    call = CheckCall(check=check, on=on, options=given, switches=switches)
+                    call = CheckCall(
+                        check=check, on=on, options=given, switches=switches, repaired=since
+                    )
                     if switches.ignores(on):
                         self._answer(call, Result(status=Status.SKIP, seen=OFF))
                     else:

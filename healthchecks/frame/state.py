@@ -42,6 +42,8 @@ class KeptState:
     memories: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding name
     stuck: list[Stuck] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)  # the last report of each suite
+    # By check, group or all: when a repair was told to be, and from when on it counts here.
+    repaired: dict[str, tuple[float, float]] = field(default_factory=dict)
     problem: str = ""  # why what was kept could not be used
 
 
@@ -122,11 +124,18 @@ def load(folder: Path, name: str, boot_id: str) -> KeptState:
         return KeptState(boot_id=boot_id, problem=f"the last run's state is lost: {error}")
     try:
         memories = {str(k): {p: dict(m[p]) for p in m} for k, m in data["memories"].items()}
+        repaired = {str(k): (float(a), float(b)) for k, (a, b) in data.get("repaired", {}).items()}
         if data["boot_id"] != boot_id:
             memories = {k: {"lasting": m["lasting"]} for k, m in memories.items() if "lasting" in m}
-            return KeptState(boot_id=boot_id, memories=memories)
+            return KeptState(boot_id=boot_id, memories=memories, repaired=repaired)
         stuck = [s for s in (Stuck(**row) for row in data["stuck"]) if s.still_there()]
-        return KeptState(boot_id=boot_id, memories=memories, stuck=stuck, last=dict(data["last"]))
+        return KeptState(
+            boot_id=boot_id,
+            memories=memories,
+            stuck=stuck,
+            last=dict(data["last"]),
+            repaired=repaired,
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return KeptState(boot_id=boot_id, problem=f"the last run's state is lost: {error!r}")
 
@@ -138,6 +147,7 @@ def save(folder: Path, name: str, state: KeptState) -> None:
         "memories": state.memories,
         "stuck": [asdict(s) for s in state.stuck],
         "last": state.last,
+        "repaired": state.repaired,
     }
     new = folder / f"{name}.json.new"
     new.unlink(missing_ok=True)

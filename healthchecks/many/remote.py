@@ -63,7 +63,6 @@ class Suite:
     names: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by check
-    forget: bool = False  # what checks remember of the nodes: they were repaired
 
     def order(self, nonce: str, deadline_s: float, **more: Any) -> bytes:
         """For `python -m healthchecks`."""
@@ -73,7 +72,6 @@ class Suite:
             "settings": self.settings,
             "deadline_s": deadline_s,
             "mark": nonce,
-            "forget": self.forget,
         }
         return json.dumps(asked | more).encode() + b"\n"
 

@@ -76,7 +76,8 @@ def new_lines(ctx: Ctx, *substrings: str, level: int = 7) -> list[KernelLine]:
     With `substrings` only lines that contain one of them, exactly as written, and that do not begin
     with a program's name; with `level` only those of that level or a more urgent one. The place is
     kept in `ctx.memory`, so a check may look once in a run only, and keeps what it needs later
-    itself. Raises NoRight where the log may not be read.
+    itself. What is older than a repair (`ctx.repaired`) is left out. Raises NoRight where the log
+    may not be read.
     """
     return read(ctx, *substrings, level=level).lines
 
@@ -98,7 +99,7 @@ def read(ctx: Ctx, *substrings: str, level: int = 7) -> LogRead:
         ctx.memory.put(_MARK, list(newest))
     booted = ctx.now - float(ctx.text("proc/uptime").split()[0])
     records = _matching(blob, begin, [n.encode() for n in substrings])
-    lines, beyond = _folded(records, booted, level)
+    lines, beyond = _folded(records, booted, level, ctx.repaired)
     if substrings:
         lines = [line for line in lines if not program_first(line.text)]
     return LogRead(
@@ -212,7 +213,9 @@ def _matching(blob: bytes, begin: int, substrings: list[bytes]) -> Iterator[byte
         yield blob[start : _line_end(blob, start) - 1]
 
 
-def _folded(records: Iterator[bytes], booted: float, level: int) -> tuple[list[KernelLine], int]:
+def _folded(
+    records: Iterator[bytes], booted: float, level: int, since: float
+) -> tuple[list[KernelLine], int]:
     """One KernelLine for each text, and how many records had a text beyond MAX_TEXTS."""
     found: dict[bytes, KernelLine] = {}
     newest, beyond = -1, 0
@@ -227,6 +230,8 @@ def _folded(records: Iterator[bytes], booted: float, level: int) -> tuple[list[K
         except ValueError:
             continue
         if facility != KERNEL or seq == newest or urgency > level:  # two substrings in one line
+            continue
+        if at < since:
             continue
         newest = seq
         line = found.get(text)

@@ -46,9 +46,11 @@ def accept(
 ) -> None:
     """Accept NODES into the fleet: on day one, and after every repair.
 
-    Forgets what checks remembered of the nodes, runs the preflight and deep suites --rounds times,
-    and keeps what the last round measured as each node's baseline. A node that fails in any round,
-    or of which something is unknown, is not accepted, whatever the other rounds say. What could not
+    What checks remembered of the nodes, and older lines of the kernel's and the BMC's logs, count
+    no more: from the last `superv nodes --repaired` on, or else from now. Runs the preflight and
+    deep suites --rounds times, and keeps what the last round measured as each node's baseline. A
+    node that fails in any round, or of which something is unknown, is not accepted, whatever the
+    other rounds say. What could not
     be tested, for want of an earlier look, a right, DCGM or torch, is named. Exit code 0: all
     accepted; 1: some are not.
     """
@@ -58,12 +60,13 @@ def accept(
     from healthchecks.many.causes import gaps_of
     from supervisor.config import load_site
 
-    site, settings = load_site(os.environ), merged(os.environ, sets)
+    site = load_site(os.environ)
+    settings = _repaired(site, nodes, merged(os.environ, sets))
     refused: dict[str, str] = {}
     reports: dict[str, Report] = {}
     for number in range(1, rounds + 1):
         click.echo(f"round {number} of {rounds}: {', '.join(TAGS)}", err=True)
-        reports, why = _round(nodes, site, settings, deadline, forget=number == 1)
+        reports, why = _round(nodes, site, settings, deadline)
         for node, text in why.items():
             refused.setdefault(node, f"round {number}: {text}")
         _record(site, reports)
@@ -80,13 +83,25 @@ def accept(
     sys.exit(1 if refused else 0)
 
 
+def _repaired(
+    site: Site, nodes: Sequence[str], settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """The settings, with when the nodes were repaired: as of now where nobody said."""
+    from supervisor.core.setting import REPAIRS
+    from supervisor.engine.clock import clock
+    from supervisor.fleet import claims
+    from supervisor.fleet.record import Fleet
+
+    with Fleet(site.fleet) as fleet:
+        fleet.repairs.begin_acceptance(nodes, clock(), claims.user())
+        return {**settings, REPAIRS: fleet.repairs.newest()}
+
+
 def _round(
     names: tuple[str, ...],
     site: Site,
     settings: Mapping[str, Mapping[str, Any]],
     deadline: float,
-    *,
-    forget: bool,
 ) -> tuple[dict[str, Report], dict[str, str]]:
     """The nodes' reports, compared with each other and the pinned profile, and who is refused."""
     import asyncio
@@ -99,7 +114,7 @@ def _round(
     from supervisor.core.check_status import Status
     from supervisor.core.errors import TransientError
 
-    suite = Suite(tags=TAGS, settings=together(settings, time.time()), forget=forget)
+    suite = Suite(tags=TAGS, settings=together(settings, time.time()))
     profile = golden.load(site.golden) if site.golden else None
     try:
         answers = asyncio.run(examine(names, suite, site, deadline_s=deadline))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from supervisor.cli.node_names import nodes_argument
-from supervisor.cli.nodes import duration
+from supervisor.cli.nodes import duration, one_reason
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
@@ -17,20 +17,7 @@ if TYPE_CHECKING:
     from supervisor.config import Site
     from supervisor.fleet.record import Fleet
 
-MAX_REASON = 300
 SLURM_S = 10.0  # for its list of nodes
-
-
-def _worded(reason: str) -> str:
-    """A reason on one line. Raises UserError."""
-    from supervisor.core.errors import UserError
-
-    text = " ".join(reason.split())
-    if not text or not text.isprintable():
-        raise UserError("--reason: say why in a few words; others will read it at 3 a.m.")
-    if len(text) > MAX_REASON:
-        raise UserError(f"--reason: {len(text)} characters, {MAX_REASON} at most")
-    return text
 
 
 def _known(names: tuple[str, ...]) -> str:
@@ -69,7 +56,7 @@ def exclude(nodes: tuple[str, ...], reason: str, period: str | None) -> None:
     from supervisor.fleet import claims
     from supervisor.fleet.claims import Claim
 
-    why = _worded(reason)
+    why = one_reason(reason, "--reason")
     now = clock()
     until = now + duration(period, "--for") if period is not None else None
     if unsure := _known(nodes):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_NAME = 24  # columns of the table
 MAX_HISTORY = 40  # changes
+MAX_REASON = 300  # characters
 LONGEST_S = 366 * 86_400.0
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
@@ -30,15 +31,35 @@ _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 @click.option("--all", "everything", is_flag=True, help="Also list the healthy nodes one by one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/fleet.md.")
 @click.option("--forget", is_flag=True, help="Take NODES out of the record: they are no more.")
-def nodes(nodes: tuple[str, ...], everything: bool, as_json: bool, forget: bool) -> None:
-    """Show what is known of NODES, or of all; of one with its history of 28 days."""
+@click.option("--repaired", metavar="NOTE", help="NODES were repaired, as NOTE says.")
+@click.option("--check", "checks", metavar="CHECK", multiple=True, help="What was repaired, alone.")
+def nodes(
+    nodes: tuple[str, ...],
+    everything: bool,
+    as_json: bool,
+    forget: bool,
+    repaired: str | None,
+    checks: tuple[str, ...],
+) -> None:
+    """Show what is known of NODES, or of all; of one with its history of 28 days.
+
+    After --repaired, what checks saw before counts no more: what they remembered, and older lines
+    of the kernel's and the BMC's logs. With --check that holds for these checks (`gpu` means all of
+    gpu.*). What comes later counts, in `superv accept` too.
+    """
     import json
 
     from supervisor.config import load_site
+    from supervisor.core.errors import UserError
     from supervisor.engine.clock import clock
     from supervisor.fleet.record import STRIKES_OVER_S, Fleet
 
     now = clock()
+    if checks and repaired is None:
+        raise UserError("--check goes with --repaired")
+    if repaired is not None:
+        _repaired(nodes, repaired, checks, now)
+        return
     if forget:
         _forget(nodes, now)
         return
@@ -126,6 +147,42 @@ def _forget(nodes: tuple[str, ...], now: float) -> None:
     click.echo(f"{compress(nodes)} {are} no longer in the fleet record")
 
 
+def _repaired(nodes: tuple[str, ...], note: str, checks: tuple[str, ...], now: float) -> None:
+    from healthchecks.frame.registry import select
+    from healthchecks.frame.settings import of_site
+    from supervisor.config import load_site
+    from supervisor.core.errors import UserError
+    from supervisor.core.nodeset import compress
+    from supervisor.fleet import claims
+    from supervisor.fleet.record import Fleet
+
+    if not nodes:
+        raise UserError("--repaired needs the names of nodes")
+    text = one_reason(note, "--repaired")
+    site = load_site(os.environ)
+    of_site(site)  # its own checks are checks
+    if checks:
+        select(checks)  # raises for one that there is not
+    with Fleet(site.fleet) as fleet:
+        for node in _chosen(nodes, fleet.nodes(now)):
+            fleet.repairs.tell(node.name, now, checks, text, claims.user())
+    what = f" ({', '.join(checks)})" if checks else ""
+    said = f"repaired {compress(nodes)}{what}: {text}; superv accept {compress(nodes)} looks at it"
+    terminal.show([terminal.entry("", said, 0)])
+
+
+def one_reason(text: str, option: str) -> str:
+    """A person's words, on one line. Raises UserError."""
+    from supervisor.core.errors import UserError
+
+    text = " ".join(text.split())
+    if not text or not text.isprintable():
+        raise UserError(f"{option}: say why in a few words; others will read it at 3 a.m.")
+    if len(text) > MAX_REASON:
+        raise UserError(f"{option}: {len(text)} characters, {MAX_REASON} at most")
+    return text
+
+
 def _chosen(nodes: tuple[str, ...], every: list[NodeHealth]) -> list[NodeHealth]:
     """Those of the record that are named. Raises UserError for one that is not there."""
     from supervisor.config.schema import did_you_mean
@@ -175,6 +232,10 @@ def _history(fleet: Fleet, node: NodeHealth, since: float) -> dict[str, Any]:
         "exclusions": [
             {"since": e.since, "until": e.until, "reason": e.reason, "by": e.who, "lifted": lifted}
             for e, lifted in fleet.past_exclusions(node.name, since)
+        ],
+        "repairs": [
+            {"at": r.at, "checks": list(r.checks), "note": r.note, "by": r.who}
+            for r in fleet.repairs.of(node.name, since)
         ],
     }
 
@@ -233,6 +294,9 @@ def _page(record: dict[str, Any]) -> Iterator[Any]:
         end = f"lifted {when(row['lifted'])}" if row["lifted"] else end
         by = f"{when(row['since'])} by {row['by']}, {end}"
         rows.append(("excluded", f"{by}: {row['reason']}"))
+    for row in record["repairs"]:
+        of = f" ({', '.join(row['checks'])})" if row["checks"] else ""
+        rows.append(("repaired", f"{when(row['at'])} by {row['by']}{of}: {row['note']}"))
     rows += [("claimed", _claim_text(row)) for row in record["claims"]]
     for label, words in rows:
         yield terminal.entry(f"  {label}", words, 12)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -66,7 +66,7 @@ def preflight(
 
     began = time.monotonic()
     site = load_site(os.environ)
-    suite = _suite(names, tags, sets)
+    suite = _suite(names, tags, sets, site)
     profile = golden or site.golden
     wanted = profiles.load(profile) if profile is not None else None
     if not nodes and partition is None:
@@ -88,19 +88,23 @@ def preflight(
     sys.exit(exit_code(judged))
 
 
-def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str]) -> Suite:
+def _suite(names: tuple[str, ...], tags: str | None, sets: Sequence[str], site: Site) -> Suite:
     """What to ask; mistakes in it are found here, and not on every node. Raises UserError."""
     from healthchecks.frame.registry import select, settings_for
     from healthchecks.frame.settings import merged
     from healthchecks.many.remote import Suite
     from healthchecks.many.storage_width import together
+    from supervisor.core.errors import TransientError, UserError
+    from supervisor.fleet.repairs import Settings, with_repairs
 
     chosen = tuple(tag.strip() for tag in (tags or "").split(",") if tag.strip())
     if not names and not chosen:
         chosen = ("preflight",)
-    settings = merged(os.environ, sets)
+    settings: Settings = merged(os.environ, sets)
     for check in select(names, chosen):
         settings_for(check, settings.get(check.name, {}))
+    with suppress(UserError, TransientError):  # said when what was found can't be recorded there
+        settings = with_repairs(settings, site.fleet)
     return Suite(names=names, tags=chosen, settings=together(settings, time.time()))
 
 

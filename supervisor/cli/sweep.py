@@ -99,6 +99,7 @@ def _sweep(
     deadline: float,
 ) -> Sweep:
     import asyncio
+    from dataclasses import replace
 
     from healthchecks.frame.registry import select
     from healthchecks.frame.settings import merged
@@ -106,6 +107,7 @@ def _sweep(
     from healthchecks.many.remote import Suite
     from supervisor.config import load_site
     from supervisor.core.errors import TransientError
+    from supervisor.core.setting import REPAIRS
     from supervisor.engine.clock import clock
     from supervisor.fleet.record import Fleet
     from supervisor.fleet.sweep import SweepRunning, sweep_lock
@@ -119,10 +121,11 @@ def _sweep(
 
     try:
         with sweep_lock(site), Fleet(site.fleet, whole=True) as fleet:
+            known = {**suite.settings, REPAIRS: fleet.repairs.newest()}
             return asyncio.run(
                 look(
                     nodes,
-                    suite,
+                    replace(suite, settings=known),
                     site,
                     fleet,
                     partition=partition,

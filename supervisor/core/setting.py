@@ -10,7 +10,8 @@ from typing import Any
 PORT_ROLES = "ports"  # what RDMA ports are for
 OWN_CHECKS = "own_checks"  # commands of the site that are checks
 GROUPS = "groups"  # of nodes that have other settings
-FOR_ALL_CHECKS = (PORT_ROLES, OWN_CHECKS, GROUPS)
+REPAIRS = "repairs"  # when nodes were repaired, by node and check
+FOR_ALL_CHECKS = (PORT_ROLES, OWN_CHECKS, GROUPS, REPAIRS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,16 @@ def operator_exclusions(path: Path, now: float, claims_dir: Path | None = None) 
         return found | {name: x.reason for name, x in fleet.exclusions(now).items()}
 
 
+def repairs(path: Path) -> dict[str, dict[str, float]]:
+    """When nodes were repaired, for their checks; none where the record can't be read."""
+    try:
+        with Fleet(path, write=False) as fleet:
+            return fleet.repairs.newest()
+    except (UserError, TransientError) as error:
+        logger.warning("fleet record: %s; agents don't know what was repaired", error)
+        return {}
+
+
 class FleetRecorder:
     """One engine's hand in the fleet record."""
 

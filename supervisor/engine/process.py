@@ -22,7 +22,7 @@ from supervisor.config import Job, Site, load_site
 from supervisor.core import events as ev
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.secret import secret_values
-from supervisor.engine import control, guardian, marking
+from supervisor.engine import control, fleet_recorder, guardian, marking
 from supervisor.engine.address import engine_address
 from supervisor.engine.adoption import Adoption
 from supervisor.engine.clock import SteadyClock
@@ -79,7 +79,7 @@ async def engine_main(
         endpoint = _bind(link, job, site, journal.run.endpoint)
     assert journal.run is not None
     run_id = journal.run.spec.run_id
-    ranks = wire_job(job, site, run_id, code, secrets)
+    ranks = wire_job(job, site, run_id, code, secrets, fleet_recorder.repairs(site.fleet))
     engine = Engine(journal=journal, channel=channel, job=ranks, now=clock)
     effects = Effects(
         setup=setup_of(

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.site import NODE_DIR
-from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES
+from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES, REPAIRS
 from supervisor.core.types import RunSpec
 from supervisor.engine.effects import Setup
 from supervisor.run.snapshot import Snapshot
@@ -34,9 +35,16 @@ def paths_of_0_1(job: Job, site: Site, run_id: str) -> tuple[str, str]:
 
 
 def wire_job(
-    job: Job, site: Site, run_id: str, code: Snapshot | None, secrets: Mapping[str, str]
+    job: Job,
+    site: Site,
+    run_id: str,
+    code: Snapshot | None,
+    secrets: Mapping[str, str],
+    repairs: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> wire.RankJob:
-    """How agents start ranks. `secrets` are the values of the variables that come from files."""
+    """How agents start ranks. `secrets` are the values of the variables that come from files;
+    `repairs` is what the fleet record knows of them.
+    """
     trainer = job.trainer
     entry, env = trainer.entry(), dict(trainer.env)
     if code is not None:
@@ -69,7 +77,7 @@ def wire_job(
         engine_lost_timeout_s=job.policy.engine_lost_timeout_s,
         code=code.digest if code is not None else "",
         path=code.path if code is not None else "",
-        health=_health(job, site),
+        health=_health(job, site, repairs),
         newer_than_0_1=True,
     )
 
@@ -85,7 +93,9 @@ def _flags(fields: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _health(job: Job, site: Site) -> wire.Health | None:
+def _health(
+    job: Job, site: Site, repairs: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+) -> wire.Health | None:
     """Which health checks agents run. A job's settings come before the site's."""
     plan = job.preflight
     if not plan.tags and not plan.running_s:
@@ -97,6 +107,8 @@ def _health(job: Job, site: Site) -> wire.Health | None:
         settings[PORT_ROLES] = roles
     if site.groups:
         settings[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
+    if repairs:
+        settings[REPAIRS] = dict(repairs)
     if site.own_checks:
         from healthchecks.frame import own
 

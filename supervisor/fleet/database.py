@@ -78,7 +78,16 @@ def _to_2(link: sqlite3.Connection) -> None:
         link.execute(f"ALTER TABLE {table} ADD COLUMN look INTEGER")
 
 
-_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_1, _to_2)
+def _to_3(link: sqlite3.Connection) -> None:
+    """What people repaired. `checks`: with blanks between; `accepts`: superv accept has begun."""
+    link.execute(
+        "CREATE TABLE IF NOT EXISTS repair (id INTEGER PRIMARY KEY, node TEXT NOT NULL,"
+        " at REAL NOT NULL, checks TEXT NOT NULL, note TEXT NOT NULL, who TEXT NOT NULL,"
+        " accepts INTEGER NOT NULL)"
+    )
+
+
+_MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_to_1, _to_2, _to_3)
 VERSION = len(_MIGRATIONS)
 
 

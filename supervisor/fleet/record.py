@@ -20,6 +20,7 @@ from supervisor.core.errors import UserError
 from supervisor.core.nodeset import natural_sort_key
 from supervisor.fleet.database import Database
 from supervisor.fleet.fold import current_findings, fold, keep_report
+from supervisor.fleet.repairs import Repairs
 from supervisor.fleet.types import (
     Change,
     CurrentFinding,
@@ -39,6 +40,7 @@ FORGET_LEAST = 10  # rows in one go
 SKEW_S = 120.0  # a node's clock may be so far off
 
 ROW_ERRORS = (ValueError, KeyError, TypeError, AttributeError, zlib.error, UserError)
+_OF_NODES = ("look", "standing", "change", "exclusion", "drain", "baseline", "repair")
 _LAST = "(SELECT MAX(id) FROM look)"
 _CHANGE = "node, at, origin, finding, was, status, seen"
 
@@ -54,6 +56,10 @@ class Fleet:
         self.path = path
         self._db = Database(path, write=write, whole=whole)
         self._odd: dict[str, str] = {}  # rows that can't be read: where, why
+
+    @property
+    def repairs(self) -> Repairs:
+        return Repairs(self._db)
 
     def close(self) -> None:
         self._db.close()
@@ -371,7 +377,7 @@ class Fleet:
     def forget(self, node: str) -> None:
         """A node that is no more: everything about it goes, its history too."""
         with self._db.transaction():
-            for table in ("look", "standing", "change", "exclusion", "drain", "baseline"):
+            for table in _OF_NODES:
                 self._db.execute(f"DELETE FROM {table} WHERE node = ?", node)  # noqa: S608
 
     def undrained(self, node: str, now: float) -> None:

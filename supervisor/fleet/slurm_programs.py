@@ -23,6 +23,7 @@ from launchers.slurm import Slurm
 from supervisor.config import Site
 from supervisor.core.check_status import Status
 from supervisor.core.errors import TransientError, UserError
+from supervisor.core.setting import REPAIRS
 from supervisor.fleet import suspects
 from supervisor.fleet.apply_drains import apply_drains
 from supervisor.fleet.brake import COUNT_AGAIN_S, leave, left
@@ -82,10 +83,12 @@ def prolog(
     where two looks found it. A node is failed where the site drains, and where a recent count of
     superv's drains says that one more may go.
     """
+    repairs = kept.load(folder, node, "").repaired  # of the looks that are told of them
+    told = {node: {name: at for name, (at, _) in repairs.items()}}
     report = run(
         Order(
             checks=select(tags=("prolog",)),
-            settings=settings,
+            settings={**settings, REPAIRS: told},
             tags=("prolog",),
             node=node,
             root=root,

@@ -58,6 +58,17 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """Somebody said that a node, or what some checks look at, was repaired."""
+
+    node: str
+    at: float
+    checks: tuple[str, ...]  # or groups of them; none: all of the node
+    note: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHealth:
     """A node at a glance."""
 

@@ -77,6 +77,7 @@ class Case:
     earlier: Sequence[tuple[float, Change]] = ()  # looks before: seconds ago (oldest first), change
     programs: Mapping[str, str] = field(default_factory=dict)  # what those on PATH print; or "#!…"
     env: Mapping[str, str] = field(default_factory=dict)
+    repaired: float = 0.0  # when it was repaired, as the looks after that are told
     on: str = ""  # the target; all of them where empty
     empty: bool = False  # a root with nothing in it instead of the healthy node
     none: str = ""  # why there is no such case; nothing is run
@@ -114,14 +115,25 @@ def looks(case: Case, tmp_path: Path) -> list[Result]:
     for name, text in case.programs.items():
         program(place / name, text)
     memories: dict[str, dict[str, Any]] = {}
-    found = []
+    found, told = [], 0.0
     with borrowed() as tree, patch.dict(os.environ, {"PATH": str(place), **case.env}):
         there = Tree(empty(tmp_path).root) if case.empty else tree
         for ago, change in [*case.earlier, (0.0, case.change)]:
             change(there)
             site = {PORT_ROLES: case.ports}
+            before, told = told, case.repaired if NOW - ago >= case.repaired else 0.0
+            if told != before:
+                memories = {}  # healthchecks/frame/repairs.py
             results = looked(
-                check, there, options, NOW - ago, memories, case.memory, case.on, site=site
+                check,
+                there,
+                options,
+                NOW - ago,
+                memories,
+                case.memory,
+                case.on,
+                site=site,
+                repaired=told,
             )
             bad = worst(r.status for r in results)
             found.append(next(r for r in results if r.status is bad))
@@ -137,6 +149,7 @@ def looked(
     memory: Mapping[str, Any] | None = None,
     on: str = "",
     site: Mapping[str, Any] | None = None,
+    repaired: float = 0.0,
 ) -> list[Result]:
     """One look at a tree, on each of its targets, with the memories of earlier looks by target.
 
@@ -149,6 +162,7 @@ def looked(
         boot_id=BOOT_ID,
         memory=Memory(memory or {}, NOW),
         site=site or {},
+        repaired=repaired,
     )
     targets: list[str] = [on]
     if check.targets is not None and not on:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -41,7 +42,7 @@ for node, rounds in json.loads((home / "story").read_text()).items():
 """
 
 
-class Repair:
+class RepairedSite:
     """A site, its record and nodes that tell a story, a word for each round."""
 
     def __init__(self, path: Path, **story: list[str]) -> None:
@@ -78,7 +79,7 @@ class Repair:
 
 
 def test_one_bad_round_refuses_a_node_whatever_the_others_say(tmp_path: Path) -> None:
-    repair = Repair(tmp_path, n1=["OK", "OK"], n2=["FAIL", "OK"], n3=["OK", "UNKNOWN"])
+    repair = RepairedSite(tmp_path, n1=["OK", "OK"], n2=["FAIL", "OK"], n3=["OK", "UNKNOWN"])
     done = repair.accept("--rounds=2")
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines() == [
@@ -88,7 +89,11 @@ def test_one_bad_round_refuses_a_node_whatever_the_others_say(tmp_path: Path) ->
     ]
     assert [repair.baseline(n) for n in ("n1", "n2", "n3")] == [2.0, None, None]
     first, second = repair.orders()
-    assert (first["forget"], second["forget"]) == (True, False)  # a repair clears memory, once
+    told: Any = [order["settings"] for order in (first, second)]
+    assert told[0]["repairs"] == told[1]["repairs"]  # repaired once, as of the beginning
+    assert [(node, *of) for node, of in told[0]["repairs"].items()] == [
+        ("n1", ""), ("n2", ""), ("n3", "")
+    ]  # fmt: skip
     assert first["tags"] == ["preflight", "deep"]
     with Fleet(tmp_path / "state/fleet.db") as fleet:  # every round is in the record
         assert [c.status for c in fleet.changes(0, "n2") if c.finding == "fs.local[/]"] == [
@@ -97,14 +102,30 @@ def test_one_bad_round_refuses_a_node_whatever_the_others_say(tmp_path: Path) ->
         ]
 
 
+def test_it_goes_by_the_repair_that_somebody_told_of_once(tmp_path: Path) -> None:
+    repair = RepairedSite(tmp_path, n1=["FAIL", "OK"], n2=["OK", "OK"])
+    with Fleet(tmp_path / "state/fleet.db") as fleet:
+        fleet.repairs.tell("n1", 1000.0, ("ib",), "cable", "ops")
+        fleet.repairs.tell("n3", 1000.0, (), "another's", "ops")
+    repair.accept()
+    repair.accept()
+    first, second = [order["settings"] for order in repair.orders()]  # type: ignore[misc]
+    assert first["repairs"]["n1"] == {"ib": 1000.0}  # what came since fails it
+    assert first["repairs"]["n2"].keys() == second["repairs"]["n2"].keys() == {""}
+    assert second["repairs"]["n1"].keys() == {"ib", ""}  # nobody told of another: as of now
+    assert second["repairs"]["n1"][""] >= first["repairs"]["n2"][""]
+    with Fleet(tmp_path / "state/fleet.db") as fleet:
+        assert [r.note for r in fleet.repairs.of("n1", 0.0)] == ["superv accept", "cable"]
+
+
 def test_a_node_that_does_not_answer_is_not_accepted(tmp_path: Path) -> None:
-    done = Repair(tmp_path, n1=["OK"], n2=["gone"]).accept("--json")
+    done = RepairedSite(tmp_path, n1=["OK"], n2=["gone"]).accept("--json")
     assert done.returncode == 1 and "n2: not accepted: round 1: node.answers" in done.stderr
     assert set(json.loads(done.stdout)) == {"n1", "n2"}
 
 
 def test_a_slurm_that_does_not_answer_costs_one_round_and_is_told(tmp_path: Path) -> None:
-    repair = Repair(tmp_path, n1=["OK"])
+    repair = RepairedSite(tmp_path, n1=["OK"])
     repair.put("sinfo", "echo 'Unable to contact slurm controller' >&2; exit 1")
     done = repair.accept("--rounds=2")
     assert done.returncode == 1 and "n1: not accepted: round 1: not asked: sinfo" in done.stdout
@@ -116,12 +137,12 @@ def test_a_slurm_that_does_not_answer_costs_one_round_and_is_told(tmp_path: Path
     [(["--rounds=0"], "1 to 1000"), (["--deadline=1"], "30 to 86400"), (["--set=x"], "--set x")],
 )
 def test_what_can_not_be_asked_for(tmp_path: Path, words: list[str], said: str) -> None:
-    done = Repair(tmp_path, n1=["OK"]).accept(*words)
+    done = RepairedSite(tmp_path, n1=["OK"]).accept(*words)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_node_without_dcgm_is_accepted_and_it_is_said_what_was_not_tested(tmp_path: Path) -> None:
-    done = Repair(tmp_path, n1=["no tool"], n2=["UNKNOWN"]).accept()
+    done = RepairedSite(tmp_path, n1=["no tool"], n2=["UNKNOWN"]).accept()
     assert done.stdout.splitlines() == [
         "n1: accepted; not tested: fs.local[/]",
         "n2: not accepted: round 1: fs.local[/] UNKNOWN: in round 1",
@@ -130,7 +151,7 @@ def test_a_node_without_dcgm_is_accepted_and_it_is_said_what_was_not_tested(tmp_
 
 
 def test_nodes_are_named_in_as_many_words_as_one_likes(tmp_path: Path) -> None:
-    repair = Repair(tmp_path, n1=["OK"], n2=["OK"], n3=["OK"])
+    repair = RepairedSite(tmp_path, n1=["OK"], n2=["OK"], n3=["OK"])
     repair.nodes = "n[2-3]"
     assert repair.accept("n1", "n2").stdout.split() == [
         *("n2:", "accepted", "n3:", "accepted", "n1:", "accepted")

@@ -494,7 +494,53 @@ def test_counters_rise_within_a_boot_and_begin_anew_after_it(node: Path):
     boot(node, "second")
     assert said(count(node, 9)).split()[0] == "None"
     assert said(count(node, 9)).split()[1:] == ["5", "2", "2"]
-    assert said(count(node, 9, forget=True)) == "None 1 1 1"
+
+
+def repaired(at: float, check: str = "", node: str = "n1") -> dict[str, Any]:
+    return {"settings": {"repairs": {node: {check: at}}}}
+
+
+@pytest.mark.parametrize("check", ["", "errors", "err.or"])
+def test_a_repair_is_forgotten_for_once(node: Path, check: str) -> None:
+    count(node, 5)
+    again = count(node, 7, **repaired(1000.0, check))
+    if check == "err.or":  # another check's
+        assert said(again) == "2 2 2 2"
+        return
+    assert said(again) == "None 1 1 1"
+    assert said(count(node, 8, **repaired(1000.0, check))) == "1 2 2 2"  # told again
+    assert said(count(node, 9)) == "1 3 3 3"  # nobody tells
+    assert said(count(node, 9, **repaired(1000.5, check, "n2"))) == "0 4 4 4"  # another's
+    boot(node, "second")
+    assert said(count(node, 9, **repaired(1000.0, check))) == "None 5 1 1"
+    assert said(count(node, 9, **repaired(1001.0, check))) == "None 1 1 1"
+
+
+def since(ctx: Ctx) -> Result:
+    seen = f"{ctx.repaired:.0f} {ctx.since_repair('errors', ctx.number('errors'))}"
+    return Result(status=Status.OK, seen=seen)
+
+
+def test_what_a_boot_alone_clears_is_counted_from_the_repair_on(node: Path) -> None:
+    check = made("errors", since)
+    (node / "proc/uptime").write_text("5000.0 1.0")
+
+    def look(errors: int, told: dict[str, Any], **order: Any) -> str:
+        (node / "errors").write_text(f"{errors}\n")
+        order = {"folder": node / "state", "node": "n1", **told, **order}
+        return said(run(Order(checks=[check], root=node, **order)))
+
+    now = time.time()
+    assert look(3, {}) == "0 3"
+    told = repaired(now - 10)
+    assert look(3, told, folder=None).split()[1] == "3"  # nothing is remembered of it
+    assert look(3, told).split()[1] == "0"
+    assert [look(n, told).split()[1] for n in (3, 4, 6)] == ["0", "1", "3"]
+    assert [look(n, told).split()[1] for n in (0, 2)] == ["0", "2"]  # cleared
+    boot(node, "second")
+    (node / "proc/uptime").write_text("5.0 1.0")
+    assert look(4, told).split()[1] == "4"
+    assert float(look(4, repaired(now + 86_400)).split()[0]) < now + 60  # a clock that is ahead
 
 
 def test_what_remembers_nothing_takes_no_room(node: Path):

@@ -95,6 +95,7 @@ def test_json_has_what_the_page_on_the_fleet_says(site: SlurmSite) -> None:
     assert told["schema"] == 1 and [set(n) for n in told["nodes"]] == [row]
     one = json.loads(site.do(nodes, "n1", "--json").output)
     more = {"schema", "accepted", "findings", "changes", "exclusions", "claims"}
+    more.add("repairs")
     assert set(one) == row | more and one["accepted"] == 1_790_000_000.0
     assert set(one["excluded"]) == {"since", "until", "reason", "by"}
     assert set(one["drained"]) == {"since", "reason"}
@@ -179,6 +180,37 @@ def test_a_node_that_left_the_cluster_is_forgotten(site: SlurmSite) -> None:
     assert site.fleet.changes(0.0) == [] and site.fleet.report_history("n1", 0.0) == []
     assert "needs the name" in site.refused(nodes, "--forget")
     assert "not in the fleet record" in site.refused(nodes, "n1", "--forget")
+
+
+def test_a_repair_is_told_of_all_or_of_some_checks(site: SlurmSite) -> None:
+    site.fleet.record([report("n1", Status.FAIL), report("n2")], "sweep")
+    site.do(nodes, "n[1-2]", "--repaired", "boards\n swapped")
+    said = site.do(nodes, "n1", "--repaired=cable 3", "--check=ib", "--check=xid").output
+    assert said == "repaired n1 (ib, xid): cable 3; superv accept n1 looks at it\n"
+    newest = site.fleet.repairs.newest()
+    assert [sorted(newest[node]) for node in ("n1", "n2")] == [["", "ib", "xid"], [""]]
+    page = site.do(nodes, "n1").output
+    assert "(ib, xid): cable 3" in page and "boards swapped" in page
+    told = json.loads(site.do(nodes, "n1", "--json").output)["repairs"]
+    assert [r["checks"] for r in told] == [["ib", "xid"], []]
+    site.do(nodes, "n1", "--forget")
+    assert site.fleet.repairs.newest().keys() == {"n2"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--repaired=fan"], "--repaired needs the names of nodes"),
+        (["n1", "--repaired="], "--repaired: say why"),
+        (["n9", "--repaired=fan"], "n9: not in the fleet record"),
+        (["n1", "--repaired=fan", "--check=xidd"], "xidd"),
+        (["n1", "--check=xid"], "--check goes with --repaired"),
+    ],
+)
+def test_what_can_not_be_repaired(site: SlurmSite, words: list[str], said: str) -> None:
+    site.fleet.record([report("n1")], "sweep")
+    assert said in site.refused(nodes, *words)
+    assert site.fleet.repairs.newest() == {}
 
 
 def test_a_brake_that_holds_is_shown(site: SlurmSite) -> None:
