@@ -44,7 +44,9 @@ def operator_exclusions(path: Path, now: float, claims_dir: Path | None = None) 
 
 
 def repairs(path: Path) -> dict[str, dict[str, float]]:
-    """When nodes were repaired, for their checks; none where the record can't be read."""
+    """When nodes were repaired, for their checks; none where there is no record to be read."""
+    if not path.exists():
+        return {}
     try:
         with Fleet(path, write=False) as fleet:
             return fleet.repairs.newest()
