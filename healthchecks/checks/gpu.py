@@ -159,6 +159,8 @@ def gpu_handle(ctx: Ctx) -> Result:
         if gpu.serial:
             serials[gpu.bdf] = gpu.serial
     ctx.memory.put("serials", serials, lasting=True)
+    ctx.memory.put("boards", {g.bdf: g.uuid or g.serial for g in nvml.gpus})  # for xid
+    ctx.memory.put("boards_at", ctx.now)
     for lost in nvml.missing:
         _lost(found, lost.index, lost.bdf, serials.get(lost.bdf, ""), lost.error)
     for gpu in nvml.gpus:
@@ -191,12 +193,14 @@ def gpu_recovery_action(ctx: Ctx) -> Result:
     asks for is of several nodes, and a WARN.
     """
     nvml, found = open_nvml(ctx), Findings()
+    asked: dict[str, list[float]] = dict(ctx.memory.get("asked") or {})  # for xid: action, when
 
     def judge(gpu: Gpu) -> None:
         values = nvml.fields(gpu, [RECOVERY_ACTION])
         if RECOVERY_ACTION not in values:
             raise Unsupported
         action = int(values[RECOVERY_ACTION])
+        asked[gpu.bdf] = [action, ctx.now]
         found.metric(f"{gpu.label}.recovery_action", action)
         if action:
             of_domain = action == recovery_actions.IMEX
@@ -209,9 +213,11 @@ def gpu_recovery_action(ctx: Ctx) -> Result:
                 shared="IMEX domain" if of_domain else "",
             )
 
-    return nvml.for_each_gpu(
+    result = nvml.for_each_gpu(
         found, judge, fine="no recovery action", what="the recovery action (driver 570 or newer)"
     )
+    ctx.memory.put("asked", asked)
+    return result
 
 
 @check("gpu.driver_uptime", tags={"preflight", "running"})

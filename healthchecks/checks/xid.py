@@ -3,175 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from healthchecks.frame.check import Findings, Result, Skip, Status, Unknown, check
 from healthchecks.frame.context import Ctx
-from healthchecks.sources import kernel_log
-from healthchecks.sources.recovery_actions import CURED_BY_DRIVER_START, NONE
+from healthchecks.sources.xid_memory import STRIKES_S, TOGETHER_S, Trace, Traces, lasts
 from supervisor.core.setting import About
 from supervisor.host.terminal import date_time
 
-if TYPE_CHECKING:
-    from healthchecks.sources.xid import XidEvent
-
-EPISODE_S = 300.0  # lines nearer than this are one incident
-_TOGETHER_S = 600.0  # an error and what it drags along
-_STRIKES_S = 28 * 86400.0  # how long a recurring fault is counted against a GPU
-_SUBSTRINGS = (  # what sources/xid.py reads
-    *("Xid (", "fallen off the bus", "NVRM: loading NVIDIA", "RmInitAdapter failed"),
-    *("rm_init_adapter failed", "requiring os reboot", "WPR2 already up"),
-)
-_MAX_TRACES = 128
 _MAX_GPUS = 64
 _NVIDIA = "0x10de"  # PCI vendor
-_MAX_EPISODES = 32
-_KEPT_LONGER = ("row remapped", "restart the application, once")  # beyond a boot, for recurrence
-
-
-@dataclass(slots=True, kw_only=True)
-class Trace:
-    """All lines of one GPU, one code and one action."""
-
-    device: str
-    code: int
-    name: str
-    act: str  # of xid.Act
-    meaning: str
-    fix: str
-    first: float
-    last: float
-    count: int = 0
-    recovery: int | None = None  # of Xid 154: the newest
-    episodes: list[float] = field(default_factory=list)  # when each began
-
-    @property
-    def key(self) -> str:
-        return f"{self.device} {self.name} {self.act}"
-
-    def add(self, event: XidEvent, line: kernel_log.KernelLine) -> None:
-        self.count += line.count
-        self.first = min(self.first, line.at)
-        if line.last >= self.last:
-            self.last = line.last
-            self.meaning, self.fix = event.xid.meaning, event.xid.advice()
-            self.recovery = event.recovery
-        merged = _episodes([*self.episodes, line.at, *line.times])
-        self.episodes = merged[-_MAX_EPISODES:]
-
-
-def _episodes(times: list[float]) -> list[float]:
-    """When each incident began: a time is of the last one where it is within EPISODE_S of it."""
-    found: list[float] = []
-    before = float("-inf")
-    for at in sorted(times):
-        if at - before > EPISODE_S:
-            found.append(at)
-        before = at
-    return found
-
-
-class Traces:
-    """What is remembered of the log. Bounded; what recurs over weeks is kept beyond a boot."""
-
-    def __init__(self, ctx: Ctx, window_s: float) -> None:
-        self._ctx = ctx
-        self._window_s = window_s
-        rows = [*(ctx.memory.get("traces") or []), *(ctx.memory.get("recurring") or [])]
-        self.all = {trace.key: trace for trace in (Trace(**row) for row in rows)}
-        self.loaded = float(ctx.memory.get("loaded") or 0.0)  # when the driver started last
-
-    def read(self) -> kernel_log.LogRead:
-        """Take in what is new. Raises Unknown."""
-        look = kernel_log.read(self._ctx, *_SUBSTRINGS)
-        if not look.lines:
-            return look
-        from healthchecks.sources.xid import driver_loaded, parse  # 4 ms, for nodes that need it
-
-        for line in sorted(look.lines, key=lambda line: line.last):
-            if driver_loaded(line.text):
-                self.loaded = max(self.loaded, line.last)
-            elif (event := parse(line.text)) is not None:
-                fresh = _fresh(event, line)
-                self.all.setdefault(fresh.key, fresh).add(event, line)
-        return look
-
-    def keep(self) -> None:
-        """Forget what is over, and write the rest to the check's memory."""
-        now = self._ctx.now
-        for key, trace in [*self.all.items()]:
-            if trace.act in _KEPT_LONGER:
-                trace.episodes = [at for at in trace.episodes if at > now - _STRIKES_S]
-                if not trace.episodes:
-                    del self.all[key]
-            elif not lasts(trace) and trace.last < now - self._window_s:
-                del self.all[key]
-        kept = sorted(self.all.values(), key=lambda t: (lasts(t), t.last))[-_MAX_TRACES:]
-        self.all = {trace.key: trace for trace in kept}
-        rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
-        for trace in kept:
-            rows[trace.act in _KEPT_LONGER].append(asdict(trace))
-        self._ctx.memory.put("traces", rows[False])
-        self._ctx.memory.put("recurring", rows[True], lasting=True)
-        self._ctx.memory.put("loaded", self.loaded)
-
-    def recovery(self, device: str) -> Trace | None:
-        """The newest Xid 154 of a GPU: the driver's own word, which overrides the table."""
-        from healthchecks.sources.xid import Act
-
-        return self.all.get(f"{device} Xid 154 {Act.RECOVERY.value}")
-
-    def cured(self, trace: Trace) -> bool:
-        """A later word of the driver that nothing is left to do, or its later start."""
-        from healthchecks.sources.xid import Act
-
-        if trace.act not in (Act.RESET, Act.RECOVERY):
-            return False
-        if trace.act == Act.RECOVERY and trace.recovery not in CURED_BY_DRIVER_START:
-            return trace.recovery == NONE
-        later = self.recovery(trace.device)
-        if later is not None and later.recovery == NONE and later.last > trace.last:
-            return True
-        return self.loaded > trace.last
-
-    def alone(self, trace: Trace) -> bool:
-        """No other error on this node within minutes."""
-        from healthchecks.sources.xid import Act
-
-        return not any(
-            other.act not in (Act.SOLO, Act.IGNORE)
-            and other.first - _TOGETHER_S < trace.last < other.last + _TOGETHER_S
-            for other in self.all.values()
-        )
-
-    def episodes(self, act: str) -> dict[str, list[float]]:
-        """When incidents of this action began, for each GPU."""
-        times: dict[str, list[float]] = {}
-        for trace in self.all.values():
-            if trace.act == act:
-                times.setdefault(trace.device, []).extend(trace.episodes)
-        return {device: _episodes(found) for device, found in times.items()}
-
-
-def _fresh(event: XidEvent, line: kernel_log.KernelLine) -> Trace:
-    return Trace(
-        device=event.device,
-        code=event.code,
-        name=event.name,
-        act=event.xid.act.value,
-        meaning=event.xid.meaning,
-        fix=event.xid.advice(),
-        first=line.at,
-        last=line.last,
-    )
-
-
-def lasts(trace: Trace) -> bool:
-    """A fault that time does not cure."""
-    from healthchecks.sources.xid import RULES, Act
-
-    return RULES[Act(trace.act)].status is Status.FAIL
 
 
 @check("xid", tags={"preflight", "running"}, witness="nvml")
@@ -191,11 +32,12 @@ def xid(
 
     Actions from NVIDIA's Xid catalog; Xid 154 (the driver's recovery action) overrides them. An
     error that asks for a reset, a reboot or support stays FAIL in this boot, until the driver
-    starts again or says that nothing is left to do. Errors of applications (13, 31, 32, 69 …)
-    are WARN however often they come: the catalog's word is RESTART_APP, and a program's fault
-    follows its rank to the next node. A contained memory error (94) is WARN once; FAIL where it
-    comes again within 28 days, or rows were remapped (63) more than once: arXiv 2605.09370 lost a
-    node that way. 43 and 45 count only where nothing else is near.
+    starts again, says that nothing is left to do (Xid 154, NVML's field 230), or another board is
+    there: errors are kept by the GPU's UUID. Errors of applications (13, 31, 32, 69 …) are WARN
+    however often they come: the catalog's word is RESTART_APP, and a program's fault follows its
+    rank to the next node. A contained memory error (94) is WARN once; FAIL where it comes again
+    within 28 days, or rows were remapped (63) more than once: arXiv 2605.09370 lost a node that
+    way. 43 and 45 count only where nothing else is near.
     A line alone drains no node: NVML's checks see the fault too, or the GPU has left the PCI bus. A
     GPU that this boot never had is a WARN.
     """
@@ -217,18 +59,22 @@ def xid(
     for trace in [*traces.all.values()]:
         if trace.code in ignore:
             del traces.all[trace.key]
+    traces.settle()
     traces.keep()
     gpus = ctx.names("proc/driver/nvidia/gpus")
     if not gpus and not traces.all:
         raise Skip("no NVIDIA GPU has a driver here")
     names = {bdf.lower().rpartition(".")[0]: f"gpu{index}" for index, bdf in enumerate(gpus)}
     seen = _Seen(ctx, names)
-    for trace in sorted(traces.all.values(), key=lambda trace: trace.first):
+    there = traces.present()
+    if any(map(traces.unplaced, traces.all.values())):
+        found.not_yet("errors of earlier boots: where these GPUs are now is not known yet")
+    for trace in there:
         name = f"xid_{trace.code}"
         earlier = found.metrics[name].value if name in found.metrics else 0
         found.metric(name, earlier + trace.count)
         _judge(ctx, traces, trace, names.get(trace.device, trace.device), repeats, found, seen)
-    count = sum(trace.count for trace in traces.all.values())
+    count = sum(trace.count for trace in there)
     return found.result(
         f"{count} Xids, none of which needs anything now"
         if count
@@ -293,7 +139,7 @@ def _judge(
         status, more, fix = _contained(ctx, traces, trace)
     if status is Status.FAIL and lasts(trace):
         word = traces.recovery(trace.device)
-        if word is not None and word.recovery and word.last > trace.first - _TOGETHER_S:
+        if word is not None and word.recovery and word.last > trace.first - TOGETHER_S:
             fix = word.fix
         strikes = _strikes(ctx, trace)
         if strikes > 2:
@@ -338,9 +184,9 @@ def _suspect(episodes: dict[str, list[float]], device: str, repeats: int) -> boo
 
 def _strikes(ctx: Ctx, trace: Trace) -> int:
     """In how many boots of the last 28 days the GPU had this code."""
-    key = f"boots:{trace.device} {trace.code}"
+    key = f"boots:{trace.board or trace.device} {trace.code}"
     boots = {
-        boot: at for boot, at in (ctx.memory.get(key) or {}).items() if at > ctx.now - _STRIKES_S
+        boot: at for boot, at in (ctx.memory.get(key) or {}).items() if at > ctx.now - STRIKES_S
     }
     boots[ctx.boot_id] = trace.last
     ctx.memory.put(key, boots, lasting=True)

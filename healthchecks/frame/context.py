@@ -96,6 +96,7 @@ class Ctx:
     site: Mapping[str, Any] = field(default_factory=dict)  # what several checks go by
     repaired: float = 0.0  # what is older says nothing of what is there now; seconds since epoch
     remembers: bool = True  # whether the next look will have `memory`
+    others: Mapping[str, Any] = field(default_factory=dict)  # what checks kept at the last look
     announce: Callable[[str], None] = field(
         default=lambda _: None
     )  # announces a call that may hang
@@ -104,6 +105,10 @@ class Ctx:
     def live(self) -> bool:
         """Whether the root is this machine, and not a tree of files."""
         return self.root == Path("/")
+
+    def remembered(self, check: str) -> Memory:
+        """What another check, without targets, remembered at the last look; only to be read."""
+        return Memory(self.others.get(check, {}), self.now)
 
     def since_repair(self, key: str, count: int) -> int:
         """How much of a count that a boot alone clears came after the repair, where one was told.

@@ -310,7 +310,7 @@ def _child(
             announce("")
             with suppress(OSError), open("/proc/self/comm", "w") as comm:
                 comm.write(probe_name(probe.resource))
-            os.write(3, _line(probe, base, memories.get(probe.name, {}), announce))
+            os.write(3, _line(probe, base, memories, announce))
         code = 0
     finally:
         os._exit(code)
@@ -322,12 +322,16 @@ def probe_name(resource: str) -> str:
 
 
 def _line(
-    probe: CheckCall, base: Ctx, remembered: dict[str, Any], announce: Callable[[str], None]
+    probe: CheckCall,
+    base: Ctx,
+    memories: Mapping[str, dict[str, Any]],
+    announce: Callable[[str], None],
 ) -> bytes:
     """Call the check; what it found, and remembers, as one line."""
+    remembered = memories.get(probe.name, {})
     memory = Memory(remembered, base.now)
     began = time.monotonic()
-    ctx = replace(base, memory=memory, announce=announce, repaired=probe.repaired)
+    ctx = replace(base, memory=memory, announce=announce, repaired=probe.repaired, others=memories)
     result = run_probe(probe, ctx)
     took = time.monotonic() - began
 
