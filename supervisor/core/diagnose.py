@@ -193,6 +193,8 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
             why=f"{said}; that names no node, and what was saved after step "
             f"{last_finite(run)} is not resumed",
         )
+    if moved := _followed_its_slot(run, incident, first):
+        return moved
     if _everywhere_the_same(run, first):
         return Verdict(
             cause=Cause.RANK_EXIT,
@@ -212,9 +214,40 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
             confidence=Confidence.INFERRED,
             why=f"{first.text()}; ranks on {first.node} ended first in two attempts running, "
             "with no new verified checkpoint in between",
+            slot=_slot_of(run, first.node),
         )
     return Verdict(
         cause=Cause.RANK_EXIT, why=f"{first.text()}; once is not enough to name the node"
+    )
+
+
+def _slot_of(run: Run, node: str) -> int | None:
+    slots = run.attempt.slots if run.attempt else ()
+    return slots.index(node) if node in slots else None
+
+
+def _followed_its_slot(run: Run, incident: Incident, first: RankExit) -> Verdict | None:
+    """Ranks of one slot end first on the node that took it over, too: a program's fault, or its
+    data's, follows its ranks. Whoever had the slot before is cleared.
+    """
+    slot = _slot_of(run, first.node)
+    before = [
+        verdict.culprits
+        for one in run.incidents
+        if one is not incident
+        and (verdict := one.verdict) is not None
+        and verdict.confidence is Confidence.INFERRED
+        and verdict.slot == slot is not None
+        and not _progressed_since(run, one)
+    ]
+    cleared = tuple(n for names in before for n in names if n != first.node)
+    if not cleared or first.node != first_reporter(incident):
+        return None
+    return Verdict(
+        cause=Cause.RANK_EXIT,
+        why=f"{first.text()}, as ranks on {', '.join(cleared)} did while that had the slot: it "
+        "follows the ranks, so the program or its data is at fault, and no node",
+        cleared=cleared,
     )
 
 

@@ -20,6 +20,7 @@ from supervisor.core.types import (
     Attempt,
     Cause,
     Checkpoint,
+    Confidence,
     DeadlineKind,
     Evidence,
     EvidenceLog,
@@ -276,8 +277,10 @@ def decide(t: Transition) -> None:
     )
     match choice.kind:
         case RemedyKind.HOLD:
+            _clear(t, verdict)
             end(t, Phase.HELD, f"{choice.text} ({verdict.why})")
         case RemedyKind.SWAP | RemedyKind.RETRY:
+            _clear(t, verdict)
             _exclude(t, choice.exclude, verdict)
             if choice.delay_s > 0:
                 reason = f"{choice.text} in {choice.delay_s:.0f} s ({verdict.cause})"
@@ -286,6 +289,17 @@ def decide(t: Transition) -> None:
                 assign_slots(t)
         case _:
             assert_never(choice.kind)
+
+
+def _clear(t: Transition, verdict: Verdict) -> None:
+    """Nodes that were excluded by inference, and that the verdict clears, may be used again."""
+    kept = {
+        name: exclusion
+        for name, exclusion in t.run.excluded.items()
+        if name not in verdict.cleared or exclusion.confidence is not Confidence.INFERRED
+    }
+    if len(kept) < len(t.run.excluded):
+        t.set(excluded=kept)
 
 
 def _exclude(t: Transition, nodes: tuple[str, ...], verdict: Verdict) -> None:

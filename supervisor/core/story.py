@@ -13,7 +13,18 @@ def describe(before: Run, event: ev.Event, after: Run) -> list[str]:
     lines = _of_event(before, event, after)
     if after.excluded is not before.excluded and not isinstance(event, ev.ResumeRequested):
         back = [x for name, x in before.excluded.items() if name not in after.excluded]
-        lines += [f"{x.node} is used again: the others are too few ({x.reason})" for x in back]
+        verdict = after.incidents[-1].verdict if after.incidents else None
+        cleared = verdict.cleared if verdict else ()
+        lines += [
+            f"{x.node} is used again: "
+            + (
+                "what failed has followed the ranks"
+                if x.node in cleared
+                else "the others are too few"
+            )
+            + f" ({x.reason})"
+            for x in back
+        ]
     if after.phase is not before.phase or (after.phase.value, after.since) != (
         before.phase.value,
         before.since,

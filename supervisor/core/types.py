@@ -335,6 +335,8 @@ class Verdict:
     culprits: tuple[str, ...] = ()  # empty: nobody is named
     confidence: Confidence = Confidence.UNNAMED
     why: str = ""
+    slot: int | None = None  # where its culprit was named for what its ranks did
+    cleared: tuple[str, ...] = ()  # named before by inference, and by this evidence not at fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
