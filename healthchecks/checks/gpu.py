@@ -161,6 +161,7 @@ def gpu_handle(ctx: Ctx) -> Result:
     ctx.memory.put("serials", serials, lasting=True)
     ctx.memory.put("boards", {g.bdf: g.uuid or g.serial for g in nvml.gpus})  # for xid
     ctx.memory.put("boards_at", ctx.now)
+    ctx.memory.put("names", {g.label: [g.serial, g.uuid, g.bdf] for g in nvml.gpus}, lasting=True)
     for lost in nvml.missing:
         _lost(found, lost.index, lost.bdf, serials.get(lost.bdf, ""), lost.error)
     for gpu in nvml.gpus:

@@ -27,10 +27,12 @@ SKIP (does not apply here). Settings go to site.yaml, as
 `checks: {fs.local: {warn_percent: 80}}`, or `--set fs.local.warn_percent=80`.
 
 Every check has `enabled` (`checks: {ipmi.sel: {enabled: false}}`: SKIP, and the report says so) and
-`ignore` (targets and devices, as reports name them, that are not judged: `{fs.local: {ignore:
-[/scratch*]}}`), unless it has an `ignore` of its own. For some nodes alone: `groups: [{nodes:
-"n[1-8]", checks: {…}}]`, or `partition: NAME` in place of `nodes`, in jobs, srun and Prologs, where
-Slurm tells it.
+`ignore` (targets and devices that are not judged, as reports name them, GPUs by serial number too:
+`{fs.local: {ignore: [/scratch*]}, thermal: {ignore: ["1653025000003"]}}`), unless it has an
+`ignore` of its own. For some nodes alone: `groups: [{nodes: "n[1-8]", checks: {…}}]`, or
+`partition: NAME` in place of `nodes`, in jobs, srun and Prologs, where Slurm tells it. A job may
+switch off more (`preflight: {checks: …}`), and nothing on again; `superv check --list` shows what
+is off on this node.
 """
 
 _DRAINS = """

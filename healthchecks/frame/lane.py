@@ -348,8 +348,9 @@ def _line(
 def run_probe(probe: CheckCall, ctx: Ctx) -> Result:
     """Call the check; whatever it raises becomes a result."""
     on = (probe.on,) if probe.on else ()
+    gpus = ctx.remembered("gpu.handle").get("names") or {}  # gpu3: serial number, UUID, address
     try:
-        with ignoring(probe.switches.ignores):
+        with ignoring(lambda name: any(map(probe.switches.ignores, (name, *gpus.get(name, ()))))):
             return probe.check.run(ctx, *on, **probe.options)
     except Skip as why:
         return Result(status=Status.SKIP, seen=str(why))

@@ -36,13 +36,12 @@ from healthchecks.frame.lane import (
 from healthchecks.frame.registry import settings_for
 from healthchecks.frame.report import Finding, Report, gap_notes
 from healthchecks.frame.state import KeptState, Stuck
-from healthchecks.frame.switches import of_node, switches_for
+from healthchecks.frame.switches import OFF, of_node, switches_for
 from supervisor.core.setting import PORT_ROLES
 from supervisor.host import procfs
 from supervisor.host.terminal import date_time
 
 MAX_CHILDREN = 64
-OFF = "switched off by settings (enabled, ignore)"
 RUN_ENDED = "the deadline of the whole run came first"
 SUITE_S = 60.0  # of the whole run; Slurm kills a HealthCheckProgram at 60 s
 
@@ -87,8 +86,8 @@ def run(order: Order) -> Report:
         if order.tags:
             state.last[",".join(order.tags)] = report.document()
     kept_in = "a look that keeps no memory" if order.folder is None or notes else str(order.folder)
-    off = [f.name for f in report.findings if f.result.seen == OFF]
-    notes += [f"switched off by settings: {', '.join(off)}"] if off else []
+    off = [f.name for f in report.findings if f.result.seen.startswith(OFF)]
+    notes += [f"{len(off)} switched off, not looked at: {', '.join(off)}"] if off else []
     return replace(report, notes=(*notes, *gap_notes(report.findings, kept_in)))
 
 
@@ -172,7 +171,7 @@ class _Run:
             given = options[check.name]
             switches = switches_for(check, self._order.settings.get(check.name, {}))
             if not switches.enabled:
-                off = Result(status=Status.SKIP, seen=OFF)
+                off = Result(status=Status.SKIP, seen=f"{OFF} ({check.name}: {switches.text()})")
                 self._answer(CheckCall(check=check, on="", options=given), off)
                 continue
             since = repairs.since(self._state, check.name)
@@ -196,7 +195,8 @@ class _Run:
                         check=check, on=on, options=given, switches=switches, repaired=since
                     )
                     if switches.ignores(on):
-                        self._answer(call, Result(status=Status.SKIP, seen=OFF))
+                        seen = f"{OFF} ({check.name}: {switches.text()})"
+                        self._answer(call, Result(status=Status.SKIP, seen=seen))
                     else:
                         probes.append(call)
             else:

@@ -10,6 +10,8 @@ from typing import Any
 from healthchecks.frame import own
 from healthchecks.frame.registry import named, settings_for
 from supervisor.config import Site, load_site
+from supervisor.config.document import named as named_file
+from supervisor.config.site import PlacedSettings
 from supervisor.core.errors import UserError
 from supervisor.core.setting import GROUPS, OWN_CHECKS, PORT_ROLES
 
@@ -29,10 +31,10 @@ def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     if site.own_checks:
         found[OWN_CHECKS] = own.documents(site.own_checks)
     own.register(found.get(OWN_CHECKS, {}))
-    found |= _checked(site.checks, "site.yaml: checks")
+    found |= checked(site.checks, "site.yaml: checks")
     if site.groups:
         for number, group in enumerate(site.groups):
-            _checked(group.checks, f"site.yaml: groups[{number}].checks")
+            checked(group.checks, f"site.yaml: groups[{number}].checks")
         found[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
     for given in sets:
         place, equals, value = given.partition("=")
@@ -45,15 +47,23 @@ def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _checked(checks: Settings, where: str) -> dict[str, dict[str, Any]]:
-    """Settings that their checks take. Raises UserError."""
+def checked(checks: Settings, where: str) -> dict[str, dict[str, Any]]:
+    """Settings that their checks take. Raises UserError, with file and line as far as known."""
     for name, values in checks.items():
-        check = named(name, where)
-        try:
-            settings_for(check, values)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        check = named(name, _at(checks, name, "") or where)
+        for key, value in values.items():
+            try:
+                settings_for(check, {key: value})
+            except UserError as error:
+                raise UserError(f"{_at(checks, name, key) or where}: {error}") from error
     return {name: dict(values) for name, values in checks.items()}
+
+
+def _at(checks: Settings, name: str, key: str) -> str:
+    """Where a check's setting stands, as `site.yaml:3`."""
+    places = checks.places if isinstance(checks, PlacedSettings) else {}
+    at = places.get((name, key))
+    return f"{named_file(at.file)}:{at.line}: {at.key.partition('.')[0]}" if at else ""
 
 
 def _several(given: str, value: str) -> Any:

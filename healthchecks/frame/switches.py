@@ -18,9 +18,10 @@ COMMON: Mapping[str, About] = {
     "enabled": About(doc="false: the check is not run, and is SKIP."),
     "ignore": About(
         doc="Its targets and devices, as reports name them (/scratch, gpu3, mlx5_*), that are not "
-        "judged."
+        "judged; GPUs by serial number, UUID and PCI address too, once gpu.handle has seen them."
     ),
 }
+OFF = "switched off in site.yaml or job.yaml"  # how the result of what is not run begins
 _HINTS: Mapping[str, Any] = {"enabled": bool, "ignore": tuple[str, ...]}
 
 
@@ -33,6 +34,12 @@ class Switches:
 
     def ignores(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.ignore)
+
+    def text(self) -> str:
+        """What is switched off, as settings have it; empty where nothing is."""
+        if not self.enabled:
+            return "enabled: false"
+        return f"ignore: {', '.join(self.ignore)}" if self.ignore else ""
 
 
 def common(check: Check, given: Mapping[str, Any]) -> dict[str, Any]:

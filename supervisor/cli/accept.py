@@ -79,8 +79,16 @@ def accept(
         answer = f"not accepted: {refused[node]}" if node in refused else "accepted"
         if node not in refused and (apart := reports[node].gaps()):
             answer += f"; not tested: {', '.join(f.name for f in apart)}"
+        if node not in refused and (off := _switched_off(reports[node])):
+            answer += f"; switched off: {', '.join(off)}"
         click.echo(terminal.printable(f"{node}: {answer}"), err=as_json)
     sys.exit(1 if refused else 0)
+
+
+def _switched_off(report: Report) -> list[str]:
+    from healthchecks.frame.switches import OFF
+
+    return [f.name for f in report.findings if f.result.seen.startswith(OFF)]
 
 
 def _repaired(

@@ -12,7 +12,7 @@ from supervisor.cli.numbers import Number
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from healthchecks.frame.check import Check
     from healthchecks.frame.report import Finding, Report
@@ -71,6 +71,7 @@ def check(
     from healthchecks.frame.runner import Order, enough_s, run
     from healthchecks.frame.settings import merged
     from healthchecks.frame.state import default_folder
+    from healthchecks.frame.switches import of_node
 
     names += more
     settings = merged(os.environ, sets)  # the site's own checks are known from here on
@@ -81,7 +82,8 @@ def check(
         _explain(select(names, chosen), as_json)
         return
     if listing:
-        _list(select(names, chosen) if names or chosen else select(tags=_all_tags()), as_json)
+        shown = select(names, chosen) if names or chosen else select(tags=_all_tags())
+        _list(shown, as_json, of_node(settings, *_here()))
         return
     if not names and not chosen:
         chosen = ("preflight",)
@@ -152,17 +154,35 @@ def shown(finding: Finding) -> Iterator[terminal.Entry]:
         yield terminal.entry("        → ", result.fix, 8)
 
 
-def _list(checks: list[Check], as_json: bool) -> None:
+def _here() -> tuple[str, str]:
+    """This node's name, and the partition of the job that this is in."""
+    import os
+    import socket
+
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+    return node, os.environ.get("SLURM_JOB_PARTITION", "")
+
+
+def _list(checks: list[Check], as_json: bool, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    from healthchecks.frame.switches import switches_for
+
+    off = {c.name: switches_for(c, settings.get(c.name, {})) for c in checks}
     if as_json:
         import json
 
         from healthchecks.frame.catalogue import document
 
-        click.echo(json.dumps(document(checks), indent=2))
+        rows = document(checks)
+        for row in rows["checks"]:
+            row["enabled"] = off[row["check"]].enabled
+            row["ignored"] = [*off[row["check"]].ignore]
+        click.echo(json.dumps(rows, indent=2))
         return
     page: list[Any] = []
     for item in checks:
         page.append(terminal.entry(item.name, ", ".join(sorted(item.tags)), 21))
+        if text := off[item.name].text():
+            page.append(terminal.entry("", f"switched off here: {text}", 4))
         page.append(terminal.entry("", item.summary, 4))
         for option in item.options().values():
             unit = f" {option.about.unit}" if option.about.unit else ""

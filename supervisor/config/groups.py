@@ -21,6 +21,20 @@ class NodeGroup:
     checks: Mapping[str, Mapping[str, Any]]
 
 
+def narrowed(site: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """`enabled` and `ignore` of a check for a job: what the site leaves out stays left out, and a
+    job may leave out more. An `ignore` of numbers is the check's own, and holds as it is set.
+    """
+    found: dict[str, Any] = {}
+    off = [str(of.get("enabled", "true")).lower() in ("false", "no", "off") for of in (site, job)]
+    if any(off):
+        found["enabled"] = "false"
+    lists = [of["ignore"] for of in (site, job) if isinstance(of.get("ignore"), list)]
+    if lists:
+        found["ignore"] = list(dict.fromkeys(item for one in lists for item in one))
+    return found
+
+
 def read_groups(node: YamlNode, at: At) -> tuple[NodeGroup, ...]:
     """Raises UserError."""
     if not isinstance(node, YamlList):

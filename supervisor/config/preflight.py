@@ -44,7 +44,8 @@ class Preflight:
     checks: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata=about(
-            "Settings of checks for this run; they come before those of site.yaml.",
+            "Settings of checks for this run; they come before those of site.yaml. What that "
+            "switches off (`enabled`, `ignore`) stays off, and more can be.",
             valid="a mapping of checks to their settings",
             read=read_settings,
         ),

@@ -305,18 +305,28 @@ class Site:
         return self.fleet_file or self.state_dir / "fleet.db"
 
 
-def read_settings(node: YamlNode, at: At) -> Mapping[str, Mapping[str, Any]]:
+class PlacedSettings(dict[str, Mapping[str, Any]]):
+    """Settings of checks, and where each stands, for errors that their checks find later."""
+
+    def __init__(self, *values: Any) -> None:
+        super().__init__(*values)
+        self.places: dict[tuple[str, str], At] = {}  # by check and key; "" for the check itself
+
+
+def read_settings(node: YamlNode, at: At) -> PlacedSettings:
     """Check → key → plain value; the checks themselves say what is valid. Raises UserError."""
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of checks to their settings, got {shown(node)}")
-    found = {}
+    found = PlacedSettings()
     for name, inner in node.entries.items():
+        place = found.places[name, ""] = at.inside(name, inner)
         if not isinstance(inner, YamlMapping):
-            raise at.inside(name, inner).error(
+            raise place.error(
                 f"expected a mapping of settings, got {shown(inner)}; for example "
                 "fs.local: {warn_percent: 80}"
             )
         found[name] = {key: plain(value) for key, value in inner.entries.items()}
+        found.places |= {(name, k): place.inside(k, v) for k, v in inner.entries.items()}
     return found
 
 

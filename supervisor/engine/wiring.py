@@ -13,6 +13,7 @@ from typing import Any
 from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
+from supervisor.config.groups import NodeGroup, narrowed
 from supervisor.config.site import NODE_DIR
 from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES, REPAIRS
 from supervisor.core.types import RunSpec
@@ -103,10 +104,12 @@ def _health(
     sources = (_settings_from_trainer(job), site.checks, plan.checks)
     names = {name for source in sources for name in source}
     settings = {n: {k: v for s in sources for k, v in s.get(n, {}).items()} for n in names}
+    for name, ours in plan.checks.items():
+        settings[name] |= narrowed(site.checks.get(name, {}), ours)
     if roles := site.ports.patterns():
         settings[PORT_ROLES] = roles
     if site.groups:
-        settings[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
+        settings[GROUPS] = {"groups": [_group(group, plan.checks) for group in site.groups]}
     if repairs:
         settings[REPAIRS] = dict(repairs)
     if site.own_checks:
@@ -118,6 +121,14 @@ def _health(
     )
 
 
+def _group(group: NodeGroup, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A group of nodes as it is sent; what the job itself leaves out is left out there, too."""
+    found = asdict(group)
+    for name, values in found["checks"].items():
+        values |= narrowed(values, own.get(name, {}))
+    return found
+
+
 def suites(job: Job, site: Site) -> dict[str, tuple[str, ...]]:
     """The names of the checks that agents run before ranks and beside them.
 
@@ -125,14 +136,16 @@ def suites(job: Job, site: Site) -> dict[str, tuple[str, ...]]:
     """
     from healthchecks.frame import own
     from healthchecks.frame.registry import named, select, settings_for
+    from healthchecks.frame.settings import checked, of_site
 
     plan = _health(job, site)
     if plan is None:
         return {}
     own.register(plan.settings.get(OWN_CHECKS, {}))
+    of_site(site)
+    checked(job.preflight.checks, "preflight.checks")
     for name in plan.settings.keys() - FOR_ALL_CHECKS:
-        given = plan.settings[name]
-        settings_for(named(name, "checks of the job or the site"), given)
+        settings_for(named(name, "checks of the job or the site"), plan.settings[name])
     found = {}
     if plan.tags:
         found["before"] = tuple(c.name for c in select(tags=plan.tags))

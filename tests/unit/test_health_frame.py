@@ -167,7 +167,7 @@ def test_the_site_then_the_command_line(fresh: None, tmp_path: Path):
     ("site", "sets", "text"),
     [
         ("{new.b: {count: 3}}", [], "no check 'new.b'"),
-        ("{new: {count: 3}}", [], "site.yaml: checks: new is a group; name one check"),
+        ("{new: {count: 3}}", [], "site.yaml:1: checks: new is a group; name one check"),
         ("{}", ["new.a"], "--set new.a: expected CHECK.KEY=VALUE"),
         ("{}", ["new.b.count=1"], "no check 'new.b'"),
         ("{}", ["new.count=1"], "--set new.count=1: new is a group; name one check"),

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from test_health_runner import made
 
 from healthchecks.frame.check import Findings, Result, Status
 from healthchecks.frame.context import Ctx
 from healthchecks.frame.registry import registered
-from healthchecks.frame.runner import OFF, Order, run
+from healthchecks.frame.runner import Order, run
 from healthchecks.frame.settings import of_site
-from healthchecks.frame.switches import common
+from healthchecks.frame.switches import OFF, common, of_node
+from supervisor.cli.check import check
 from supervisor.config import load_site, parse_job
 from supervisor.core.errors import UserError
-from supervisor.engine.wiring import suites
+from supervisor.engine.wiring import _health, suites
 
 JOB = (
     "name: a\nnodes: 1\nlauncher: local\ntrainer: {module: train}\npreflight: {tags: [preflight]}\n"
@@ -45,8 +48,9 @@ def looked(settings: dict[str, Any], *checks: Any, node: str = "n1") -> dict[str
 
 def test_a_check_that_is_off_is_skip_and_the_report_says_so() -> None:
     found = looked({"a.b": {"enabled": False}})
-    assert (found["a.b"].status, found["a.b"].seen) == (Status.SKIP, OFF)
-    assert found["notes"] == "switched off by settings: a.b"
+    assert found["a.b"].status is Status.SKIP
+    assert found["a.b"].seen == f"{OFF} (a.b: enabled: false)"
+    assert found["notes"] == "1 switched off, not looked at: a.b"
 
 
 def test_a_device_that_is_ignored_is_not_judged_and_named() -> None:
@@ -60,7 +64,7 @@ def test_a_target_that_is_ignored_is_not_touched() -> None:
     check = made("fs", mounted, targets=lambda ctx: ["/", "/scratch/x"])
     found = looked({"fs": {"ignore": ["/scratch/*"]}}, check)
     assert (found["fs[/]"].status, found["fs[/scratch/x]"].status) == (Status.FAIL, Status.SKIP)
-    assert found["notes"] == "switched off by settings: fs[/scratch/x]"
+    assert found["notes"] == "1 switched off, not looked at: fs[/scratch/x]"
 
 
 @pytest.mark.parametrize(
@@ -90,10 +94,10 @@ def test_of_groups_the_last_one_holds_over_the_site() -> None:
 
 
 def test_every_check_takes_them_but_for_an_ignore_of_its_own() -> None:
-    for check in registered().values():
-        taken = common(check, {"enabled": False, "ignore": []})
+    for one in registered().values():
+        taken = common(one, {"enabled": False, "ignore": []})
         assert "enabled" in taken
-        assert ("ignore" in taken) is ("ignore" not in check.options())
+        assert ("ignore" in taken) is ("ignore" not in one.options())
 
 
 def site_of(tmp_path: Path, **keys: Any) -> Any:
@@ -114,11 +118,11 @@ def test_nodes_and_agents_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"checks": {"xid": {"enabled": "maybe"}}}, "checks: xid: enabled: expected "),
+        ({"checks": {"xid": {"enabled": "maybe"}}}, "site.yaml:3: checks: xid: enabled: expected "),
         ({"checks": {"fs.local": {"ignroe": []}}}, "no key 'ignroe'; valid: "),
         (
             {"groups": [{"nodes": "n1", "checks": {"xidd": {}}}]},
-            "groups[0].checks: no check 'xidd'",
+            "site.yaml:3: groups[0]: no check 'xidd'",
         ),
     ],
 )
@@ -126,3 +130,64 @@ def test_mistakes_say_where(tmp_path: Path, keys: dict[str, Any], says: str) -> 
     with pytest.raises(UserError) as caught:
         of_site(site_of(tmp_path, **keys))
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_list_says_what_is_switched_off_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = {"nodes": "n7", "checks": {"fs.local": {"ignore": ["/scratch*"]}}}
+    site_of(tmp_path, checks={"xid": {"enabled": False}}, groups=[group])
+    monkeypatch.setenv("SUPERV_SITE", str(tmp_path / "site.yaml"))
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    shown = CliRunner().invoke(check, ["--list", "xid", "fs.local"]).output
+    assert "switched off here: enabled: false" in shown
+    assert "switched off here: ignore: /scratch*" in shown
+    rows = json.loads(CliRunner().invoke(check, ["--list", "--json", "xid", "kernel"]).output)
+    assert [(row["check"], row["enabled"]) for row in rows["checks"]] == [
+        ("kernel", True),
+        ("xid", False),
+    ]
+
+
+def test_gpus_are_ignored_by_serial_number_uuid_or_address(tmp_path: Path) -> None:
+    def handles(ctx: Ctx) -> Result:
+        names = {"mlx5_0": ["1653", "GPU-9", "0000:4e:00.0"]}
+        ctx.memory.put("names", names, lasting=True)
+        return Result(status=Status.OK, seen="all there")
+
+    pair = (made("gpu.handle", handles), made("a.b", ports))
+    for pattern in ("1653", "GPU-9*", "0000:4e:00.0"):
+        order = Order(
+            checks=pair,
+            settings={"a.b": {"ignore": [pattern]}},
+            node="n1",
+            folder=tmp_path / "state",
+        )
+        run(order)
+        (found,) = [f.result for f in run(order).findings if f.check == "a.b"]
+        assert found.devices == ("mlx5_9",), pattern
+
+
+@pytest.mark.parametrize(
+    ("site", "job", "enabled", "ignored"),
+    [
+        ({"enabled": False}, {}, "false", None),
+        ({"enabled": False}, {"enabled": True}, "false", None),
+        ({"enabled": True}, {"enabled": False}, "false", None),
+        ({}, {"enabled": True}, "true", None),
+        ({"ignore": ["/a"]}, {"ignore": []}, None, ["/a"]),
+        ({"ignore": ["/a"]}, {"ignore": ["/b", "/a"]}, None, ["/a", "/b"]),
+    ],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_job_leaves_out_what_the_site_does_and_may_leave_out_more(
+    tmp_path: Path, site: Any, job: Any, enabled: Any, ignored: Any, grouped: bool
+) -> None:
+    checks = {"fs.local": site}
+    keys = {"groups": [{"nodes": "n1", "checks": checks}]} if grouped else {"checks": checks}
+    text = yaml.safe_dump({**yaml.safe_load(JOB), "preflight": {"checks": {"fs.local": job}}})
+    parsed = parse_job(text, tmp_path / "job.yaml")
+    health = _health(parsed, site_of(tmp_path, **keys))
+    assert health is not None
+    found = of_node(health.settings, "n1", "")["fs.local"]
+    assert (found.get("enabled"), found.get("ignore")) == (enabled, ignored)
