@@ -57,7 +57,13 @@ def _sweep_fences(cgroup: Path) -> None:
     for folder in cgroup.glob(f"{PREFIX}*"):
         if _dead(folder.name.removeprefix(PREFIX)):
             with contextlib.suppress(OSError):  # still busy: the next session's turn
-                folder.rmdir()
+                _remove(folder)
+
+
+def _remove(fence: Path) -> None:
+    """With what killed agents left in it: empty cgroups. OSError: somebody is there."""
+    for folder, _, _ in os.walk(fence, topdown=False):
+        os.rmdir(folder)
 
 
 def _own_mounts() -> None:
@@ -84,11 +90,20 @@ def fenced() -> Iterator[Path]:
         (before / "cgroup.procs").write_text(str(os.getpid()))
         for _ in range(1000):  # a cgroup stays busy for a moment after its last process
             with contextlib.suppress(OSError):
-                fence.rmdir()
+                _remove(fence)
                 break
             time.sleep(0.02)
         else:
-            raise RuntimeError(f"{fence} still holds {(fence / 'cgroup.procs').read_text()}")
+            raise RuntimeError(f"{fence} still holds {_processes(fence)}")
+
+
+def _processes(fence: Path) -> set[int]:
+    """The pids in it and in every cgroup below it."""
+    pids = set[int]()
+    for folder, _, _ in os.walk(fence):
+        with contextlib.suppress(FileNotFoundError):
+            pids.update(int(pid) for pid in Path(folder, "cgroup.procs").read_text().split())
+    return pids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +165,8 @@ def _is_ours(cgroup: str, lab: Lab | None) -> bool:
 
 def look(fence: Path, lab: Lab | None = None) -> MachineSnapshot:
     """The world now; `lab` is one that stays, in whatever incarnation of its nodes."""
-    pids = {int(pid) for pid in (fence / "cgroup.procs").read_text().split()}
     seen = []
-    for pid in sorted(pids - _at_rest(lab) - {os.getpid()}):
+    for pid in sorted(_processes(fence) - _at_rest(lab) - {os.getpid()}):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             seen.append(_process(pid))
     table = Path("/proc/self/mountinfo").read_text().splitlines()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from supervisor.agent.attempt_cgroup import writable_base
 from supervisor.cli.status import document
 from supervisor.host import procfs
 from supervisor.run.folder import RunDir
@@ -162,4 +163,11 @@ class RunHome:
         left = self.processes()
         for pid in left:
             send(pid)
+        self._remove_cgroups()
         return left
+
+    def _remove_cgroups(self) -> None:
+        """Those of agents that were killed; agents of other runs would, a minute later."""
+        if (base := writable_base()) and (self.run_dir / "journal.jsonl").exists():
+            for group in base.glob(f"superv-{self.status()['run_id']}-*"):
+                group.rmdir()
