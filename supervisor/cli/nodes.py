@@ -89,17 +89,13 @@ def nodes(
 
 def _claims(site: Site, every: list[NodeHealth], now: float) -> tuple[list[Any], list[str]]:
     """What users keep out by themselves, but for what the record has from them, and notes."""
-    from supervisor.fleet.claims import told
+    from supervisor.fleet.claims import beside
 
-    if site.claims_dir is None:
-        return [], []
-    found, notes = told(site.claims_dir, now)
-    there = {(n.name, n.excluded.who, n.excluded.since) for n in every if n.excluded}
+    found, notes = beside(site.claims_dir, [n.excluded for n in every if n.excluded], now)
     rows = [
         {"node": c.node, "by": c.who, "run": c.run or None, "since": c.since, "until": c.until,
          "reason": c.reason}
         for c in found
-        if c.run or (c.node, c.who, c.since) not in there
     ]  # fmt: skip
     return rows, notes
 

@@ -66,6 +66,7 @@ def _gathered(run_name: str | None, since: str) -> Page:
     from supervisor.cli.status import document
     from supervisor.config import load_site
     from supervisor.engine.clock import clock
+    from supervisor.fleet.claims import beside
     from supervisor.fleet.record import Fleet
     from supervisor.report.data import gather
     from supervisor.run import folder
@@ -79,8 +80,9 @@ def _gathered(run_name: str | None, since: str) -> Page:
         status = document(run)
         need = len(status["slots"]) or run.load().spec.nodes
     with Fleet(site.fleet, write=False) as fleet:
-        page = gather(fleet, now, start, status, need)
-        for note in fleet.notes:
+        claims, notes = beside(site.claims_dir, fleet.exclusions(now).values(), now)
+        page = gather(fleet, now, start, status, need, claims)
+        for note in [*notes, *fleet.notes]:
             click.echo(f"superv: note: {note}", err=True)
         return page
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import expand
+from supervisor.fleet.types import Excluded
 from supervisor.host import announced, private, trusted
 
 SCHEMA = 1
@@ -77,6 +78,23 @@ def told(folder: Path, now: float) -> tuple[list[Claim], list[str]]:
         finally:
             os.close(fd)
     return [c for c in found if c.until is None or c.until > now], notes
+
+
+def beside(
+    folder: Path | None, record: Iterable[Excluded], now: float
+) -> tuple[list[Claim], list[str]]:
+    """All claims in force but for what the record has from their users, and what was left out.
+
+    A folder that hangs is said, and nothing more: what else is known is worth showing.
+    """
+    if folder is None:
+        return [], []
+    try:
+        found, notes = told(folder, now)
+    except TransientError as error:
+        return [], [f"users' claims are not shown: {error}"]
+    there = {(e.node, e.who, e.since) for e in record}
+    return [c for c in found if c.run or (c.node, c.who, c.since) not in there], notes
 
 
 def mine(folder: Path, now: float) -> list[Claim]:

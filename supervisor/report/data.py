@@ -5,7 +5,7 @@ Decides what belongs together and what comes first; how it looks is for text, ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from healthchecks.many.causes import FindingCause, causes_of, urgency
 from supervisor.core.check_status import NOT_FINE, WORST_FIRST, Status, worst
 from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.status import state_word
+from supervisor.fleet.claims import Claim
 from supervisor.fleet.record import DAY_S, STRIKES_OVER_S, Fleet
 from supervisor.fleet.types import Change, CurrentFinding, NodeHealth
 from supervisor.host.terminal import one_line
@@ -24,6 +25,7 @@ from supervisor.report.model import (
     ChangeGroup,
     Drained,
     EvidenceLine,
+    NodeClaim,
     NodeExclusion,
     Offender,
     Page,
@@ -53,12 +55,18 @@ DAYS = int(STRIKES_OVER_S / DAY_S)
 
 
 def gather(
-    fleet: Fleet, now: float, since: float, status: Mapping[str, Any] | None = None, need: int = 0
+    fleet: Fleet,
+    now: float,
+    since: float,
+    status: Mapping[str, Any] | None = None,
+    need: int = 0,
+    claims: Iterable[Claim] = (),
 ) -> Page:
     """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
 
     `status` is the document of docs/status.md of the run that is asked about, which needs `need`
-    nodes. Raises TransientError where the record does not answer.
+    nodes; `claims` what users keep out by their own word. Raises TransientError where the record
+    does not answer.
     """
     standing: dict[str, dict[str, CurrentFinding]] = {}
     for item in fleet.current_findings():
@@ -95,6 +103,7 @@ def gather(
         problems=tuple(problems),
         changes=_change_groups(fleet.changes(since)),
         exclusions=exclusions,
+        claims=_claims(claims),
         drains=drains,
         offenders=_offenders(fleet, now),
         slower=slower_than_accepted(fleet, standing),
@@ -314,6 +323,25 @@ def _exclusions(
     return tuple(
         sorted(found, key=lambda e: (e.ended is not None, -(e.ended or 0), e.until or 1e12))
     )
+
+
+def _claims(told: Iterable[Claim]) -> tuple[NodeClaim, ...]:
+    """One for what a user or a run said of several nodes at once; the newest first."""
+    groups: dict[Claim, list[str]] = {}
+    for claim in told:
+        groups.setdefault(replace(claim, node=""), []).append(claim.node)
+    found = [
+        NodeClaim(
+            nodes=tuple(sorted(nodes, key=natural_sort_key)),
+            by=one_line(claim.who, 60),
+            run=one_line(claim.run, 80) or None,
+            since=claim.since,
+            until=claim.until,
+            reason=one_line(claim.reason),
+        )
+        for claim, nodes in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda c: (-c.since, c.by, c.run or "")))
 
 
 def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from supervisor.host.terminal import day_time, one_line
 from supervisor.report.model import Page, Problem, count, names, some
-from supervisor.report.words import ends, fallen, point, zone
+from supervisor.report.words import claimed, ends, fallen, point, zone
 
 LONGEST = 300  # characters of one text
 MAX_CHANGES = 15
@@ -112,7 +112,7 @@ def _changes(page: Page) -> Iterator[str]:
 
 
 def _out(page: Page) -> Iterator[str]:
-    if not page.exclusions and not page.drains:
+    if not page.exclusions and not page.claims and not page.drains:
         return
     yield "### Excluded and drained"
     yield ""
@@ -121,6 +121,8 @@ def _out(page: Page) -> Iterator[str]:
             f"- **{plain(names(out.nodes))}** {ends(out, page.at)}, by {plain(out.by)}: "
             f"{plain(out.reason)}"
         )
+    for claim in page.claims:
+        yield f"- **{plain(names(claim.nodes))}** kept out by {plain(claimed(claim))}"
     for drain in page.drains:
         yield (
             f"- **{plain(drain.node)}** drained by superv since {day_time(drain.since)}: "

@@ -137,6 +137,18 @@ class NodeExclusion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeClaim:
+    """Nodes that a user, or a run of his, keeps out of his own runs."""
+
+    nodes: tuple[str, ...]
+    by: str  # the user
+    run: str | None  # None: himself
+    since: float
+    until: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
     """A drain that superv set in Slurm."""
 
@@ -259,6 +271,7 @@ class Page:
     problems: tuple[Problem, ...]
     changes: tuple[ChangeGroup, ...]
     exclusions: tuple[NodeExclusion, ...]
+    claims: tuple[NodeClaim, ...]
     drains: tuple[Drained, ...]
     offenders: tuple[Offender, ...]
     slower: tuple[Slower, ...]

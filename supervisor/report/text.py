@@ -27,7 +27,7 @@ from supervisor.report.model import (
     names,
     some,
 )
-from supervisor.report.words import amount, ends, fallen, point, zone
+from supervisor.report.words import amount, claimed, ends, fallen, point, zone
 
 if TYPE_CHECKING:
     from supervisor.host.terminal import Text
@@ -59,6 +59,7 @@ def text(page: Page, *, colour: bool) -> str:
         _problems(page),
         _changes(page),
         _exclusions(page),
+        _claims(page),
         _drains(page),
         _offenders(page),
         _slower(page),
@@ -231,6 +232,14 @@ def _exclusions(page: Page) -> Lines:
     for out in page.exclusions:
         shown = f"{names(out.nodes)} {ends(out, page.at)}, by {out.by}: {out.reason}"
         yield entry("", shown, 2, hang=2)
+
+
+def _claims(page: Page) -> Lines:
+    if not page.claims:
+        return
+    yield "KEPT OUT BY USERS OF THEIR OWN RUNS"
+    for claim in page.claims:
+        yield entry("", f"{names(claim.nodes)}: {claimed(claim)}", 2, hang=2)
 
 
 def _drains(page: Page) -> Lines:

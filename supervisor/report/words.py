@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from supervisor.host.terminal import day_time, duration
-from supervisor.report.model import NodeExclusion, Point, Slower
+from supervisor.report.model import NodeClaim, NodeExclusion, Point, Slower
 
 _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 
@@ -23,6 +23,13 @@ def ends(out: NodeExclusion, now: float) -> str:
     return (
         f"since {day_time(out.since)}, until {day_time(out.until)} (in {duration(out.until - now)})"
     )
+
+
+def claimed(one: NodeClaim) -> str:
+    """Whose word it is, since when, how long yet and why."""
+    by = f"{one.by}, run {one.run}" if one.run else one.by
+    end = f", until {day_time(one.until)}" if one.until else ", until superv include"
+    return f"{by}, since {day_time(one.since)}{end}: {one.reason}"
 
 
 def amount(value: float, unit: str) -> str:

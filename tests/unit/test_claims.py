@@ -20,6 +20,7 @@ from strangers import NOBODY, SETPRIV, meeting_place, needs_root
 from launchers.slurm import Slurm
 from supervisor.cli.exclude import exclude, include
 from supervisor.cli.nodes import nodes
+from supervisor.cli.report import report
 from supervisor.config import load_site
 from supervisor.core.types import Exclusion
 from supervisor.engine.clock import clock
@@ -144,6 +145,19 @@ def test_whom_a_run_excludes_everybody_sees_with_its_name(site: Path) -> None:
     page = CliRunner().invoke(nodes, []).output
     assert f"n1 {ME}, run moe since" in page and "superv drains nobody for it" in page
     assert operator_exclusions(site / "state/fleet.db", clock(), site / "claims") == {}
+
+
+def test_the_report_names_who_keeps_a_node_out_and_says_what_it_can_not_read(site: Path) -> None:
+    claims.put(site / "claims", [claim(since=clock(), run="moe", reason="node-lost: silence")])
+    (site / "claims/odd.json").write_text("{}")
+    done = CliRunner().invoke(report, [])
+    assert done.exit_code == 0, done.output
+    assert f"n1: {ME}, run moe, since" in done.stdout and "node-lost: silence" in done.stdout
+    assert "odd.json: left out" in done.stderr
+    assert CliRunner().invoke(exclude, ["n1", "--reason", "fan"]).exit_code == 0
+    told = json.loads(CliRunner().invoke(report, ["--format", "json"]).stdout)
+    assert [c["run"] for c in told["claims"]] == ["moe"]  # what the record has is there once
+    assert told["exclusions"][0]["by"] == ME
 
 
 def test_nobody_is_drained_for_a_claim(site: Path) -> None:

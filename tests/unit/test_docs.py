@@ -103,7 +103,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_a_page_that_people_write_is_short(page: Path) -> None:
     text = page.read_text()
-    most = 2 * MAX_LINES if page.name == "CHANGELOG.md" else MAX_LINES  # it grows by release
+    most = 3 * MAX_LINES if page.name == "CHANGELOG.md" else MAX_LINES  # it grows by release
     assert MADE.search(text) or len(text.splitlines()) <= most
 
 

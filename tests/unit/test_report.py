@@ -20,6 +20,7 @@ from supervisor.core.errors import UserError
 from supervisor.core.policy import Policy
 from supervisor.core.status import status as describe
 from supervisor.core.types import Run, RunSpec
+from supervisor.fleet.claims import Claim
 from supervisor.fleet.record import DAY_S, Fleet
 from supervisor.host.terminal import LONGEST, one_line
 from supervisor.report.chart import HEIGHT, LABEL_APART, LEFT, TOP, WIDTH, chart
@@ -27,7 +28,7 @@ from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
-from supervisor.report.model import Outlier, Point, Slower, Trend
+from supervisor.report.model import NodeClaim, Outlier, Point, Slower, Trend
 from supervisor.report.text import text
 from supervisor.report.trends import KINDS
 from supervisor.report.words import amount
@@ -147,6 +148,31 @@ def test_exclusions_say_when_they_end(page):
     assert "(in 23 h 59 min), by ops: link 3 flaps" in shown
     assert "until superv include, by eve" in shown
     assert "was out from" in shown
+
+
+def claim(node, **more):
+    return Claim(**{"node": node, "who": "kim", "since": NOW, "until": None, "reason": "x"} | more)
+
+
+def test_who_keeps_which_node_out_of_his_own_runs_is_on_the_page(empty):
+    run = {"run": "moe", "reason": "node-lost: silence", "until": NOW + DAY_S}
+    told = [
+        claim("n2", **run),
+        claim("n10", **run),
+        claim("n1", since=NOW - 60, reason="noisy fan"),
+    ]
+    page = gather(empty, NOW + 60, NOW - DAY_S, claims=told)
+    assert [(c.nodes, c.by, c.run) for c in page.claims] == [
+        (("n2", "n10"), "kim", "moe"),
+        (("n1",), "kim", None),
+    ]
+    for shown in (text(page, colour=False), html(page), markdown(page).replace("\\", "")):
+        words = " ".join(re.sub(r"<[^>]*>|\*", "", shown).split())
+        assert "kim, run moe, since" in words and "node-lost: silence" in words
+        assert "n[2,10]" in words
+        assert "until superv include: noisy fan" in words
+    assert page.verdict.excluded == ()  # nobody's but kim's runs leave them out
+    assert document(page)["claims"][1]["run"] is None
 
 
 def test_what_was_seen_days_ago_is_no_knowledge(empty):
@@ -454,7 +480,9 @@ def hostile(fleet):
     fleet.exclude(node_name(2), "w" * 5000 + " " + EVIL, EVIL, NOW, None)
     fleet.drained(EVIL, EVIL, NOW)
     fleet.strike(EVIL, "run", EVIL, NOW)
-    return gather(fleet, NOW + 60, NOW - DAY_S, run_status(reason=EVIL, name=EVIL), 60)
+    told = [claim(node_name(2), who=EVIL, run=EVIL, reason="w" * 5000 + EVIL)]
+    run = run_status(reason=EVIL, name=EVIL)
+    return gather(fleet, NOW + 60, NOW - DAY_S, run, 60, told)
 
 
 def test_hostile_words_are_words(empty):
@@ -504,7 +532,7 @@ def test_the_documentation_names_every_key(page):
     for part in ("hands", "rows", "problems", "changes", "exclusions", "drains", "offenders"):
         keys |= set(told[part][0])
     keys |= (
-        {field.name for field in fields(Slower)}
+        {field.name for field in (*fields(Slower), *fields(NodeClaim))}
         | set(told["trends"][0])
         | set(told["rows"][0]["cells"]["nfs"])
     )
