@@ -84,10 +84,14 @@ def ipmi_sel(
         raise Unknown(done.why())
     found = Findings()
     entries = 0
-    for line in filter(None, map(str.strip, done.out.splitlines())):
+    since = max(ctx.now - window_h * 3600, ctx.repaired)
+    lines = [*filter(None, map(str.strip, done.out.splitlines()))]
+    for line in _new_panics(ctx, lines, since):
+        text = line.rpartition("|")[2].strip()
+        found.warn(text, expected="no event", fix="look for a crash dump of that time")
+    for line in lines:
         parts = [part.strip() for part in line.split("|")]
         if _PANIC in line:
-            found.warn(parts[-1], expected="no event", fix="look for a crash dump of that time")
             continue
         if len(parts) < 6 or _NO_CLOCK in parts[1]:
             if not _of_a_vendor(parts) and line != "SEL has no entries":
@@ -96,10 +100,30 @@ def ipmi_sel(
         at = when(parts[1], parts[2])
         if at is None:
             found.unknown(f"a record whose time can't be read: {line[:80]}")
-        elif at >= max(ctx.now - window_h * 3600, ctx.repaired) and parts[5].startswith("Asserted"):
+        elif at >= since and parts[5].startswith("Asserted"):
             entries += 1
             _judge(found, *parts[1:5])
     return found.result(f"{entries} events in {window_h:g} h, none of them an error")
+
+
+def _new_panics(ctx: Ctx, lines: list[str], since: float) -> list[str]:
+    """Crashes of Linux that may be no older: their records have no time (ipmitool, type 0xf0).
+
+    What stands before a record that is older is older itself; what the first look after a repair
+    finds was there before it.
+    """
+    found: list[str] = []
+    for line in lines:
+        if _PANIC in line:
+            found.append(line)
+            continue
+        parts = [part.strip() for part in line.split("|")]
+        at = when(parts[1], parts[2]) if len(parts) >= 6 else None
+        if at is not None and at < since:
+            found.clear()
+    if ctx.repaired and ctx.memory.get("panics") is None:
+        ctx.memory.put("panics", found, lasting=True)
+    return [line for line in found if line not in (ctx.memory.get("panics") or [])]
 
 
 def _of_a_vendor(parts: list[str]) -> bool:

@@ -160,6 +160,13 @@ TOOLS = [
             "45 C",
         ),
         (WARN, "kernel panic", "a crash of Linux", "f0 | Linux kernel panic: Fatal excep"),
+        (
+            WARN,
+            "kernel panic",
+            "a crash of Linux after a boot of long ago: the record itself has no time",
+            " 1 | 01/05/24 | 10:00:00 UTC | System Boot Initiated #0x41 | Initiated by power up | "
+            "Asserted\n 2 | Linux kernel panic: Fatal excep",
+        ),
         **_TOOL_DATE,
     ),
     Case(

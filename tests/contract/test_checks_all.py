@@ -45,7 +45,7 @@ _HEAVY = {
 
 
 @cache
-def _cases() -> list[Case]:
+def all_cases() -> list[Case]:
     modules = sorted(p.stem for p in _HERE.glob("test_checks_*.py") if p.stem != "test_checks_all")
     return [case for name in modules for case in importlib.import_module(name).CASES]
 
@@ -53,15 +53,15 @@ def _cases() -> list[Case]:
 @pytest.mark.parametrize("name", registered())
 @pytest.mark.parametrize("what", _WANTED)
 def test_every_check_has_a_case(name: str, what: str) -> None:
-    given = {case.status for case in _cases() if case.check == name}
+    given = {case.status for case in all_cases() if case.check == name}
     assert given & _WANTED[what], (
         f'{name} has no case of {what}; where there is none: Case(…, none="why")'
     )
 
 
 def test_every_case_is_of_a_check_and_says_something_of_its_own() -> None:
-    names = [str(case) for case in [*_cases(), *sick.CASES]]
-    assert {case.check for case in _cases()} <= set(registered())
+    names = [str(case) for case in [*all_cases(), *sick.CASES]]
+    assert {case.check for case in all_cases()} <= set(registered())
     assert len(names) == len(set(names)), [n for n in names if names.count(n) > 1]
 
 

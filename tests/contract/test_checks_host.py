@@ -269,6 +269,14 @@ IPMI = [
                 Status.OK,
                 "1 events",
             ),
+            (
+                "a crash of Linux before what is old",
+                "f0 | Linux kernel panic: Fatal excep\n1 | 01/05/2024 | 10:00:00 | System Boot "
+                "Initiated #0x41 | Initiated by power up | Asserted",
+                24,
+                Status.OK,
+                "0 events",
+            ),
             ("no answer", "#!/bin/sh\necho no >&2\nexit 1", 24, Status.UNKNOWN, "ended with 1: no"),
         )
     ),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sick
-import test_checks_kernel
-from checks import NOW, Case, looks
+import test_checks_all
+from checks import NOW, Case, both, looks
+from reached import reads_a_log
 from test_checks_kernel import logged, xid
 
 from healthchecks.frame.check import Gap, Result, Status
@@ -24,28 +25,74 @@ from tests.hardware.nvml import ROOT, SCRIPT, build, environment
 from tests.hardware.tree import BOOT_ID, GPU_BDFS, Tree, borrowed
 
 DAY_S, UP_S = 86_400.0, 864_000.0
-# Checks that fail for what was: their evidence stays where it is, whatever was repaired.
-OF_THE_PAST = ("accel.kernel", "ib.flap", "ipmi.sel", "kernel", "mem.poison", "nic.kmsg", "xid")
-CASES = [
-    case
-    for case in [*sick.CASES, *test_checks_kernel.CASES]
-    if case.check in OF_THE_PAST and case.status is Status.FAIL and not case.none
-]
+CASES = [*sick.CASES, *test_checks_all.all_cases()]
+OF_THE_PAST = sorted(name for name, one in registered().items() if reads_a_log(one.run))
+BAD = (Status.WARN, Status.FAIL)
+MOST = 30  # cases of a check that are tried, from all over its list
+SOME = 5  # of those are asked after a repair of long ago, too
 
 
 def last(case: Case, tmp_path: Path) -> Status:
     return looks(case, tmp_path)[-1].status
 
 
+def no_log(tree: Tree) -> None:
+    """The kernel's log lost all its lines; what else there is to see is still there."""
+    if tree.path("dev/kmsg").is_file():
+        tree.write("dev/kmsg", "6,1,1,-;Linux version 6.8.0")
+
+
+def of_the_log(case: Case, tmp_path: Path) -> bool:
+    """Whether lines of a log are all that a case goes by."""
+    if case.programs:
+        return True
+    earlier = [(ago, both(change, no_log)) for ago, change in case.earlier]
+    return last(replace(case, earlier=earlier, change=both(case.change, no_log)), tmp_path) != (
+        case.status
+    )
+
+
 @pytest.mark.parametrize("check", OF_THE_PAST)
 def test_what_a_check_fails_for_is_over_with_a_repair_and_counts_after_one(
     check: str, tmp_path: Path
 ) -> None:
-    cases: Sequence[Case] = [case for case in CASES if case.check == check]
-    assert cases
-    for case in cases:
-        assert last(replace(case, repaired=NOW), tmp_path) is not Status.FAIL, case
-        assert last(replace(case, repaired=NOW - 30 * DAY_S), tmp_path) is Status.FAIL, case
+    """Of every check that can come to read a log, found by its code, and all cases of it."""
+    mine = [case for case in CASES if case.check == check and case.status in BAD]
+    if all(case.none for case in mine):
+        assert mine, f"{check} reads a log, and no case says why it finds nothing bad there"
+        return
+    over, real = [], [case for case in mine if not case.none]
+    for case in real[:: 1 + len(real) // MOST]:
+        if last(replace(case, repaired=NOW), tmp_path) not in BAD:
+            over.append(case)
+        else:
+            assert not of_the_log(case, tmp_path), f"{case}: still so after a repair"
+    assert over, f"{check} reads a log, and no case has a line of it"
+    for case in over[:SOME]:
+        assert last(replace(case, repaired=NOW - 30 * DAY_S), tmp_path) is case.status, case
+
+
+def test_a_check_that_comes_to_read_a_log_is_found() -> None:
+    def through_ours(ctx: Ctx) -> object:
+        from healthchecks.sources.kernel_log import new_lines
+
+        return new_lines(ctx, "x")
+
+    def by_hand(ctx: Ctx) -> str:
+        return ctx.text("/dev/kmsg")
+
+    def by_a_program(ctx: Ctx) -> object:
+        return [ctx.command(*argv, deadline_s=1.0) for argv in (("dmesg", "-x"),)]
+
+    def by_another(ctx: Ctx) -> object:
+        return registered and by_hand(ctx)
+
+    def none(ctx: Ctx) -> str:
+        return ctx.text("proc/uptime") + "read it with dmesg"
+
+    assert all(map(reads_a_log, (through_ours, by_hand, by_a_program, by_another)))
+    assert not reads_a_log(none)
+    assert {"kernel", "xid", "nfs.passive", "accel.kernel", "nvme", "ipmi.sel"} <= {*OF_THE_PAST}
 
 
 # --- what a repair leaves behind, of GPU errors in the kernel's log
