@@ -281,7 +281,7 @@ def cpu_binding(
     Looks at the affinity and the cgroup of the check itself, which in a Slurm step are the step's:
     `srun -c1` or `--cpu-bind` leaves a rank and its data loaders one core, or one of the wrong
     socket. A proposal: at least 4 CPUs for a rank (its main, autograd, NCCL proxy and loader
-    threads). A node without GPUs that has fewer, all of which may be used, is a warning.
+    threads). A machine that has no more, and one without GPUs, is warned of.
     """
     status = dict(
         line.split(":", 1) for line in ctx.text("proc/self/status").splitlines() if ":" in line
@@ -317,15 +317,18 @@ def cpu_binding(
 
 
 def _too_few(ctx: Ctx, found: Findings, share: float, least: int, by: str) -> None:
-    """Where nothing binds (`by` is empty), a node without GPUs is slow at worst: a trial runs."""
+    """A failure where CPUs that are there are kept from GPUs' ranks; else a run is slow at worst.
+
+    `by` binds; empty: nothing does, and the machine has no more.
+    """
     text, expected = f"a rank gets {share:g} CPUs", f"at least {least}"
     if by:
         fix = "start one task a node with -c for all CPUs, or fewer ranks"
-        found.fail(f"{text}, by {by}", expected=expected, fix=fix)
-    else:
         wrong = found.fail if bus.of_all_makers(ctx) else found.warn
+        wrong(f"{text}, by {by}", expected=expected, fix=fix)
+    else:
         fix = "fewer ranks on a node, or a lower cpu.binding.least_cpus"
-        wrong(f"{text}: the node has no more", expected=expected, fix=fix)
+        found.warn(f"{text}: the node has no more", expected=expected, fix=fix)
 
 
 def _who_binds(ctx: Ctx, mine: frozenset[int], online: frozenset[int]) -> str:

@@ -21,7 +21,7 @@ from supervisor.core.node_life import (
     usable,
     usable_count,
 )
-from supervisor.core.nodeset import natural_sort_key
+from supervisor.core.nodeset import compress, natural_sort_key
 from supervisor.core.persistent import Names
 from supervisor.core.renewal import (
     excluded_here,
@@ -40,6 +40,7 @@ from supervisor.core.types import (
     Run,
 )
 
+REASONS = 2  # of those that keep nodes out, the most frequent stand in the run's own
 PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
 
 
@@ -95,23 +96,35 @@ def all_came(run: Run) -> bool:
     )
 
 
+def to_come(run: Run) -> int:
+    """How many of the granted nodes have had no agent yet; known without a look at each."""
+    jobs = granted_jobs(run)
+    return sum(max(0, len(job.nodes) - run.pool.size(("job", job.job_id))) for job in jobs)
+
+
 def gathering_shortage(run: Run) -> str:
-    """Why a run whose agents have all come still waits for nodes; empty where it does not."""
+    """What keeps nodes out of a run that gathers, as soon as the others can't be enough.
+
+    Empty where they can: those that are checked yet, and those whose agents are still to come.
+    """
     if run.phase is not Phase.GATHERING or any(run.slots):
         return ""
-    if usable_count(run) + unchecked_count(run) >= run.spec.nodes or not all_came(run):
+    coming = to_come(run)
+    if usable_count(run) + unchecked_count(run) + coming >= run.spec.nodes:
         return ""
     there = granted(run)
     if not there:
         return ""
     can = usable(run)
-    reasons: dict[str, int] = {}
-    for name in there.difference(can):
-        reason = run.pool[name].reason or kept_out(run, name)
-        reasons[reason] = reasons.get(reason, 0) + 1
-    most = max(sorted(reasons), key=lambda reason: reasons[reason], default="")
-    why = f": {most} ({reasons[most]} nodes)" if most else ""
-    return f"all {len(there)} agents came, {len(can)} of {run.spec.nodes} nodes are usable{why}"
+    nodes_of: dict[str, list[str]] = {}
+    for name in there.difference(can).intersection(run.pool):
+        nodes_of.setdefault(run.pool[name].reason or kept_out(run, name), []).append(name)
+    most = sorted(nodes_of, key=lambda reason: (-len(nodes_of[reason]), reason))
+    why = "; ".join(f"{reason} ({compress(nodes_of[reason])})" for reason in most[:REASONS])
+    why += f"; and {len(most) - REASONS} more reasons" if len(most) > REASONS else ""
+    came = f"{len(there) - coming} of" if coming else "all"
+    usable_now = f"{len(can)} of {run.spec.nodes} nodes are usable"
+    return f"{came} {len(there)} agents came, {usable_now}: {why}"
 
 
 def assign_slots(t: Transition) -> None:

@@ -145,11 +145,14 @@ def test_a_slot_that_waits_for_a_node() -> None:
 def test_agents_that_all_came_and_are_all_unusable() -> None:
     p = Scenario(nodes=2, spares=1)
     p.grant()
-    for node in ("n1", "n2"):
-        p.join(node, problems=("no room in /var/tmp",))
+    p.join("n1", problems=("no room in /var/tmp",))
     assert p.run.reason.endswith("their agents are coming") and said(p) == {}
+    p.join("n2", problems=("no room in /var/tmp",))  # the third one alone can't be enough
+    text = "2 of 3 agents came, 0 of 2 nodes are usable: no room in /var/tmp (n[1-2])"
+    assert (p.run.reason, said(p)) == (text, {"nodes": text})
     p.join("n3", problems=("another python",))
-    text = "all 3 agents came, 0 of 2 nodes are usable: no room in /var/tmp (2 nodes)"
+    text = "all 3 agents came, 0 of 2 nodes are usable: no room in /var/tmp (n[1-2]); "
+    text += "another python (n3)"
     assert (p.run.reason, said(p)) == (text, {"nodes": text})
     p.join("n1")
     assert "1 of 2 nodes are usable" in p.run.reason
