@@ -14,7 +14,8 @@ from supervisor.core.errors import TransientError, UserError
 COMMANDS = {
     "launch": ("supervisor.cli.launch:launch", "Start the run of a job file, or attach to it."),
     "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none is running."),
-    "status": ("supervisor.cli.status:status", "Show a run, or all runs."),
+    "status": ("supervisor.cli.status:status", "Show a run, or all that live."),
+    "runs": ("supervisor.cli.runs:runs", "List all runs; remove what old ones left behind."),
     "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
     "stop": ("supervisor.cli.stop:stop", "End a run and give its nodes back."),
     "resume": ("supervisor.cli.resume:resume", "Go on with a run that has ended."),

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supervisor.core.status import state_word
-from supervisor.core.types import ENDED
+from supervisor.core.types import ENDED, Phase
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from supervisor.host.terminal import Text
     from supervisor.run.folder import RunDir
@@ -25,9 +26,10 @@ LIST_WITHIN_S = 2.0  # where other runs wait to be shown
 
 @click.command()
 @click.argument("run", required=False)
+@click.option("--all", "ended_too", is_flag=True, help="Runs that are over as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/status.md.")
-def status(run: str | None, as_json: bool) -> None:
-    """Show RUN, or a line for every run."""
+def status(run: str | None, ended_too: bool, as_json: bool) -> None:
+    """Show RUN, or a line for every run that lives or is held."""
     import json
     import os
 
@@ -38,7 +40,7 @@ def status(run: str | None, as_json: bool) -> None:
     home = load_site(os.environ).state_dir
     if run is not None:
         found = folder.find(home, run)
-        one = _listed(found, ENGINE_WITHIN_S)
+        one = listed(found, ENGINE_WITHIN_S)
         if one["phase"] is None:
             raise UserError(f"{one['problem']}; {one['fix']}")
         if as_json:
@@ -46,28 +48,51 @@ def status(run: str | None, as_json: bool) -> None:
         else:
             terminal.show(_page(one, _older_engine(found, one)))
         return
+    every = all_listed(home)
+    shown = every if ended_too else [one for one in every if not _is_over(one)]
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+    elif shown:
+        columns = (terminal.TableColumn("RUN", most=40), terminal.TableColumn("STATE", folds=True))
+        terminal.show([terminal.table(columns, map(_row, shown))])
+    elif every:
+        click.echo(f"no run lives or is held; {len(every)} are over: `superv runs` lists them")
+    else:
+        click.echo(none_there(home))
+
+
+def _is_over(run: dict[str, Any]) -> bool:
+    """Nothing of it goes on, and nobody has to act: what can't be read may go on."""
+    return run["phase"] in (Phase.DONE, Phase.STOPPED) or (
+        run["phase"] in ENDED and run["replaced"]
+    )
+
+
+def none_there(home: Path) -> str:
+    """What to say where there is no run at all."""
+    return f"no runs in {home / 'runs'}; `superv launch JOB.YAML` starts one"
+
+
+def all_listed(home: Path) -> list[dict[str, Any]]:
+    """The documents of all runs, the newest first."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from supervisor.run import folder
+
     with ThreadPoolExecutor(AT_ONCE) as pool:  # those that do not answer are waited for together
-        every = list(pool.map(lambda found: _listed(found, LIST_WITHIN_S), folder.every(home)))
-    if as_json:
-        click.echo(json.dumps(every, indent=2))
-    elif not every:
-        click.echo(f"no runs in {folder.runs_dir(home)}; `superv launch JOB.YAML` starts one")
-    else:
-        columns = (terminal.TableColumn("RUN", most=40), terminal.TableColumn("STATE", folds=True))
-        terminal.show([terminal.table(columns, map(_row, every))])
+        return list(pool.map(lambda found: listed(found, LIST_WITHIN_S), folder.every(home)))
 
 
-def _listed(run: RunDir, within_s: float) -> dict[str, Any]:
+def listed(run: RunDir, within_s: float) -> dict[str, Any]:
     """The document of a run, or what keeps it from being read: one broken run hides no other."""
     from supervisor.core.errors import UserError
     from supervisor.core.status import SCHEMA
     from supervisor.run.journal import LostJournalError
 
     fix = f"see what {run.path} holds, and {run.log}"
+    told = {"run": run.path.name, "replaced": run.replaced}
     try:
-        return document(run, within_s)
+        return {**document(run, within_s), **told}
     except LostJournalError as error:
         problem, fix = error.problem, error.fix
     except UserError as error:
@@ -82,17 +107,18 @@ def _listed(run: RunDir, within_s: float) -> dict[str, Any]:
         "engine": False,
         "problem": problem,
         "fix": fix,
+        **told,
     }
 
 
 def _row(run: dict[str, Any]) -> tuple[str | Text, ...]:
     if run["phase"] is None:
         problem = ("can't be read", "bold red"), f": {run['problem']}; {run['fix']}"
-        return run["name"], terminal.styled(*problem)
+        return run["run"], terminal.styled(*problem)
     hint = "" if "engine" in _attention_tags(run) else "  (no engine)"
     no_engine = "" if run["engine"] or run["phase"] in ENDED else hint
     phase, rest = run["phase"], summary(run).removeprefix(run["phase"])
-    return run["name"], terminal.styled((phase, terminal.style_of(phase)), rest, no_engine)
+    return run["run"], terminal.styled((phase, terminal.style_of(phase)), rest, no_engine)
 
 
 def summary(run: dict[str, Any]) -> str:

@@ -80,7 +80,8 @@ def _begun(event: ev.Event) -> Run:
     if isinstance(event, ev.Adopted):
         return adoption.adopted(event)
     assert isinstance(event, ev.Launched), "a journal begins with Launched or Adopted"
-    return Run(spec=event.spec, lineage=(event.seed,) if event.seed else ())
+    seed = (event.seed,) if event.seed else ()
+    return Run(spec=event.spec, launched_at=event.at, lineage=seed)
 
 
 @handles(ev.Launched)

@@ -476,6 +476,7 @@ class Run:
     """Everything that decisions rest on; rebuilt from the journal."""
 
     spec: RunSpec
+    launched_at: float | None = None  # None: an adopted run, whose journal was lost
     phase: Phase = Phase.PENDING
     since: float = 0.0
     reason: str = ""  # why it is in this phase, in words

@@ -326,7 +326,7 @@ def resume(
     """
     name = run_dir.path.name
     run = _given_back(run_dir)
-    if "~" in name:
+    if run_dir.replaced:
         raise UserError(
             f"{name} was replaced by a later launch of {run.spec.name}; "
             "`superv launch --from CHECKPOINT` begins a new run from one of its checkpoints"
@@ -418,7 +418,7 @@ def _changes(run_dir: folder.RunDir, old: Job, site: Site, config: Path | None) 
 def adopt(run_dir: folder.RunDir, *, who: str) -> None:
     """Start an engine that takes the run up as its agents know it. Raises UserError."""
     name = run_dir.path.name
-    if "~" in name:
+    if run_dir.replaced:
         run_dir.load()
     if lives(run_dir):
         pid = control.engine_pid(run_dir.socket)

@@ -88,6 +88,11 @@ class RunDir:
     def log(self) -> Path:
         return self.path / "engine.log"
 
+    @property
+    def replaced(self) -> bool:
+        """A later launch of its name has taken its place."""
+        return "~" in self.path.name
+
     def identity(self) -> tuple[int, int] | None:
         """Which folder it is, whatever its name; None where there is none."""
         try:
@@ -115,7 +120,7 @@ class RunDir:
 
     def _way_forward(self) -> str:
         name = self.path.name
-        if "~" in name:
+        if self.replaced:
             return "a later launch of this name replaced the run; nothing needs this folder"
         return (
             f"ranks may go on: `superv attach {name} --adopt` takes the run up as its agents know "

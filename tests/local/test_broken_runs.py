@@ -39,7 +39,8 @@ def test_a_damaged_and_a_deleted_journal_beside_a_good_run(home: RunHome) -> Non
         ("gone", gone, "journal.jsonl: gone"),
     ):
         one = by_name[name]
-        assert list(one) == ["schema", "name", "phase", "engine", "problem", "fix"]
+        keys = ["schema", "name", "phase", "engine", "problem", "fix", "run", "replaced"]
+        assert list(one) == keys
         assert (one["schema"], one["phase"]) == (SCHEMA, None)
         assert f"{path}/{words}" in one["problem"]
         assert f"`superv attach {name} --adopt`" in one["fix"]

@@ -40,6 +40,7 @@ def test_an_old_journal_gives_the_same_status_as_before() -> None:
         "violations": [],
         "drained": [],
         "attention": [],
+        "launched": 1795656701.727574,
     }  # keys that are newer than the sample
     for allocation in before["allocations"]:
         allocation["folder"] = ""

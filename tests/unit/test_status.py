@@ -17,6 +17,7 @@ KEYS = {
     "schema": int,
     "name": str,
     "run_id": str,
+    "launched": float,
     "phase": str,
     "since": float,
     "now": float,
