@@ -26,10 +26,11 @@ test: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
 	$(MAKE) --no-print-directory lint
 	$(TITANS) $(PYTEST)
 
-# Everything: also the slow ones, and lab tests on plain and on strict labs; and that a check which is
-# broken in one place turns a test red (tests/mutants says how, and what no test noticed).
+# Everything: also the slow ones, and lab tests on plain and on strict labs, on each release of Slurm;
+# and that a check which is broken in one place turns a test red (tests/mutants says how, and what no
+# test noticed).
 soak: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
-	SUPERV_LAB=all $(TITANS) $(PYTEST) -m ""
+	SUPERV_LAB=all SUPERV_SLURM=all $(TITANS) $(PYTEST) -m ""
 	$(BIN)/python -m tests.mutants --sample 300 --survivors 130
 
 lint: $(VENV)/.done

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from lab import cgroups, expose, node, slurm_conf
 from lab.layout import BASE, CONTROLLER, LOWEST_UID, MAX_NODES, USER, Layout, addresses
+from lab.packages import UnpackedSlurm
 from supervisor import proc
 from supervisor.core.errors import UserError
 
-PROGRAMS = (
-    *("slurmctld", "slurmd", "sinfo", "munged", "ip"),
-    *("nsenter", "unshare", "setsid", "mount", "hostname"),
-)
+PROGRAMS = ("munged", "ip", "nsenter", "unshare", "setsid", "mount", "hostname")
+SLURMS = ("slurmctld", "slurmd", "sinfo")  # of the machine, where no other release is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,8 @@ class Spec:
     exposed: list[str]
     uid: int
     strict: bool = False
+    slurm: str = ""  # a release from Debian's packages; empty: the machine's own Slurm
+    running: str = ""  # what Slurm that is, in full
     complete: bool = False
 
 
@@ -129,8 +130,8 @@ def _emptied(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def write(layout: Layout, spec: Spec) -> None:
-    """Write every file of the lab; nothing runs yet."""
+def write(layout: Layout, spec: Spec, slurm: UnpackedSlurm | None) -> None:
+    """Write every file of the lab; nothing runs yet. `slurm` lies over the machine's own."""
     save(layout, spec)
     for name, address in addresses(spec.nodes).items():
         home = layout.node(name)
@@ -158,7 +159,8 @@ def write(layout: Layout, spec: Spec) -> None:
             bind.aside.mkdir()
         else:
             bind.aside.touch()
-    layout.boot_script.write_text(slurm_conf.node_script(layout, exposed=plan, strict=spec.strict))
+    script = slurm_conf.node_script(layout, exposed=plan, strict=spec.strict, slurm=slurm)
+    layout.boot_script.write_text(script)
 
 
 def _write_etc(layout: Layout, spec: Spec) -> None:
@@ -188,17 +190,17 @@ def check_root() -> None:
         )
 
 
-def check(nodes: int, gpus: int, *, strict: bool) -> None:
+def check(nodes: int, gpus: int, *, strict: bool, slurm: str) -> None:
     """Whether a lab of this size can be made here at all; UserError says why not."""
     check_root()
     if not 1 <= nodes <= MAX_NODES:
         raise UserError(f"--nodes {nodes}: a lab has 1 to {MAX_NODES} nodes")
     if not 1 <= gpus <= 64:
         raise UserError(f"--gpus {gpus}: a node has 1 to 64")
-    missing = [name for name in PROGRAMS if shutil.which(name, path=node.PATH) is None]
-    if missing or not Path("/etc/slurm").is_dir():
+    programs = PROGRAMS if slurm else (*SLURMS, *PROGRAMS)
+    if missing := [name for name in programs if shutil.which(name, path=node.PATH) is None]:
         raise UserError(
-            f"superv lab misses {', '.join(missing) or '/etc/slurm'}; on Debian: apt-get install "
+            f"superv lab misses {', '.join(missing)}; on Debian: apt-get install "
             "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge iproute2 util-linux"
         )
     if strict:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from lab import build, cgroups, faults, limits, link, mounts, node, status
+from lab import build, cgroups, faults, limits, link, mounts, node, packages, status
 from lab.layout import (
     BASE,
     CONTROLLER,
@@ -55,19 +55,23 @@ class Lab:
         settings: Mapping[str, str] | None = None,
         exposed: Sequence[Path] | None = None,
         strict: bool = False,
+        slurm: str = "",
         deadline_s: float = 60,
     ) -> None:
         """Build the lab and wait until every node is idle. Nothing happens if it is there already.
 
         `settings` override keys of slurm.conf. `exposed` are paths that the lab's user must be
         able to read at their own place, wherever they lie. `strict` is a cluster that gives
-        little: see docs/lab-faults.md.
+        little: see docs/lab-faults.md. `slurm` is a release of Slurm from Debian's packages (24.11,
+        26.05); without it the machine's own runs.
 
         Raises:
             UserError: not root, a program is missing, the lab is up in another shape, or a node
                 or Slurm did not come up in time; nothing is left behind then.
+            UnavailableError: that release can't be fetched here.
         """
-        build.check(nodes, gpus, strict=strict)
+        build.check(nodes, gpus, strict=strict, slurm=slurm)
+        unpacked = packages.get(slurm) if slurm else None
         paths = exposed_by_default() if exposed is None else exposed
         spec = build.Spec(
             nodes=nodes,
@@ -76,13 +80,15 @@ class Lab:
             exposed=[str(path) for path in paths],
             uid=build.free_uid(),
             strict=strict,
+            slurm=slurm,
+            running=unpacked.text if unpacked else packages.of_machine(),
         )
         with build.locked(self.layout):
             if self._is_up(spec):
                 return
             build.clear(self.layout)
             try:
-                build.write(self.layout, spec)
+                build.write(self.layout, spec, unpacked)
                 asyncio.run(self._start(spec, deadline_s))
                 build.save(self.layout, replace(spec, complete=True))
             except TimeoutError as error:
@@ -108,7 +114,7 @@ class Lab:
         if there is None or not there.complete or not self._is_on(CONTROLLER):
             return False
         new, old = asdict(wanted), asdict(there)
-        keys = ("nodes", "gpus", "settings", "exposed", "strict")
+        keys = ("nodes", "gpus", "settings", "exposed", "strict", "slurm")
         differ = [key for key in keys if new[key] != old[key]]
         if not differ:
             return True
@@ -228,7 +234,9 @@ class Lab:
         spec = self.spec()
         answers = faults.controller_state(self.layout) == "running"
         states = asyncio.run(self._states()) if answers else {}
-        return status.look(self.layout, spec.nodes, states, last_faults=last_faults)
+        return status.look(
+            self.layout, spec.nodes, states, slurm=spec.running, last_faults=last_faults
+        )
 
     def controller(self) -> str:
         """slurmctld: running, paused or dead."""

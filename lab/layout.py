@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def etc(self) -> Path:
-        """Files bound over their namesakes in /etc on every node."""
+        """What lies over the machine's /etc on every node."""
         return self.dir / "etc"
 
     @property

@@ -20,6 +20,7 @@ from lab.layout import (
     Layout,
     addresses,
 )
+from lab.packages import UnpackedSlurm
 from supervisor.core.errors import UserError
 
 _templates = jinja2.Environment(
@@ -131,7 +132,9 @@ def gres_conf(layout: Layout, *, gpus: int) -> str:
     return f"Name=gpu File={layout.dir}/gpus/nvidia[0-{gpus - 1}]\n" if gpus else ""
 
 
-def node_script(layout: Layout, *, exposed: Exposed, strict: bool) -> str:
+def node_script(
+    layout: Layout, *, exposed: Exposed, strict: bool, slurm: UnpackedSlurm | None = None
+) -> str:
     return _templates.get_template("node.sh.j2").render(
         name=layout.name,
         dir=layout.dir,
@@ -140,6 +143,7 @@ def node_script(layout: Layout, *, exposed: Exposed, strict: bool) -> str:
         exposed=exposed,
         munge_socket=munge_socket(layout),
         strict=strict,
+        slurm=slurm,
         controllers=cgroups.SLURMS,
         cgroup_prefix=cgroups.prefix(layout),
         nofile=NOFILE,

@@ -30,12 +30,15 @@ class LabStatus:
     dir: str
     shared: str
     user: str
+    slurm: str  # which, in full
     controller: str  # running, paused, dead
     nodes: tuple[LabNode, ...]
     faults: tuple[faults.InjectedFault, ...]
 
 
-def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: int) -> LabStatus:
+def look(
+    layout: Layout, count: int, states: Mapping[str, str], *, slurm: str, last_faults: int
+) -> LabStatus:
     """A lab of so many compute nodes now; `states` is what sinfo said of them."""
     cables = faults.cables(layout)
     compute = node_names(count)
@@ -59,6 +62,7 @@ def look(layout: Layout, count: int, states: Mapping[str, str], *, last_faults: 
         dir=str(layout.dir),
         shared=str(layout.shared),
         user=USER,
+        slurm=slurm,
         controller=faults.controller_state(layout),
         nodes=tuple(rows),
         faults=tuple(faults.read(layout)[-last_faults:]),

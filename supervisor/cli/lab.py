@@ -64,15 +64,25 @@ def lab() -> None:
     help="A line of slurm.conf, e.g. SlurmdTimeout=300.",
 )
 @click.option("--strict", is_flag=True, help="As suspicious sites have it; see docs/lab-faults.md.")
-def up(name: str, nodes: int, gpus: int, settings: tuple[str, ...], strict: bool) -> None:
+@click.option(
+    "--slurm",
+    metavar="24.11|26.05",
+    default="",
+    help="A release of Slurm from Debian's packages; the machine's own without it.",
+)
+def up(
+    name: str, nodes: int, gpus: int, settings: tuple[str, ...], strict: bool, slurm: str
+) -> None:
     """Start a lab and wait until its nodes are idle."""
     from supervisor.core.errors import UserError
 
     pairs = dict(item.partition("=")[::2] for item in settings if "=" in item)
     if len(pairs) != len(settings):
         raise UserError(f"--set {' '.join(settings)}: write KEY=VALUE, each key once")
-    _lab(name).up(nodes, gpus=gpus, settings=pairs, strict=strict)
-    click.echo(f"lab {name}: {nodes} nodes idle; superv lab shell --name {name}")
+    there = _lab(name)
+    there.up(nodes, gpus=gpus, settings=pairs, strict=strict, slurm=slurm)
+    click.echo(f"lab {name}: {nodes} nodes idle, {there.spec().running}")
+    click.echo(f"superv lab shell --name {name}")
 
 
 @lab.command()
@@ -98,7 +108,7 @@ def status(name: str, as_json: bool) -> None:
 def _page(seen: LabStatus) -> Iterator[Any]:
     from datetime import UTC, datetime
 
-    yield f"lab {seen.name}: controller {seen.controller}"
+    yield f"lab {seen.name}: controller {seen.controller}, {seen.slurm}"
     yield f"shared files: {seen.shared}"
     yield ""
     heads = map(terminal.TableColumn, ("NODE", "ADDRESS", "POWER", "CABLE", "SLURM"))

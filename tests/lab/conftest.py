@@ -3,10 +3,14 @@
 `lab`       three idle nodes, shared by the session, healed after every test
 `make_lab`  labs of a test's own, taken down at its end
 `strict`    whether these labs are strict ones
+`slurm`     the release of Slurm that they run; empty: the machine's own
 `world`     (always on) fails a test that leaves a process, namespace, mount, cgroup or lab behind
 
 A test runs on a plain lab; marked `both`, on a strict one too; marked `only`, on the variant named.
 SUPERV_LAB=plain|strict|all asks for every test in that variant, or in both, as far as it holds.
+
+A test runs on the machine's own Slurm; marked `releases`, on those that it names. SUPERV_SLURM=own,
+24.11, 26.05 or all asks for every test on that release, or on each of them.
 """
 
 from __future__ import annotations
@@ -21,19 +25,42 @@ import leftovers
 import pytest
 from runs import SETTINGS
 
+from lab import packages
 from lab.cluster import Lab
 
 VARIANTS = ("plain", "strict")
+OWN = "own"  # the machine's Slurm
+RELEASES = (OWN, *packages.SUITES)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both: runs on a plain lab and on a strict one")
     config.addinivalue_line("markers", "only(variant): holds on that variant of the lab alone")
+    config.addinivalue_line("markers", "releases(*names): runs on these releases of Slurm")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "strict" not in metafunc.fixturenames:
+    if "strict" in metafunc.fixturenames:
+        _variants(metafunc)
+    if "slurm" in metafunc.fixturenames:
+        _releases(metafunc)
+
+
+def _releases(metafunc: pytest.Metafunc) -> None:
+    asked = os.environ.get("SUPERV_SLURM", "")
+    if asked not in ("", "all", *RELEASES):
+        raise pytest.UsageError(f"SUPERV_SLURM={asked}: valid are {', '.join(RELEASES)} and all")
+    marked = metafunc.definition.get_closest_marker("releases")
+    if asked:
+        names = RELEASES if asked == "all" else (asked,)
+    elif marked:
+        names = marked.args
+    else:
         return
+    metafunc.parametrize("slurm", names, ids=names, indirect=True, scope="session")
+
+
+def _variants(metafunc: pytest.Metafunc) -> None:
     asked = os.environ.get("SUPERV_LAB", "")
     choice = {"": ("plain",), "plain": ("plain",), "strict": ("strict",), "all": VARIANTS}
     if asked not in choice:
@@ -58,6 +85,18 @@ def strict(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
+def slurm(request: pytest.FixtureRequest, fence: Path) -> str:
+    name: str = getattr(request, "param", OWN)
+    if name == OWN:
+        return ""
+    try:
+        packages.get(name)
+    except packages.UnavailableError as error:
+        pytest.skip(f"no lab with Slurm {name}: {error}")
+    return name
+
+
+@pytest.fixture(scope="session")
 def fence() -> Iterator[Path]:
     if os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip("a lab needs root and Slurm's packages")
@@ -66,9 +105,9 @@ def fence() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
+def shared_lab(fence: Path, strict: bool, slurm: str) -> Iterator[Lab]:
     there = Lab(f"{leftovers.NAME}-shared")
-    there.up(3, settings=SETTINGS, strict=strict)
+    there.up(3, settings=SETTINGS, strict=strict, slurm=slurm)
     yield there
     there.down()
 
@@ -91,14 +130,14 @@ def lab(shared_lab: Lab) -> Lab:
 
 
 @pytest.fixture
-def make_lab(world: None, strict: bool) -> Iterator[Callable[..., Lab]]:
+def make_lab(world: None, strict: bool, slurm: str) -> Iterator[Callable[..., Lab]]:
     made: list[Lab] = []
     numbers = count(1)
 
     def make(nodes: int, **wishes: object) -> Lab:
         there = Lab(f"{leftovers.NAME}-{next(numbers)}")
         made.append(there)
-        there.up(nodes, **{"strict": strict, **wishes})  # type: ignore[arg-type]
+        there.up(nodes, **{"strict": strict, "slurm": slurm, **wishes})  # type: ignore[arg-type]
         return there
 
     yield make

@@ -378,10 +378,10 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def shared_lab(fence: Path, strict: bool) -> Iterator[Lab]:
+def shared_lab(fence: Path, strict: bool, slurm: str) -> Iterator[Lab]:
     """The module's own: three nodes that train, and a spare."""
     there = Lab(f"{leftovers.NAME}-runs")
-    there.up(NODES + SPARES, settings=SETTINGS, strict=strict)
+    there.up(NODES + SPARES, settings=SETTINGS, strict=strict, slurm=slurm)
     yield there
     there.down()
 

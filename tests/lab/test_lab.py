@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from runs import SETTINGS
 
-from lab import build
+from lab import build, packages
 from lab.cluster import Lab, exposed_by_default
 from lab.faults import read as read_faults
 from lab.layout import BASE
@@ -129,6 +130,29 @@ def test_the_shared_folder_is_shared_and_a_mount(lab: Lab) -> None:
     assert ok(lab, "n2", "cat", f"{lab.shared}/seen") == "1\n"
     ok(lab, "n3", "rm", f"{lab.shared}/seen")
     assert ok(lab, "n3", "mountpoint", "-q", str(lab.shared)) == ""
+
+
+def test_a_machine_that_gets_a_user_takes_none_from_nodes(lab: Lab) -> None:
+    """useradd and passwd put a new file in the place of /etc/passwd."""
+    with open("/etc/.pwd.lock", "a") as lock:  # lckpwdf(3): nobody changes them meanwhile
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        for path in (Path("/etc/passwd"), Path("/etc/group")):
+            new = path.with_name(f"{path.name}.superv-test")
+            shutil.copy2(path, new)
+            new.replace(path)
+    for node in ("ctl", "login", *lab.compute):
+        assert ok(lab, node, "id", "-un", "superv") == "superv\n"
+    assert sorted(each(lab, "id", "-un")) == [f"{i}: superv" for i in range(3)]
+    assert "ctl" in ok(lab, "n1", "getent", "hosts", "ctl")
+
+
+def test_what_a_node_writes_to_its_etc_is_its_own(lab: Lab) -> None:
+    ok(lab, "n1", "sh", "-c", "echo n1 >/etc/superv-test", user="root")
+    try:
+        assert not Path("/etc/superv-test").exists()
+        assert lab.run("n2", ["cat", "/etc/superv-test"]).rc == 1
+    finally:
+        ok(lab, "n1", "rm", "/etc/superv-test", user="root")
 
 
 def test_orphans_are_reaped(lab: Lab) -> None:
@@ -345,6 +369,21 @@ def test_without_root_there_is_one_clear_line(lab: Lab) -> None:
 def test_no_lab_names_those_that_are_there(lab: Lab) -> None:
     with pytest.raises(UserError, match=f"there is no lab 'nowhere' .*{lab.name}"):
         Lab("nowhere").status()
+
+
+def test_a_release_that_cannot_be_fetched_says_why_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody listens there
+    with tempfile.TemporaryDirectory(dir="/var/cache") as folder:
+        with pytest.raises(packages.UnavailableError, match=r"trixie can.t be fetched: apt"):
+            packages.get("24.11", cache=Path(folder))
+        assert [path.name for path in Path(folder).iterdir()] == ["24.11.lock"]
+        Path(folder).chmod(0o777)
+        with pytest.raises(UserError, match="others may write to it"):
+            packages.get("24.11", cache=Path(folder))
+    with pytest.raises(UserError, match=r"--slurm 21.08: valid are 24.11, 26.05; without"):
+        packages.get("21.08")
 
 
 # So many nodes that it is far from its end when 20 processes are there, on a busy machine too.
