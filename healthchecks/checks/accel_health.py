@@ -172,7 +172,9 @@ def _errors(
 def accel_heat(
     ctx: Ctx,
     *,
-    warn_margin: Annotated[float, About(doc="Below the slowdown, to warn at.", unit="°C")] = 5.0,
+    warn_margin: Annotated[
+        float, About(doc="Below the slowdown, to warn at.", unit="°C", ge=-100)
+    ] = 5.0,
     lasts_s: Annotated[
         float, About(doc="How long at or above the slowdown is a failure.", unit="s", ge=0)
     ] = 30.0,

@@ -124,10 +124,10 @@ def thermal(
     ctx: Ctx,
     *,
     warn_margin: Annotated[
-        int, About(doc="Degrees below the slowdown temperature to warn at.", unit="°C")
+        int, About(doc="Degrees below the slowdown temperature to warn at.", unit="°C", ge=-100)
     ] = 5,
     fail_margin: Annotated[
-        int, About(doc="Degrees below the slowdown temperature to fail at.", unit="°C")
+        int, About(doc="Degrees below the slowdown temperature to fail at.", unit="°C", ge=-100)
     ] = 0,
     lasts_s: Annotated[
         float, About(doc="For how long looks must find that before it fails.", unit="s", ge=0)

@@ -22,7 +22,8 @@ def roce_gid(
     *,
     ignore: Ignore = (),
     index: Annotated[
-        int, About(doc="GID index that must be RoCE v2 over IPv4 (NCCL_IB_GID_INDEX); -1: any.")
+        int,
+        About(doc="GID index that must be RoCE v2 over IPv4 (NCCL_IB_GID_INDEX); -1: any.", ge=-1),
     ] = -1,
 ) -> Result:
     """RoCE ports have a RoCE v2 GID of an IPv4 address, at the same index on every node.

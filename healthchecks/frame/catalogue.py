@@ -32,7 +32,7 @@ Every check has `enabled` (`checks: {ipmi.sel: {enabled: false}}`: SKIP, and the
 `ignore` of its own. For some nodes alone: `groups: [{nodes: "n[1-8]", checks: {…}}]`, or
 `partition: NAME` in place of `nodes`, in jobs, srun and Prologs, where Slurm tells it. A job may
 switch off more (`preflight: {checks: …}`), and nothing on again; `superv check --list` shows what
-is off on this node.
+is off on this node, and which line of which file says so.
 """
 
 _DRAINS = """

@@ -15,7 +15,7 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -285,6 +285,9 @@ class Check:
             if typing.get_origin(hint) is typing.Annotated:
                 hint, about = typing.get_args(hint)[:2]
             assert isinstance(about, About), f"{self.name}: {name} has no About"
+            numbers = (int, float, tuple[int, ...], tuple[float, ...])
+            if hint in numbers and about.ge is None:  # sizes, times, counts: none is negative
+                about = replace(about, ge=0)
             found[name] = Option(name=name, hint=hint, about=about, default=parameter.default)
         return found
 

@@ -83,12 +83,11 @@ def select(names: Sequence[str] = (), tags: Iterable[str] = ()) -> list[Check]:
     if not names and not wanted_tags:
         raise UserError("nothing to run: name checks or tags")
     wanted: set[str] = set() if names else set(every)
+    names = [name for one in names for name in one.split(",") if name]
     for name in names:
         found = {name} if name in every else {c for c in every if c.startswith(f"{name}.")}
         if not found:
-            raise UserError(
-                f"no check {name!r}{_guess(name, every)}; superv check --list shows all"
-            )
+            raise UserError(_no_check(name, (*every, *_groups(every))))
         wanted |= found
     chosen = [
         c for n, c in every.items() if n in wanted and (not wanted_tags or c.tags & wanted_tags)
@@ -108,10 +107,19 @@ def named(name: str, where: str) -> Check:
     if name not in every:
         if any(known.startswith(f"{name}.") for known in every):
             raise UserError(f"{where}: {name} is a group; name one check")
-        raise UserError(
-            f"{where}: no check {name!r}{_guess(name, every)}; superv check --list shows all"
-        )
+        raise UserError(f"{where}: {_no_check(name, every)}")
     return every[name]
+
+
+def _no_check(name: str, every: Iterable[str]) -> str:
+    """What is said of a name that no check has: the one that is meant, else what there is."""
+    there = _guess(name, every) or f"; there are {' '.join(_groups(every))}"
+    return f"no check {name!r}{there.rstrip('?')}; superv check --list shows all"
+
+
+def _groups(every: Iterable[str]) -> list[str]:
+    """The first words of the checks' names: each means all that begin with it."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in every))
 
 
 def _guess(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 
 from healthchecks.frame import own
 from healthchecks.frame.registry import named, settings_for
+from healthchecks.frame.switches import HINTS
 from supervisor.config import Site, load_site
+from supervisor.config.document import At
 from supervisor.config.document import named as named_file
 from supervisor.config.site import PlacedSettings
 from supervisor.core.errors import UserError
@@ -36,34 +38,67 @@ def of_site(site: Site, sets: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         for number, group in enumerate(site.groups):
             checked(group.checks, f"site.yaml: groups[{number}].checks")
         found[GROUPS] = {"groups": [asdict(group) for group in site.groups]}
-    for given in sets:
-        place, equals, value = given.partition("=")
-        name, dot, key = place.rpartition(".")
-        if not (equals and dot and name):
-            raise UserError(f"--set {given}: expected CHECK.KEY=VALUE, as fs.local.warn_percent=80")
-        option = named(name, f"--set {given}").options().get(key)
-        several = option is not None and typing.get_origin(option.hint) is tuple
-        found.setdefault(name, {})[key] = _several(given, value) if several else value
+    for name, values in given(sets).items():
+        found[name] = {**found.get(name, {}), **values}
+        for group in found.get(GROUPS, {}).get("groups", ()):  # who types it means every node
+            there = group["checks"].get(name, {})
+            group["checks"] |= {name: there | {k: v for k, v in values.items() if k in there}}
     return found
+
+
+def given(sets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What --set says, by check and key. Raises UserError."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in sets:
+        name, key, value = _set(one)
+        found.setdefault(name, {})[key] = value
+    return found
+
+
+def _set(given: str) -> tuple[str, str, Any]:
+    """The check, its key and the value of CHECK.KEY=VALUE. Raises UserError."""
+    place, equals, text = given.partition("=")
+    name, dot, key = place.rpartition(".")
+    if not (equals and dot and name):
+        raise UserError(f"--set {given}: expected CHECK.KEY=VALUE, as fs.local.warn_percent=80")
+    check = named(name, f"--set {given}")
+    option = check.options().get(key)
+    hint = option.hint if option is not None else HINTS.get(key)
+    value = _several(given, text) if typing.get_origin(hint) is tuple else text
+    try:
+        settings_for(check, {key: value})
+    except UserError as error:
+        why = str(error).removeprefix(f"{name}: ").removeprefix(f"{key}: ")
+        raise UserError(f"--set {given}: {why}") from error
+    return name, key, value
 
 
 def checked(checks: Settings, where: str) -> dict[str, dict[str, Any]]:
     """Settings that their checks take. Raises UserError, with file and line as far as known."""
     for name, values in checks.items():
-        check = named(name, _at(checks, name, "") or where)
+        check = named(name, at_of(checks, name, "") or where)
         for key, value in values.items():
             try:
                 settings_for(check, {key: value})
             except UserError as error:
-                raise UserError(f"{_at(checks, name, key) or where}: {error}") from error
+                raise UserError(f"{at_of(checks, name, key) or where}: {error}") from error
     return {name: dict(values) for name, values in checks.items()}
 
 
-def _at(checks: Settings, name: str, key: str) -> str:
-    """Where a check's setting stands, as `site.yaml:3`."""
-    places = checks.places if isinstance(checks, PlacedSettings) else {}
-    at = places.get((name, key))
-    return f"{named_file(at.file)}:{at.line}: {at.key.partition('.')[0]}" if at else ""
+def at_of(checks: Settings, name: str, key: str) -> str:
+    """Where a check's setting stands, for an error: as `site.yaml:3: checks`."""
+    at = _place(checks, name, key)
+    return f"{line_of(checks, name, key)}: {at.key.partition('.')[0]}" if at else ""
+
+
+def line_of(checks: Settings, name: str, key: str) -> str:
+    """Where a check's setting stands, as `site.yaml:3`; empty where nobody remembers."""
+    at = _place(checks, name, key)
+    return f"{named_file(at.file)}:{at.line}" if at else ""
+
+
+def _place(checks: Settings, name: str, key: str) -> At | None:
+    return checks.places.get((name, key)) if isinstance(checks, PlacedSettings) else None
 
 
 def _several(given: str, value: str) -> Any:

@@ -22,7 +22,7 @@ COMMON: Mapping[str, About] = {
     ),
 }
 OFF = "switched off in site.yaml or job.yaml"  # how the result of what is not run begins
-_HINTS: Mapping[str, Any] = {"enabled": bool, "ignore": tuple[str, ...]}
+HINTS: Mapping[str, Any] = {"enabled": bool, "ignore": tuple[str, ...]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +56,9 @@ def switches_for(check: Check, given: Mapping[str, Any]) -> Switches:
         from supervisor.config.schema import describe
 
         try:
-            values[key] = convert(value, _HINTS[key], COMMON[key])
+            values[key] = convert(value, HINTS[key], COMMON[key])
         except ValueError as error:
-            expected = describe(_HINTS[key], COMMON[key])
+            expected = describe(HINTS[key], COMMON[key])
             raise UserError(f"{check.name}: {key}: expected {expected}, got {value!r}") from error
     return Switches(**values)
 
@@ -70,14 +70,22 @@ def of_node(
 
     Raises UserError for groups that are none.
     """
-    from supervisor.core.nodeset import expand
-
     found = {name: values for name, values in settings.items() if name != GROUPS}
     try:
         for group in settings.get(GROUPS, {}).get("groups", ()):
-            if node in expand(group["nodes"]) or (partition and partition == group["partition"]):
+            if holds(group["nodes"], group["partition"], node, partition):
                 for name, values in group["checks"].items():
                     found[name] = {**found.get(name, {}), **values}
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"groups: not as they are sent to nodes: {error!r}") from error
     return found
+
+
+def holds(nodes: str, partition: str, node: str, of: str) -> bool:
+    """Whether a group of `nodes`, or of a `partition`, is this node's, which is `of` a partition.
+
+    Raises ValueError.
+    """
+    from supervisor.core.nodeset import expand
+
+    return node in expand(nodes) or bool(of and partition == of)

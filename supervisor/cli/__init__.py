@@ -41,6 +41,12 @@ COMMANDS = {
 # Work on no storage that could hang, or have children of their own for it.
 AT_HOME = ("lab", "demo")
 
+# What an option takes, and where what there is stands.
+LISTED = {
+    "CHECK": " (superv check --list shows them)",
+    "CHECK.KEY=VALUE": " (superv check --list shows them)",
+}
+
 
 class Commands(click.Group):
     """A group that says which commands are valid where there is no such one.
@@ -118,7 +124,9 @@ def main() -> None:
         code = 0
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        code = _fail(f"{_sentence(error.format_message())}{where}", 2, debug)
+        code = _fail(
+            _lacks(error, words) or f"{_sentence(error.format_message())}{where}", 2, debug
+        )
     except click.exceptions.Exit as end:
         code = end.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -136,6 +144,22 @@ def _sentence(text: str) -> str:
     """What click says in sentences, as one without a full stop: a hint follows it."""
     parts = " ".join(text.split()).rstrip(".").split(". ")
     return "; ".join(part[:1].lower() + part[1:] for part in parts)
+
+
+def _lacks(error: click.UsageError, words: list[str]) -> str:
+    """What the value of an option is that lacks it, and how what there is is listed; else empty."""
+    if not (isinstance(error, click.BadOptionUsage) and "requires an argument" in error.message):
+        return ""
+    found: click.Command = cli
+    context = click.Context(cli)
+    for word in words:
+        if isinstance(found, click.Group) and (inner := found.get_command(context, word)):
+            found, context = inner, click.Context(inner, context, word)
+    for param in found.params:
+        if error.option_name in param.opts:
+            what = param.make_metavar(context)
+            return f"{error.option_name} needs a value: {what}{LISTED.get(what, '')}"
+    return ""
 
 
 def _refuse_bytes(words: list[str]) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from healthchecks.frame.check import Check
     from healthchecks.frame.report import Finding, Report
+    from healthchecks.frame.switched_off import SwitchedOff
+    from supervisor.config import Site
 
 
 @click.command()
@@ -69,12 +71,13 @@ def check(
     from healthchecks.frame import report as documents
     from healthchecks.frame.registry import select
     from healthchecks.frame.runner import Order, enough_s, run
-    from healthchecks.frame.settings import merged
+    from healthchecks.frame.settings import of_site
     from healthchecks.frame.state import default_folder
-    from healthchecks.frame.switches import of_node
+    from supervisor.config import load_site
 
     names += more
-    settings = merged(os.environ, sets)  # the site's own checks are known from here on
+    site = load_site(os.environ)
+    settings = of_site(site, sets)  # the site's own checks are known from here on
     chosen = tuple(tag.strip() for tag in tags.split(",")) if tags else ()
     if explain and not names:
         raise click.UsageError("--explain: name the checks; superv check --list shows all")
@@ -83,7 +86,7 @@ def check(
         return
     if listing:
         shown = select(names, chosen) if names or chosen else select(tags=_all_tags())
-        _list(shown, as_json, of_node(settings, *_here()))
+        _list(shown, as_json, _off(shown, site, sets))
         return
     if not names and not chosen:
         chosen = ("preflight",)
@@ -163,10 +166,18 @@ def _here() -> tuple[str, str]:
     return node, os.environ.get("SLURM_JOB_PARTITION", "")
 
 
-def _list(checks: list[Check], as_json: bool, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    from healthchecks.frame.switches import switches_for
+def _off(checks: list[Check], site: Site, sets: tuple[str, ...]) -> dict[str, list[SwitchedOff]]:
+    """What is switched off on this node, by check."""
+    from healthchecks.frame.settings import given
+    from healthchecks.frame.switched_off import switched_off
 
-    off = {c.name: switches_for(c, settings.get(c.name, {})) for c in checks}
+    found: dict[str, list[SwitchedOff]] = {}
+    for one in switched_off(checks, site, *_here(), given(sets)):
+        found.setdefault(one.check, []).append(one)
+    return found
+
+
+def _list(checks: list[Check], as_json: bool, off: Mapping[str, list[SwitchedOff]]) -> None:
     if as_json:
         import json
 
@@ -174,15 +185,17 @@ def _list(checks: list[Check], as_json: bool, settings: Mapping[str, Mapping[str
 
         rows = document(checks)
         for row in rows["checks"]:
-            row["enabled"] = off[row["check"]].enabled
-            row["ignored"] = [*off[row["check"]].ignore]
+            said = off.get(row["check"], [])
+            row["enabled"] = all(one.switches.enabled for one in said)
+            row["ignored"] = [item for one in said for item in one.switches.ignore]
+            row["switched_off"] = [{"what": one.what, "where": one.where} for one in said]
         click.echo(json.dumps(rows, indent=2))
         return
     page: list[Any] = []
     for item in checks:
         page.append(terminal.entry(item.name, ", ".join(sorted(item.tags)), 21))
-        if text := off[item.name].text():
-            page.append(terminal.entry("", f"switched off here: {text}", 4))
+        for one in off.get(item.name, []):
+            page.append(terminal.entry("", f"switched off here: {one.what} ({one.where})", 4))
         page.append(terminal.entry("", item.summary, 4))
         for option in item.options().values():
             unit = f" {option.about.unit}" if option.about.unit else ""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from supervisor.host import terminal
+
+if TYPE_CHECKING:
+    from supervisor.config import Job, Site
 
 
 @click.command()
@@ -58,20 +62,32 @@ def _suites(found: dict[str, tuple[str, ...]], running_s: float) -> None:
         terminal.show([" ".join(names)])
 
 
+def _switched_off(job: Job, site: Site) -> None:
+    """Which of them are left out, and which line says so."""
+    from healthchecks.frame.registry import select
+    from healthchecks.frame.switched_off import of_job
+
+    found = list(of_job(select((), (*job.preflight.tags, "running")), job, site))
+    if found:
+        click.echo("\n# of these left out")
+    for nodes, off in found:
+        on = f" on {nodes}" if nodes else ""
+        click.echo(f"{off.check}{on}: {off.what} ({off.where})")
+
+
 def _dry_run(job_file: Path) -> None:
     import os
     import shlex
 
     from supervisor.config import load_job, load_site
     from supervisor.engine.dry_run import dry_run
-    from supervisor.engine.hook_notes import hook_notes
-    from supervisor.engine.launching import emptied_notes
+    from supervisor.engine.launching import notes_of
     from supervisor.engine.wiring import suites
     from supervisor.run.snapshot import CODE
 
     job, site = load_job(job_file), load_site(os.environ)
     would = dry_run(job, site)
-    for note in (*job.notes, *site.notes, *emptied_notes(job, site), *hook_notes(job)):
+    for note in notes_of(job, site):
         click.echo(f"# {note}")
     click.echo(f"# {would.spec.nodes} nodes: {job.nodes} that train, {job.spares} spare")
     for name, value in sorted(would.spec.slurm.items()):
@@ -98,6 +114,7 @@ def _dry_run(job_file: Path) -> None:
     else:
         click.echo("# the code is read where it is, at every start (trainer.snapshot: false)")
     _suites(suites(job, site), job.preflight.running_s)
+    _switched_off(job, site)
     click.echo("\n# added to the environment of every rank, beside torchrun's variables")
     for name, value in sorted(would.env.items()):
         click.echo(f"{name}={shlex.quote(value)}")

@@ -93,7 +93,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
     first, seed = _beginnings(job, origin)
-    notes = (*job.notes, *site.notes, *emptied_notes(job, site), *hook_notes(job))
+    notes = notes_of(job, site)
     if not job.checkpoints:
         notes += ("no checkpoints are configured: restarts begin at step 0",)
     with folder.new(site.state_dir, job.name) as made:
@@ -149,6 +149,14 @@ def _programs(job: Job) -> None:
                 f"{name}: not in PATH, and launcher: {job.launcher} needs it; launch where the "
                 "cluster's commands are, or say `launcher: local` to run on this machine alone"
             )
+
+
+def notes_of(job: Job, site: Site) -> tuple[str, ...]:
+    """What whoever launches this job should hear, a line each. Raises UserError."""
+    from healthchecks.frame.switched_off import without_effect
+
+    emptied = emptied_notes(job, site)
+    return (*job.notes, *site.notes, *emptied, *hook_notes(job), *without_effect(job, site))
 
 
 def emptied_notes(job: Job, site: Site) -> tuple[str, ...]:
@@ -339,10 +347,7 @@ def resume(
     _check_change(run, job)
     site = load_site(env)
     notes = [
-        *job.notes,
-        *site.notes,
-        *emptied_notes(job, site),
-        *hook_notes(job),
+        *notes_of(job, site),
         *_changes(run_dir, old, site, config),
     ]
     first = _first_attempt(job)

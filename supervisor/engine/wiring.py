@@ -122,10 +122,13 @@ def _health(
 
 
 def _group(group: NodeGroup, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A group of nodes as it is sent; what the job itself leaves out is left out there, too."""
+    """A group of nodes as it is sent: the job's settings come before its own, too, and what
+    either leaves out is left out there.
+    """
     found = asdict(group)
     for name, values in found["checks"].items():
-        values |= narrowed(values, own.get(name, {}))
+        ours = {key: value for key, value in own.get(name, {}).items() if key in values}
+        found["checks"][name] = {**values, **ours, **narrowed(values, ours)}
     return found
 
 

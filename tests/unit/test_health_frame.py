@@ -90,7 +90,7 @@ def test_choosing_by_name_group_and_tag(fresh: None):
 @pytest.mark.parametrize(
     ("names", "tags", "text"),
     [
-        (["new.c"], [], "no check 'new.c'; did you mean new.a?; superv check --list shows all"),
+        (["new.c"], [], "no check 'new.c'; did you mean new.a; superv check --list shows all"),
         ([], ["prologue"], "no tag 'prologue'; valid: preflight, prolog, running, deep"),
         (["new"], ["running"], "new: not of running, but of deep"),
         ([], [], "nothing to run: name checks or tags"),
@@ -409,10 +409,20 @@ def test_the_list(third: dict[str, str]):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["gpu.cont"], "superv: no check 'gpu.cont'"),
+        (["gpu.cont"], "superv: no check 'gpu.cont'; did you mean gpu.count; superv check --list"),
+        (["gpu.count,eccc"], "superv: no check 'eccc'; did you mean ecc"),
+        (["--check", "nosuch"], "superv: no check 'nosuch'; there are accel cpu "),
+        (["--check"], "superv: --check needs a value: CHECK (superv check --list shows them)"),
+        (["--set", "clock.warn_ms=abc"], "superv: --set clock.warn_ms=abc: expected a number ≥ 0"),
+        (["--set", "clock.warn=3"], "superv: --set clock.warn=3: no key 'warn'; valid: warn_ms, "),
+        (
+            ["--set", "nfs.gate.slow_ms=-1"],
+            "superv: --set nfs.gate.slow_ms=-1: expected a number ≥ 0",
+        ),
+        (["--set", "xid.enabled=maybe"], "superv: --set xid.enabled=maybe: expected true or false"),
         (
             ["third.good", "--set", "third.good.most=0"],
-            "superv: third.good: most: expected a whole",
+            "superv: --set third.good.most=0: expected a whole",
         ),
     ],
 )

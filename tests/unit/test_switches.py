@@ -17,6 +17,7 @@ from healthchecks.frame.context import Ctx
 from healthchecks.frame.registry import registered
 from healthchecks.frame.runner import Order, run
 from healthchecks.frame.settings import of_site
+from healthchecks.frame.switched_off import of_job, without_effect
 from healthchecks.frame.switches import OFF, common, of_node
 from supervisor.cli.check import check
 from supervisor.config import load_site, parse_job
@@ -140,8 +141,12 @@ def test_list_says_what_is_switched_off_here(
     monkeypatch.setenv("SUPERV_SITE", str(tmp_path / "site.yaml"))
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     shown = CliRunner().invoke(check, ["--list", "xid", "fs.local"]).output
-    assert "switched off here: enabled: false" in shown
-    assert "switched off here: ignore: /scratch*" in shown
+    words = " ".join(shown.split())
+    assert f"switched off here: enabled: false ({tmp_path}/site.yaml:3)" in words
+    assert f"switched off here: ignore: /scratch* ({tmp_path}/site.yaml:7)" in words
+    args = ["--list", "xid", "fs.local", "--set", "fs.local.ignore=/a,/b"]
+    typed = CliRunner().invoke(check, args).output
+    assert "switched off here: ignore: /a, /b (--set)" in typed
     rows = json.loads(CliRunner().invoke(check, ["--list", "--json", "xid", "kernel"]).output)
     assert [(row["check"], row["enabled"]) for row in rows["checks"]] == [
         ("kernel", True),
@@ -166,6 +171,43 @@ def test_gpus_are_ignored_by_serial_number_uuid_or_address(tmp_path: Path) -> No
         run(order)
         (found,) = [f.result for f in run(order).findings if f.check == "a.b"]
         assert found.devices == ("mlx5_9",), pattern
+
+
+def test_what_is_typed_holds_over_groups_and_makes_lists(tmp_path: Path) -> None:
+    group = {"nodes": "n1", "checks": {"xid": {"enabled": False}, "fs.local": {"ignore": ["/a"]}}}
+    settings = of_site(
+        site_of(tmp_path, groups=[group]), ["xid.enabled=true", "fs.local.ignore=/b"]
+    )
+    assert of_node(settings, "n1", "") == {
+        "xid": {"enabled": "true"},
+        "fs.local": {"ignore": ["/b"]},
+    }
+
+
+def job_of(tmp_path: Path, **checks: Any) -> Any:
+    text = yaml.safe_dump({**yaml.safe_load(JOB), "preflight": {"checks": checks}})
+    return parse_job(text, tmp_path / "job.yaml")
+
+
+def test_a_job_sets_limits_on_every_node_and_loses_no_ignore_of_the_site(tmp_path: Path) -> None:
+    group = {"nodes": "n1", "checks": {"fs.local": {"warn_percent": 70}}}
+    site = site_of(tmp_path, groups=[group], checks={"fs.local": {"ignore": ["/a"]}})
+    health = _health(job_of(tmp_path, **{"fs.local": {"warn_percent": 90, "ignore": ["/b"]}}), site)
+    assert health is not None
+    found = {node: of_node(health.settings, node, "")["fs.local"] for node in ("n1", "n2")}
+    assert found["n1"] == found["n2"] == {"warn_percent": "90", "ignore": ["/a", "/b"]}
+
+
+def test_what_a_job_can_not_switch_on_is_said(tmp_path: Path) -> None:
+    site = site_of(tmp_path, checks={"xid": {"enabled": False}})
+    job = job_of(tmp_path, xid={"enabled": True}, clock={"enabled": True})
+    assert without_effect(job, site) == [
+        f"{tmp_path}/job.yaml:9: xid: enabled: true has no effect: {tmp_path}/site.yaml:3 has "
+        "switched it off; a job may leave out more, and nothing less"
+    ]
+    assert [
+        (who, off.check, off.where) for who, off in of_job([*registered().values()], job, site)
+    ] == [("", "xid", f"{tmp_path}/site.yaml:3")]
 
 
 @pytest.mark.parametrize(
