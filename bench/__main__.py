@@ -18,6 +18,7 @@ MODULES = (
     "rank_killed",
     "torch_gloo",
     "node_off",
+    "torch_cuda",
     "torchtitan",
     "many_nodes",
     "help_text",

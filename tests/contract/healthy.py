@@ -380,6 +380,33 @@ NODES = [
         ),
     ),
     HealthyNode(
+        name="a microVM with one H100",
+        source="seen on such a machine (docs/hardware-seen.md): Firecracker, driver 580.159.04; no "
+        "NVSwitch, no NIC; NVML says of fabric and NVLink that they are not supported; the driver "
+        "writes these lines whenever it is loaded",
+        change=both(
+            no_nics,
+            gpus(
+                "NVIDIA H100 80GB HBM3",
+                1,
+                UNFABRIC,
+                *HOPPER_FIELDS,
+                "nvmlDeviceGetNvLinkState * rc 3",
+                "nvmlDeviceGetP2PStatus * rc 3",
+                "nvmlDeviceGetRepairStatus * rc 3",
+                *(f"nvmlDeviceGetFieldValues/{n} * rc 3" for n in (148, 149, 150, 160, 161, 162)),
+            ),
+            cpus(16),
+            logged(
+                "nvidia: loading out-of-tree module taints kernel.",
+                "NVRM: gpuClearFbhubPoisonIntrForBug2924523_GA100: FBHUB Interrupt detected. "
+                "Clearing it.",
+                "NVRM: Persistence mode is deprecated and will be removed in a future release. "
+                "Please use nvidia-persistenced instead.",
+            ),
+        ),
+    ),
+    HealthyNode(
         name="bonded ConnectX",
         source="Linux drivers/infiniband/hw/mlx5 (LAG): one RDMA device for the bond, on the first "
         "function; its GIDs are of the bond and of the VLAN above it",

@@ -113,6 +113,35 @@ LOG = [
             "driver 550, heartbeat_ls10.c",
             "nvidia-nvswitch0: SXid (PCI:0000:05:00.0): 28003, OSFP over temperature on module 3",
         ),
+        (
+            WARN,
+            "Xid 31",
+            "written by driver 580.159.04 on an H100 as a program wrote out of bounds",
+            xid(
+                31,
+                "pid=1537, name=xid, channel 0x0000000a, intr 00000000. MMU Fault: ENGINE "
+                "GRAPHICS GPC1 GPCCLIENT_T1_8 faulted @ 0x7f00_00001000. Fault is of type "
+                "FAULT_PDE ACCESS_TYPE_VIRT_WRITE",
+            ),
+        ),
+        (
+            WARN,
+            "Xid 13",
+            "driver 580.159.04, H100: a misaligned address; this line names no process",
+            xid(13, "Graphics SM Warp Exception on (GPC 1, TPC 4, SM 0): Misaligned Address"),
+        ),
+        (
+            WARN,
+            "Xid 13",
+            "driver 580.159.04, H100: the third line of the same event",
+            xid(13, "pid=1543, name=xid, Graphics Exception: channel 0x0000000a, Class 0000cbc0"),
+        ),
+        (
+            WARN,
+            "Xid 43",
+            "driver 580.159.04, H100: an assertion of a torch kernel, an index out of bounds",
+            xid(43, "pid=1549, name=python3, channel 0x0000000a"),
+        ),
         (WARN, "SEC2", "driver 580, nverror.h: 169", xid(169, "pid=1, name=a, SEC2 halted")),
         (WARN, "C2C", "driver 580, nverror.h: 173", xid(173, "C2C fatal link failure")),
         (WARN, "memory subsystem", "driver 590, nverror.h", xid(175, "pid=1, name=a, mem")),
