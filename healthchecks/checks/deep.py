@@ -1,4 +1,7 @@
-"""Tests that load idle GPUs: arithmetic, copies, memory. Run by a Python that has torch."""
+"""Tests that load idle GPUs: arithmetic, copies, memory. Run by a Python that has torch.
+
+NVIDIA's through a torch for CUDA, AMD's through one for ROCm, which calls its devices `cuda` too.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
-from healthchecks.frame.check import Findings, NoTool, Result, Unknown, check
+from healthchecks.accelerators.makers import WATCHED
+from healthchecks.accelerators.port import Accelerator
+from healthchecks.frame.check import Findings, NoTool, Result, Skip, Unknown, check
 from healthchecks.frame.context import Ctx
 from healthchecks.sources import nvml
 from healthchecks.sources.nvml import open_nvml
@@ -37,23 +42,62 @@ def _load_check(
         deadline_s=deadline_s,
         timeout_fix="look for Xids in the kernel log; where processes can't be killed, reboot the "
         "node",
-        untested="no GPU: the probe was run on processors only",
+        untested="no GPU, and no torch for ROCm: the probe was run on processors only",
     )
 
 
-def _probe(
-    ctx: Ctx, python: str, test: str, deadline_s: float, *args: str
-) -> tuple[Mapping[int, nvml.Gpu], dict[str, Any]]:
-    """The GPUs by index, and what the probe printed. Raises Skip without a GPU, Unknown."""
-    driver = open_nvml(ctx)
+class Device(Protocol):
+    """What is loaded, whoever made it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def bdf(self) -> str: ...
+
+
+Devices = Mapping[int, Device]
+
+
+def _idle(ctx: Ctx) -> tuple[Devices, str]:
+    """The node's GPUs by index, and who counts them. Raises Skip without one, Unknown."""
+    try:
+        driver = open_nvml(ctx)
+    except Skip as none:
+        return _of_others(ctx, none)
     try:
         busy = [gpu.label for gpu in driver.gpus if driver.in_use(gpu)]
     except nvml.NvmlCallError as error:
         raise Unknown(f"whether the GPUs are idle is not known: {error}") from error
-    ctx.announce("")
+    _none_of(busy)
+    return {gpu.index: gpu for gpu in driver.gpus}, "NVML"
+
+
+def _of_others(ctx: Ctx, none: Skip) -> tuple[Devices, str]:
+    for maker in WATCHED:
+        if devices := {one.index: one for one in maker.devices(ctx)}:
+            _none_of(sorted({devices[p.index].label for p in maker.processes(ctx)}))
+            return devices, maker.driver
+    raise none
+
+
+def _none_of(busy: Sequence[str]) -> None:
     if busy:
         raise Unknown(f"{', '.join(busy)} compute for somebody: only idle GPUs are loaded")
-    done = ctx.command(python or sys.executable, str(_PROBE), test, *args, deadline_s=deadline_s)
+
+
+def _probe(
+    ctx: Ctx, python: str, test: str, deadline_s: float, *args: str
+) -> tuple[Devices, dict[str, Any]]:
+    """The GPUs by index, and what the probe printed. Raises Skip without a GPU, Unknown."""
+    gpus, counted_by = _idle(ctx)
+    ctx.announce("")
+    backend = "cuda" if counted_by == "NVML" else "rocm"
+    argv = (python or sys.executable, str(_PROBE), test, f"--backend={backend}", *args)
+    done = ctx.command(*argv, deadline_s=deadline_s)
     ctx.announce("")
     try:
         said = json.loads(done.out.strip().splitlines()[-1])
@@ -69,7 +113,27 @@ def _probe(
         )
     if done.rc == 3:
         raise Unknown(f"{said['refused']}; give deep.{test}.python the trainer's")
-    return {gpu.index: gpu for gpu in driver.gpus}, said
+    said = _placed(gpus, said) | {"counted_by": counted_by}
+    count = len(said["devices"])
+    if counted_by != "NVML" and count > len(gpus):  # cut into several: by torch's numbers
+        parts = (Accelerator(index=n, bdf=f"torch:{n}", model="") for n in range(count))
+        return {part.index: part for part in parts}, said
+    return gpus, said
+
+
+def _placed(gpus: Devices, said: dict[str, Any]) -> dict[str, Any]:
+    """The probe's rows under the node's own indices, where torch tells the PCI addresses.
+
+    ROCm's order is its own; CUDA's was asked to be the bus's. Where a device is cut into several,
+    one address has many, and torch's numbers stay.
+    """
+    at = {gpu.bdf.rpartition(".")[0]: gpu.index for gpu in gpus.values()}
+    ours = {row["index"]: at.get(row.get("at", "")) for row in said["devices"]}
+    if None in ours.values() or len({*ours.values()}) < len(ours):
+        return said
+    rows = [row | {"index": ours[row["index"]]} for row in said["devices"]]
+    pairs = [p | {end: ours[p[end]] for end in ("from", "to")} for p in said.get("pairs", ())]
+    return said | {"devices": sorted(rows, key=lambda row: row["index"]), "pairs": pairs}
 
 
 def _sound(found: Findings, rows: Sequence[Mapping[str, Any]], what: str) -> list[Any]:
@@ -88,12 +152,13 @@ def _sound(found: Findings, rows: Sequence[Mapping[str, Any]], what: str) -> lis
     return sound
 
 
-def _count(found: Findings, gpus: Mapping[int, nvml.Gpu], rows: Sequence[Any]) -> None:
-    if len(rows) != len(gpus):
+def _count(found: Findings, gpus: Devices, said: Mapping[str, Any]) -> None:
+    count, by = len(said["devices"]), said["counted_by"]
+    if count != len(gpus):
         found.fail(
-            f"torch sees {len(rows)} GPUs, NVML {len(gpus)}",
+            f"torch sees {count} GPUs, {by} {len(gpus)}",
             expected="the same",
-            fix="see gpu.handle and nccl.devices; in a Slurm step, ask for all GPUs",
+            fix="see gpu.handle, accel.on_bus and nccl.devices; in a Slurm step, ask for all GPUs",
         )
 
 
@@ -143,7 +208,7 @@ def _median(values: Sequence[float]) -> float:
     return (ranked[(len(ranked) - 1) // 2] + ranked[len(ranked) // 2]) / 2
 
 
-def _keyed(gpus: Mapping[int, nvml.Gpu], rows: Sequence[Any], name: str) -> dict[str, Any]:
+def _keyed(gpus: Devices, rows: Sequence[Any], name: str) -> dict[str, Any]:
     """Values of a column, by device, with what the device is remembered by."""
     return {
         f"gpu{row['index']}": (gpus[row["index"]].key, float(row[name]))
@@ -171,7 +236,7 @@ def deep_gemm(
     """
     gpus, said = _probe(ctx, python, "gemm", 150.0, f"--seconds={seconds:g}", f"--size={size}")
     found = Findings()
-    _count(found, gpus, said["devices"])
+    _count(found, gpus, said)
     rows = _sound(found, said["devices"], "products")
     results = Counter(row["checksum"] for row in rows if row["name"] == rows[0]["name"])
     if len(results) > 1:
@@ -214,7 +279,7 @@ def deep_bandwidth(
     """
     gpus, said = _probe(ctx, python, "bandwidth", 200.0, f"--seconds={seconds:g}", f"--mib={mib}")
     found = Findings()
-    _count(found, gpus, said["devices"])
+    _count(found, gpus, said)
     rows = _sound(found, said["devices"], "copies")
     speeds = _Speeds(ctx, found, "GB/s", warn_percent, fail_percent)
     for name in ("h2d_gb_s", "d2h_gb_s"):
@@ -229,7 +294,7 @@ def deep_bandwidth(
 def _pairs(
     found: Findings,
     speeds: _Speeds,
-    gpus: Mapping[int, nvml.Gpu],
+    gpus: Devices,
     pairs: Sequence[Mapping[str, Any]],
     least: float,
 ) -> str:
@@ -275,7 +340,7 @@ def deep_memory(
     """
     gpus, said = _probe(ctx, python, "memory", 270.0, f"--share={share:g}")
     found = Findings()
-    _count(found, gpus, said["devices"])
+    _count(found, gpus, said)
     rows = _sound(found, said["devices"], "words")
     tested = sum(row["bytes"] for row in rows)
     found.metric("tested", tested, "B")

@@ -22,6 +22,16 @@ from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
+# What torch is built for, and where its module `version` has it: torch for ROCm has its devices in
+# torch.cuda, under the same names (PyTorch, "HIP (ROCm) semantics").
+_BACKENDS = {"cuda": ("CUDA", "cuda"), "rocm": ("ROCm", "hip")}
+# Each hides devices, or orders them anew (CUDA Programming Guide; ROCm, "GPU isolation").
+_HIDING = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+)
 
 
 class CannotMeasure(Exception):
@@ -38,6 +48,9 @@ def main() -> int:
     options.add_argument(
         "--device", default="cuda", help="cuda (all of them), or a list with commas"
     )
+    options.add_argument(
+        "--backend", choices=tuple(_BACKENDS), default="cuda", help="what torch is to be built for"
+    )
     options.add_argument("--seconds", type=float, default=5.0, help="of load, for each measurement")
     options.add_argument("--size", type=int, default=8192, help="of the matrices")
     options.add_argument("--mib", type=int, default=256, help="of a copy, or of a piece of memory")
@@ -45,7 +58,7 @@ def main() -> int:
     asked = options.parse_args()
     try:
         torch = _torch()
-        devices = _devices(torch, asked.device)
+        devices = _devices(torch, asked.device, asked.backend)
         said, code = {"torch": torch.__version__} | _TESTS[asked.test](torch, devices, asked), 0
     except CannotMeasure as why:
         said, code = {"refused": str(why), "lacks": why.lacks}, 3
@@ -55,27 +68,34 @@ def main() -> int:
 
 def _torch() -> Any:
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # indices as NVML's
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    for name in _HIDING:
+        os.environ.pop(name, None)
     try:
         return importlib.import_module("torch")
     except ImportError as error:
         raise CannotMeasure(f"{sys.executable} has no torch: {error}", "torch") from error
 
 
-def _devices(torch: Any, asked: str) -> list[Any]:
+def _devices(torch: Any, asked: str, backend: str) -> list[Any]:
     if asked != "cuda":
         return [torch.device(name) for name in asked.split(",")]
-    if torch.version.cuda is None:
-        raise CannotMeasure(f"torch {torch.__version__} is built without CUDA")
+    name, key = _BACKENDS[backend]
+    for_what = [said for said, of in _BACKENDS.values() if getattr(torch.version, of, None)]
+    if name not in for_what:
+        built = f"for {for_what[0]}" if for_what else "for processors alone: no accelerator"
+        why = f"torch {torch.__version__} is built {built}; this node's GPUs want one for {name}"
+        raise CannotMeasure(why, f"torch for {name}")
     if not torch.cuda.is_available():
-        raise CannotMeasure(f"torch {torch.__version__} sees no GPU")
+        raise CannotMeasure(
+            f"torch {torch.__version__}, for {name} {getattr(torch.version, key)}, sees no GPU"
+        )
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 def _measured(torch: Any, index: int, device: Any, measure: Callable[[], dict[str, Any]]) -> Any:
     """One device's row; an error of its own is part of it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    row = {"index": index, "name": name}
+    row = {"index": index, "name": name, "at": _address(torch, device)}
     try:
         return row | measure()
     except (RuntimeError, OSError) as error:  # torch.AcceleratorError and OutOfMemoryError too
@@ -193,14 +213,24 @@ class _beside(contextlib.ContextDecorator):
 def _local_cpus(torch: Any, device: Any) -> set[int]:
     if device.type != "cuda":
         return set()
-    of = torch.cuda.get_device_properties(device)
+    at = _address(torch, device)
     try:
-        bdf = f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
-        text = Path(f"/sys/bus/pci/devices/{bdf}/local_cpulist").read_text()
+        text = Path(f"/sys/bus/pci/devices/{at}.0/local_cpulist").read_text()
         ends = [[int(n) for n in part.split("-")] for part in text.strip().split(",")]
-    except (AttributeError, OSError, ValueError):  # an older torch does not tell the address
+    except (OSError, ValueError):
         return set()
     return {cpu for pair in ends for cpu in range(pair[0], pair[-1] + 1)}
+
+
+def _address(torch: Any, device: Any) -> str:
+    """On the PCI bus, without the function; empty where it has none, or torch does not tell it."""
+    if device.type != "cuda":
+        return ""
+    of = torch.cuda.get_device_properties(device)
+    try:
+        return f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}"
+    except AttributeError:  # an older torch does not tell it
+        return ""
 
 
 def memory(torch: Any, devices: list[Any], asked: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from checks import Case, each_of
 from healthchecks.frame.check import Gap, Status
 from tests.hardware.nvml import SCRIPT, Worker, build
 from tests.hardware.tree import GPUS, Tree
+from tests.hardware.tree_amd import BDFS, mi300x, process
 
 OK, WARN, FAIL, UNKNOWN, SKIP = (
     Status.OK,
@@ -270,7 +271,88 @@ DCGM = [
     diag("no GPU", SKIP, "no NVIDIA GPU", change=no_gpus),
 ]
 
-CASES = [*GEMM, *BANDWIDTH, *MEMORY, *DCGM]
+
+def as_amd(*lines: str):
+    """AMD's GPUs in place of NVIDIA's, and no library of NVIDIA's to ask."""
+
+    def change(tree: Tree) -> None:
+        mi300x(tree)
+        for index in map(int, lines):
+            process(tree, 4242, index, 1 << 30)
+
+    return change
+
+
+def of_rocm(numbers: Sequence[int], **more: Any) -> dict[str, str]:
+    """Products of eight MI300X, which torch numbers in an order of its own."""
+    found = rows({"tflops": 700.0, "checksum": 42, "name": "AMD Instinct MI300X"})
+    for row, number in zip(found, numbers, strict=True):
+        row["at"] = BDFS[number].rpartition(".")[0]
+    found[0] |= more
+    return prints(devices=found)
+
+
+AMD = [
+    case("deep.gemm", "AMD", OK, "8 GPUs: 700", change=as_amd(), programs=of_rocm(range(8))),
+    case(
+        "deep.gemm",
+        "AMD, in another order",
+        FAIL,
+        "gpu7: gemm 500 TFLOP/s, 29 % less than the others",
+        change=as_amd(),
+        programs=of_rocm(range(7, -1, -1), tflops=500.0),
+    ),
+    case(
+        "deep.gemm",
+        "AMD, slower than it was",
+        FAIL,
+        "gpu5: gemm 700 TFLOP/s, 30 % less than it was (1000)",
+        change=as_amd(),
+        programs=of_rocm((5, 0, 1, 2, 3, 4, 6, 7)),
+        memory={"lasting": {"gemm:b1a2c3d4e5f60705": 1000.0}},
+    ),
+    case(
+        "deep.gemm",
+        "AMD, in use",
+        UNKNOWN,
+        "gpu1, gpu6 compute for somebody",
+        change=as_amd("1", "6"),
+        programs=of_rocm(range(8)),
+    ),
+    case(
+        "deep.gemm",
+        "AMD, torch sees fewer",
+        FAIL,
+        "torch sees 7 GPUs, amdgpu 8",
+        change=as_amd(),
+        programs=prints(devices=rows({"tflops": 700.0, "checksum": 42})[:7]),
+    ),
+    case(
+        "deep.gemm",
+        "AMD, each cut into two",
+        OK,
+        "16 GPUs",
+        change=as_amd(),
+        programs=prints(
+            devices=[
+                {"index": n, "name": "MI300X", "wrong": 0, "tflops": 350.0, "checksum": 42,
+                 "at": BDFS[n // 2].rpartition(".")[0]}
+                for n in range(16)
+            ]
+        ),
+    ),
+    case(
+        "deep.memory",
+        "AMD, torch for CUDA",
+        UNKNOWN,
+        "want one for ROCm",
+        change=as_amd(),
+        programs=ends('{"refused": "want one for ROCm", "lacks": "torch for ROCm"}', 3),
+        gap=Gap.TOOL,
+    ),
+]  # fmt: skip
+
+CASES = [*GEMM, *BANDWIDTH, *MEMORY, *AMD, *DCGM]
 
 
 @pytest.fixture(scope="module")
@@ -329,4 +411,40 @@ def test_the_probe_on_processors(test: str) -> None:
 )
 def test_the_probe_without_a_gpu_refuses() -> None:
     code, said = probe(os.environ["SUPERV_TITAN"], "gemm")
-    assert code == 3 and ("built without CUDA" in said["refused"] or "no GPU" in said["refused"])
+    built, lacks = ("sees no GPU", "") if "+cu" in said["refused"] else ("processors alone", "CUDA")
+    assert code == 3 and built in said["refused"] and lacks in said["lacks"]
+
+
+BUILDS = [  # what torch is built for, what the node has, what is said
+    ({"cuda": None, "hip": None}, "cuda", "processors alone: no accelerator", "torch for CUDA"),
+    ({"cuda": None, "hip": None}, "rocm", "processors alone: no accelerator", "torch for ROCm"),
+    (
+        {"cuda": None, "hip": "6.4.1"},
+        "cuda",
+        "for ROCm; this node's GPUs want one for CUDA",
+        "CUDA",
+    ),
+    ({"cuda": "12.8", "hip": None}, "rocm", "for CUDA; this node's GPUs want one for ROCm", "ROCm"),
+    ({"cuda": "12.8"}, "cuda", "for CUDA 12.8, sees no GPU", ""),
+    ({"cuda": None, "hip": "6.4.1"}, "rocm", "for ROCm 6.4.1, sees no GPU", ""),
+]
+
+
+@pytest.mark.parametrize(("built", "backend", "says", "lacks"), BUILDS)
+def test_a_torch_of_another_build_is_told_by_what_it_lacks(
+    built: dict[str, str | None], backend: str, says: str, lacks: str, tmp_path: Path
+) -> None:
+    """A stand-in for torch's builds: there are no GPUs here for them to see."""
+    (tmp_path / "torch.py").write_text(
+        "from types import SimpleNamespace\n"
+        "__version__ = '2.9.0'\n"
+        f"version = SimpleNamespace(**{built!r})\n"
+        "cuda = SimpleNamespace(is_available=lambda: False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, PROBE, "gemm", f"--backend={backend}"],
+        capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert (done.returncode, lacks in said["lacks"], bool(said["lacks"])) == (3, True, bool(lacks))
+    assert says in said["refused"]
