@@ -13,6 +13,8 @@ from supervisor.host.terminal import date_time
 
 _MAX_GPUS = 64
 _NVIDIA = "0x10de"  # PCI vendor
+# Whose the error is, or whose work it ended: the process is named. In others it is a bystander.
+_OF_PROGRAMS = ("restart the application", "restart the application, once", "ignore unless alone")
 
 
 @check("xid", tags={"preflight", "running"}, witness="nvml")
@@ -37,7 +39,8 @@ def xid(
     however often they come: the catalog's word is RESTART_APP, and a program's fault follows its
     rank to the next node. A contained memory error (94) is WARN once; FAIL where it comes again
     within 28 days, or rows were remapped (63) more than once: arXiv 2605.09370 lost a node that
-    way. 43 and 45 count only where nothing else is near.
+    way. 43 and 45 count only where nothing else is near. Errors of applications name the program,
+    its number and, while it lives, its Slurm job.
     A line alone drains no node: NVML's checks see the fault too, or the GPU has left the PCI bus. A
     GPU that this boot never had is a WARN.
     """
@@ -196,4 +199,5 @@ def _strikes(ctx: Ctx, trace: Trace) -> int:
 def _where(trace: Trace, device: str) -> str:
     address = f"{trace.device}, " if trace.device != device else ""
     times = f"{trace.count} times, last " if trace.count > 1 else ""
-    return f"{address}{times}{date_time(trace.last)}"
+    who = f", by {trace.who}" if trace.who and trace.act in _OF_PROGRAMS else ""
+    return f"{address}{times}{date_time(trace.last)}{who}"

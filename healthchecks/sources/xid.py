@@ -218,7 +218,8 @@ class XidEvent:
     code: int
     sub: str = ""  # what tells events of one code apart
     xid: Xid
-    pid: str = ""  # of the process, where the driver knows
+    pid: str = ""  # of the process, where the driver knows …
+    program: str = ""  # … and its name: what its owner chose
     recovery: int | None = None  # of 154
 
     @property
@@ -278,7 +279,8 @@ _OFF_BUS = re.compile(
     rf"NVRM: (?:The NVIDIA )?GPU (?:at )?(?:PCI:)?{_BDF}\.0[ :\n].*fallen off the bus", re.DOTALL
 )
 _ERROR_STRING = re.compile(r"errorString:? ([A-Za-z][\w /-]*)")
-_PID = re.compile(r"pid='?(\d+)")
+# Drivers before 450 name no process, before 510 only its number; "pid='<unknown>'" of none.
+_PROCESS = re.compile(r"pid='?(\d+)'?(?:, name=(.{1,15}?))?(?:, |\Z)", re.DOTALL)
 _LINK = re.compile(
     r"([A-Z][A-Z0-9_]+(?:/[A-Z0-9_]+)?)\s+(Nonfatal|Fatal)\s+XC\d\s+i\d+\s+Link\s+(-?\d+)\s+"
     r"\((0x[0-9a-fA-F]+)\s+(0x[0-9a-fA-F]+)"
@@ -297,13 +299,14 @@ def parse(line: str) -> XidEvent | None:
     """Read a line; None where it is no Xid, no SXid and no lost GPU."""
     if match := _XID.match(line):
         address, code, rest = match[1].lower(), int(match[2]), match[3] or ""
-        pid = found[1] if (found := _PID.search(rest)) else ""
+        pid, program = _process(rest)
         if 144 <= code <= 150:
             sub, xid = _link(code, rest)
-            return XidEvent(device=address, code=code, sub=sub, xid=xid, pid=pid)
+            return XidEvent(device=address, code=code, sub=sub, xid=xid)
         if code == 154:
             return _recovery(address, rest)
-        return XidEvent(device=address, code=code, xid=_caused(code, rest), pid=pid)
+        xid = _caused(code, rest)
+        return XidEvent(device=address, code=code, xid=xid, pid=pid, program=program)
     if match := _SXID.match(line):
         return _switch(match[1], int(match[3]), match[4])
     for regex, name, xid in _DRIVER_LINES:
@@ -313,6 +316,13 @@ def parse(line: str) -> XidEvent | None:
     if match := _OFF_BUS.match(line):
         return XidEvent(device=_whole(match[1]), code=79, xid=XIDS[79])
     return None
+
+
+def _process(rest: str) -> tuple[str, str]:
+    """The number and the name of the process that the driver names; empty where it knows none."""
+    found = _PROCESS.match(rest)
+    name = (found[2] or "") if found else ""
+    return (found[1] if found else "", "" if name == "<unknown>" else name)
 
 
 def _caused(code: int, rest: str) -> Xid:

@@ -5,6 +5,7 @@ The table of codes (healthchecks/sources/xid.py) is imported where there are lin
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from healthchecks.frame.check import Status
 from healthchecks.frame.context import Ctx
 from healthchecks.sources import kernel_log
 from healthchecks.sources.recovery_actions import CURED_BY_DRIVER_START, NONE
+from supervisor.host.terminal import one_line
 
 if TYPE_CHECKING:
     from healthchecks.sources.xid import XidEvent
@@ -44,6 +46,7 @@ class Trace:
     recovery: int | None = None  # of Xid 154: the newest
     episodes: list[float] = field(default_factory=list)  # when each began
     board: str = ""  # UUID or serial number of the GPU, once known: it may move, or be replaced
+    who: str = ""  # the process that the newest line names, and its job
 
     @property
     def key(self) -> str:
@@ -52,20 +55,20 @@ class Trace:
     def row(self) -> dict[str, Any]:
         """As it is kept: an agent of superv 0.1 may read it, which knows no boards."""
         row = asdict(self)
-        del row["board"]
+        del row["board"], row["who"]
         return row
 
     @property
     def tag(self) -> str:
         return f"{self.device} {self.name} {self.first} {self.last}"
 
-    def add(self, event: XidEvent, line: kernel_log.KernelLine) -> None:
+    def add(self, event: XidEvent, line: kernel_log.KernelLine, who: str = "") -> None:
         self.count += line.count
         self.first = min(self.first, line.at)
         if line.last >= self.last:
             self.last = line.last
             self.meaning, self.fix = event.xid.meaning, event.xid.advice()
-            self.recovery = event.recovery
+            self.recovery, self.who = event.recovery, who or self.who
         merged = _episodes([*self.episodes, line.at, *line.times])
         self.episodes = merged[-_MAX_EPISODES:]
 
@@ -76,6 +79,7 @@ class Trace:
         if other.last >= self.last:
             self.last, self.recovery = other.last, other.recovery
             self.meaning, self.fix = other.meaning, other.fix
+            self.who = other.who or self.who
         self.episodes = _episodes([*self.episodes, *other.episodes])[-_MAX_EPISODES:]
 
 
@@ -98,8 +102,10 @@ class Traces:
         self._window_s = window_s
         rows = [*(ctx.memory.get("traces") or []), *(ctx.memory.get("recurring") or [])]
         traces, boards_of = [Trace(**row) for row in rows], ctx.memory.get("boards_of") or {}
+        processes = ctx.memory.get("processes") or {}
         for trace in traces:
             trace.board = boards_of.get(trace.tag, "")
+            trace.who = processes.get(trace.tag, "")
         self.all = {trace.key: trace for trace in traces}
         handles = ctx.remembered("gpu.handle")
         boards: dict[str, str] = handles.get("boards") or {}
@@ -120,7 +126,8 @@ class Traces:
                 self.loaded = max(self.loaded, line.last)
             elif (event := parse(line.text)) is not None:
                 fresh = _fresh(event, line)
-                self.all.setdefault(fresh.key, fresh).add(event, line)
+                who = _process(self._ctx, event)
+                self.all.setdefault(fresh.key, fresh).add(event, line, who)
         return look
 
     def settle(self) -> None:
@@ -173,6 +180,8 @@ class Traces:
         self._ctx.memory.put("recurring", rows[True], lasting=True)
         boards_of = {trace.tag: trace.board for trace in kept if trace.board}
         self._ctx.memory.put("boards_of", boards_of, lasting=True)
+        processes = {trace.tag: trace.who for trace in kept if trace.who}
+        self._ctx.memory.put("processes", processes, lasting=True)
         self._ctx.memory.put("loaded", self.loaded)
 
     def recovery(self, device: str) -> Trace | None:
@@ -218,6 +227,20 @@ class Traces:
             if trace.act == act and not self.replaced(trace):
                 times.setdefault(trace.device, []).extend(trace.episodes)
         return {device: _episodes(found) for device, found in times.items()}
+
+
+_JOB = re.compile(r"/(?:slurm[^/\n]*/.*?)?job_(\d+)(?:/|$)", re.MULTILINE)  # cgroup v1, v2
+
+
+def _process(ctx: Ctx, event: XidEvent) -> str:
+    """Program, number and, while the process lives, its Slurm job (by its control group)."""
+    if not event.pid:
+        return ""
+    job = None
+    if ctx.maybe(f"proc/{event.pid}/comm") == event.program.strip():  # no other that came later
+        job = _JOB.search(ctx.maybe(f"proc/{event.pid}/cgroup") or "")
+    name = f"{one_line(event.program)}, " if event.program else ""
+    return f"{name}pid {event.pid}" + (f" of Slurm job {job[1]}" if job else "")
 
 
 def _fresh(event: XidEvent, line: kernel_log.KernelLine) -> Trace:

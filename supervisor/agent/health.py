@@ -57,9 +57,9 @@ class HealthWatch:
         self._exit_at = 0.0
 
     def configure(self, plan: wire.Health | None) -> None:
-        """What the engine wants looked at. The first time begins with a look."""
-        first, self._plan = self._plan is None, plan
-        if first and plan is not None:
+        """What the engine wants looked at. What is new to this agent begins with a look."""
+        news, self._plan = self._plan != plan, plan
+        if news and plan is not None:
             self._wanted.set()
 
     @property

@@ -1,4 +1,4 @@
-"""Between a run's engine and the fleet record: reports go in, people's exclusions come out.
+"""Between a run's engine and the fleet record: reports go in, what people told comes out.
 
 The record is one SQLite file that others write too; it is asked in a thread, and an engine goes on
 without it. What is wrong with it is logged.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,14 +45,19 @@ def operator_exclusions(path: Path, now: float, claims_dir: Path | None = None) 
 
 def repairs(path: Path) -> dict[str, dict[str, float]]:
     """When nodes were repaired, for their checks; none where there is no record to be read."""
-    if not path.exists():
-        return {}
     try:
-        with Fleet(path, write=False) as fleet:
-            return fleet.repairs.newest()
+        return _repairs(path)
     except (UserError, TransientError) as error:
         logger.warning("fleet record: %s; agents don't know what was repaired", error)
         return {}
+
+
+def _repairs(path: Path) -> dict[str, dict[str, float]]:
+    """Raises UserError, TransientError."""
+    if not path.exists():
+        return {}
+    with Fleet(path, write=False) as fleet:
+        return fleet.repairs.newest()
 
 
 class FleetRecorder:
@@ -106,14 +111,21 @@ class FleetRecorder:
         logger.warning(text, extra=counted(text))
 
     async def follow(
-        self, run: Callable[[], Run], on_exclusions: Callable[[dict[str, str]], None]
+        self,
+        run: Callable[[], Run],
+        on_exclusions: Callable[[dict[str, str]], None],
+        on_repairs: Callable[[dict[str, dict[str, float]]], Awaitable[None]],
     ) -> None:
-        """Read who is kept out, and record whom the run excludes, for as long as it lives."""
+        """Read who is kept out and what was repaired, and record whom the run excludes, for as
+        long as it lives."""
         loop = asyncio.get_running_loop()
         while True:
             found = await loop.run_in_executor(self._thread, self._exchange, self._new(run()))
             if found is not None:
                 on_exclusions(found)
+            repaired = await loop.run_in_executor(self._thread, self._repaired)
+            if repaired is not None:
+                await on_repairs(repaired)
             await asyncio.sleep(READ_EVERY_S)
 
     def _exchange(self, new: Collection[Exclusion]) -> dict[str, str] | None:
@@ -125,6 +137,17 @@ class FleetRecorder:
             found = operator_exclusions(self._path, self._now(), self._claims_dir)
 
         self._tell(new)
+        self._quietly(read)
+        return found
+
+    def _repaired(self) -> dict[str, dict[str, float]] | None:
+        """When nodes were repaired; None where that can't be read."""
+        found: dict[str, dict[str, float]] | None = None
+
+        def read() -> None:
+            nonlocal found
+            found = _repairs(self._path)
+
         self._quietly(read)
         return found
 

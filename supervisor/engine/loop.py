@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from supervisor.engine.agent_rpc import AgentRpc
 from supervisor.engine.effects import Effects
 from supervisor.engine.node_addresses import NodeAddresses
 from supervisor.engine.registration import Refuse, Registration, Wait
+from supervisor.engine.wiring import repaired_since, with_repairs
 from supervisor.host.log import Tally, counted, where
 from supervisor.host.shortage import lasting, passes
 from supervisor.host.terminal import one_line
@@ -548,6 +549,16 @@ class Engine:
         """People keep these nodes out of runs, and why; read again and again."""
         if nodes != dict(self.run.operator_excluded) and not self.run.ended:
             self.apply(ev.OperatorExclusionsChanged(at=self._now(), operator_excluded=nodes))
+
+    async def repairs_read(self, repairs: Mapping[str, Mapping[str, float]]) -> None:
+        """When nodes were repaired, by check; read again and again. Those of which that is news
+        look again at once; agents that come later hear of it with all else."""
+        job = with_repairs(self._job, repairs)
+        news = repaired_since(self._job, job)
+        self._job = job
+        for peer in filter(None, map(self._channel.of, sorted(news))):
+            again = wire.Welcome(epoch=self._epoch, agent=peer.agent, job=job)
+            await self._channel.send(peer.node, again)
 
 
 def _log_dropped(node: str, why: str) -> None:

@@ -106,7 +106,7 @@ async def engine_main(
     engine.on_health_report = recorder.record
     engine.start(effects, endpoint, socket.gethostname(), _asked(request))
     following = asyncio.ensure_future(
-        recorder.follow(lambda: engine.run, engine.operator_exclusions_read)
+        recorder.follow(lambda: engine.run, engine.operator_exclusions_read, engine.repairs_read)
     )
     try:
         await _lived(engine, run_dir, job, ready, guard)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from msgspec import structs
+
 from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
@@ -119,6 +121,24 @@ def _health(
     return wire.Health(
         tags=plan.tags, running_s=plan.running_s, deadline_s=plan.deadline_s, settings=settings
     )
+
+
+def with_repairs(job: wire.RankJob, repairs: Mapping[str, Mapping[str, float]]) -> wire.RankJob:
+    """The same, with checks that know of these repairs (by node, and by check)."""
+    if job.health is None or _repairs_of(job) == repairs:
+        return job
+    settings = {**job.health.settings, REPAIRS: {node: dict(of) for node, of in repairs.items()}}
+    return structs.replace(job, health=structs.replace(job.health, settings=settings))
+
+
+def repaired_since(before: wire.RankJob, after: wire.RankJob) -> set[str]:
+    """The nodes of which the checks know another repair."""
+    old, new = _repairs_of(before), _repairs_of(after)
+    return {node for node in old.keys() | new.keys() if old.get(node) != new.get(node)}
+
+
+def _repairs_of(job: wire.RankJob) -> Mapping[str, Any]:
+    return job.health.settings.get(REPAIRS, {}) if job.health is not None else {}
 
 
 def _group(group: NodeGroup, own: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

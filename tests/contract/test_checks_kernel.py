@@ -123,6 +123,72 @@ XID = [
     ),
     Case(
         check="xid",
+        name="a program that runs on, and its job",
+        change=both(
+            wrote("proc/4242/comm", "python3"),
+            wrote(
+                "proc/4242/cgroup", "0::/system.slice/slurmstepd.scope/job_77/step_0/user/task_3"
+            ),
+            logged(xid(31)),
+        ),
+        status=Status.WARN,
+        seen=", by python3, pid 4242 of Slurm job 77)",
+    ),
+    Case(
+        check="xid",
+        name="a program of cgroup v1, and its job",
+        change=both(
+            wrote("proc/4242/comm", "python3"),
+            wrote(
+                "proc/4242/cgroup", "4:memory:/slurm_n1/uid_1000/job_78/step_0\n1:name=systemd:/"
+            ),
+            logged(xid(43)),
+        ),
+        status=Status.WARN,
+        seen=", by python3, pid 4242 of Slurm job 78)",
+    ),
+    Case(
+        check="xid",
+        name="a program that another one with its number came after",
+        change=both(
+            wrote("proc/4242/comm", "bash"),
+            wrote("proc/4242/cgroup", "0::/system.slice/slurmstepd.scope/job_79/step_0"),
+            logged(xid(13)),
+        ),
+        status=Status.WARN,
+        seen=", by python3, pid 4242)",
+    ),
+    Case(
+        check="xid",
+        name="a program that ended long ago",
+        earlier=[(600.0, both(at_uptime(600), logged(xid(45), ago_s=700)))],
+        change=both(at_uptime(0), lost("dev/kmsg"), wrote("dev/kmsg", "6,1,1,-;empty")),
+        status=Status.WARN,
+        seen=", by python3, pid 4242)",
+    ),
+    Case(
+        check="xid",
+        name="a program without a name, before driver 510",
+        change=logged(xid(31, text="pid=11461, Ch 00000053, intr 10000000. MMU Fault: ENGINE")),
+        status=Status.WARN,
+        seen=", by pid 11461)",
+    ),
+    Case(
+        check="xid",
+        name="a program whose name steers a terminal",
+        change=logged(xid(31, text="pid=7, name=\\x1b[31m a, b, Ch 1, intr 1. MMU Fault: ENGINE")),
+        status=Status.WARN,
+        seen="[31m a, pid 7)",
+    ),
+    Case(
+        check="xid",
+        name="no program, and a GPU's own error",
+        change=logged(xid(119)),
+        status=Status.FAIL,
+        seen="(0000:4e:00, 2025-11-24 15:59:00)",
+    ),
+    Case(
+        check="xid",
         name="recovery action alone",
         change=logged(recovery(_NONE, _RESET)),
         status=Status.FAIL,

@@ -69,6 +69,10 @@ def test_an_ill_node_gets_no_slot_and_one_that_falls_ill_is_named(
     with Fleet(runs.state / "fleet.db", write=False) as fleet:
         known = {n.name: n.state for n in fleet.nodes(0.0)}
     assert known == {"n1": "failed", "n2": "failed", "n3": known["n3"]} and known["n3"] != "failed"
+
+    runs.superv("nodes", "n1", "--repaired", "new CPU")  # while the run goes on
+    run.until(lambda s: {x["node"] for x in s["slots"]} == {"n1", "n3"}, "the repaired node")
+    run.until(lambda s: s["phase"] == "running" and s["attempt"] == 2, "the run on it")
     runs.superv("stop", "--now", run.name)
     run.until_ended("stopped")
 

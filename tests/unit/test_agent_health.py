@@ -195,6 +195,22 @@ def test_unknown_cures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     scripted(tmp_path, monkeypatch, story)
 
 
+def test_what_the_engine_wants_anew_is_looked_at_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(node: Scripted) -> None:
+        rare: Any = {"running_s": 600.0, "deadline_s": 5.0}
+        node.health.configure(plan(**rare))
+        await until(lambda: node.seen, "the first look")
+        node.answers(a_x="FAIL")
+        node.health.configure(plan(**rare))  # as it is: no reason to look
+        assert not node.health._wanted.is_set()
+        node.health.configure(plan(**rare, settings={"repairs": {"n1": {"a": 7.0}}}))
+        await until(lambda: node.seen[-1].status == "FAIL", "a look by what is new")
+
+    scripted(tmp_path, monkeypatch, story)
+
+
 def test_a_check_that_can_not_tell_its_targets_cures_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from logged import logged
 from healthchecks.frame.check import Result, Status
 from healthchecks.frame.report import Finding, Report
 from supervisor.core.types import Exclusion
+from supervisor.engine import fleet_recorder
 from supervisor.engine.fleet_recorder import FleetRecorder
 from supervisor.fleet.record import Fleet
 
@@ -132,7 +133,7 @@ def test_the_loop_never_waits_for_a_record_that_another_writer_holds(desk: Desk)
         run: Any = SimpleNamespace(
             excluded={"n1": Exclusion(node="n1", reason="x", since=T, attempt=1)}
         )
-        following = asyncio.ensure_future(desk.recorder.follow(lambda: run, told.append))
+        following = asyncio.ensure_future(desk.recorder.follow(lambda: run, told.append, no_news))
         await asyncio.sleep(0.05)  # the thread waits now; the loop runs on
         desk.recorder.record("n2", report("n2"))
         assert not told
@@ -150,6 +151,34 @@ def test_the_loop_never_waits_for_a_record_that_another_writer_holds(desk: Desk)
         assert {s.node for s in fleet.current_findings()} == {"n1", "n2"} and fleet.strikes(T)[
             "n1"
         ] == 2
+
+
+async def no_news(_repairs: object) -> None:
+    pass
+
+
+def test_a_repair_is_heard_of_while_the_run_goes_on(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_recorder, "READ_EVERY_S", 0.01)
+    heard: list[dict[str, dict[str, float]]] = []
+
+    async def hear(repairs: dict[str, dict[str, float]]) -> None:
+        heard.append(repairs)
+
+    async def scenario() -> None:
+        run: Any = SimpleNamespace(excluded={})
+        following = asyncio.ensure_future(desk.recorder.follow(lambda: run, lambda _: None, hear))
+        while not heard:
+            await asyncio.sleep(0.01)
+        with Fleet(desk.path) as fleet:
+            fleet.repairs.tell("n1", T, ("ib",), "new cable", "kim")
+        while not heard[-1]:
+            await asyncio.sleep(0.01)
+        following.cancel()
+
+    asyncio.run(scenario())
+    assert heard[0] == {} and heard[-1] == {"n1": {"ib": T}}
 
 
 @pytest.fixture
