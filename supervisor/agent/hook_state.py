@@ -25,6 +25,7 @@ class HookState:
     first_step: float  # when its first step was done
     detail: str = ""  # the span within the phase, where the trainer tells
     trouble: str = ""  # what is amiss with the hook itself
+    target: int = 0  # the step that training ends with
 
 
 class HookStates:
@@ -100,7 +101,7 @@ def _read(memory: mmap.mmap | None) -> HookState | None:
     if memory is None:
         return None
     magic, phase, step, resumed, changed, *times = STATE.unpack(memory[: STATE.size])
-    detail, trouble = MORE.unpack(memory[STATE.size :])
+    detail, trouble, target = MORE.unpack(memory[STATE.size :])
     if magic != MAGIC or phase >= len(PHASES):
         return None
     return HookState(
@@ -112,6 +113,7 @@ def _read(memory: mmap.mmap | None) -> HookState | None:
         first_step=times[len(PHASES)],
         detail=_text(detail),
         trouble=_text(trouble),
+        target=target,
     )
 
 

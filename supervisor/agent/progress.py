@@ -70,6 +70,7 @@ class RankProgress:
         self._lines = 0
         self.step: int | None = None
         self.loss: float | None = None
+        self._total: int | None = None  # how far lines count
         self._finite: int | None = None  # the newest step whose loss was finite
         self.at = time.monotonic()
 
@@ -154,7 +155,8 @@ class RankProgress:
                 if (step := number(groups.get("step"))) is None:
                     _problem(f"progress.step: no step in {line[:200]!r}")
                 else:
-                    short = (number(groups.get("total")) or self._promised) < self._promised
+                    self._total = number(groups.get("total")) or self._total
+                    short = (self._total or self._promised) < self._promised
                     self._line_tells(rank, step, groups.get("loss"), epoch(line), short)
             elif resumed is not None and (found := resumed.search(line)):
                 groups = found.groupdict()
@@ -248,7 +250,17 @@ class RankProgress:
             unread=self._unread_line(),
             finite=self._finite,
             hook_trouble=self._hook_trouble(),
+            target=self._target(),
         )
+
+    def _target(self) -> int | None:
+        """The step that training ends with. A count that begins again with each epoch is none."""
+        if self._states is not None and self._ranks is not None:
+            told = [s.target for rank in self._ranks.ranks if (s := self._states.state(rank))]
+            if most := max(told, default=0):
+                return most
+        ended = self._total is None or self._total < (self.step or 0)
+        return None if ended or any(c.per_epoch for c in self._told()) else self._total
 
     def _hook_trouble(self) -> tuple[int, str] | None:
         """What is amiss with the hook: in its own words, or that it tells nothing at all."""

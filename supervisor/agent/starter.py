@@ -36,8 +36,9 @@ from typing import Any
 PHASES = ("import", "build", "load", "step", "save", "done")
 # magic, phase, step, resumed step, time of the last change, first time of each phase, first step's
 STATE = struct.Struct("=4sIqqd6dd")
-# behind it: the span that it is in, where its trainer tells; what is amiss with the hook
-MORE = struct.Struct("=40s240s")
+# behind it: the span that it is in, where its trainer tells; what is amiss with the hook; the step
+# that training ends with (0: nothing is known)
+MORE = struct.Struct("=40s240sq")
 MAGIC = b"SVR1"
 STACKS_SIGNAL = signal.SIGRTMIN + 6  # asks a rank for its stacks; trainers and NCCL use USR1, USR2
 
@@ -57,6 +58,7 @@ class HookRank:
         self._first = [0.0] * len(PHASES)
         self._first_step = 0.0
         self._detail = self._trouble = b""
+        self._target = 0
         self._bell, self._state = order.get("notify_socket", ""), order.get("state", "")
         self._folder = -1
         self._notify_path = ""
@@ -113,6 +115,11 @@ class HookRank:
         self._detail = span.encode()
         self._write_more()
 
+    def until(self, step: int) -> None:
+        """Training ends with this step, as its configuration says. Nobody is woken for it."""
+        self._target = max(0, min(step, (1 << 53) - 1))
+        self._write_more()
+
     def say(self, text: str) -> None:
         """A line in the rank's log."""
         sys.stderr.write(f"superv: {text}\n")
@@ -128,7 +135,7 @@ class HookRank:
 
     def _write_more(self) -> None:
         if self._memory is not None:
-            self._memory[STATE.size :] = MORE.pack(self._detail, self._trouble)
+            self._memory[STATE.size :] = MORE.pack(self._detail, self._trouble, self._target)
 
     def _publish(self) -> None:
         self._write()

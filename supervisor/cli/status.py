@@ -239,12 +239,20 @@ def _attention(run: dict[str, Any]) -> Iterator[terminal.Entry]:
 
 def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is so now: labels, and what they are about."""
+    from supervisor.cli.run_words import pace, rank_phases, waited_for
     from supervisor.core.nodeset import compress
 
     if run["reason"]:
         yield "why", run["reason"]
     if not run["engine"] and run["phase"] not in ENDED and "engine" not in _attention_tags(run):
         yield "engine", f"none is running here; `superv attach {run['name']}` starts it again"
+    for label, words in (
+        ("waits", waited_for(run, run["now"])),
+        ("pace", pace(run)),
+        ("ranks", rank_phases(run)),
+    ):
+        if words:
+            yield label, words
     newest = run["last_checkpoint"]
     if newest:
         yield "resume", f"from step {newest['step']}: {newest['path']}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
+from supervisor.cli.run_words import pace, waited_for
 from supervisor.core.nodeset import compress
 from supervisor.core.status import state_word
 from supervisor.host.terminal import (
@@ -22,37 +22,10 @@ from supervisor.host.terminal import (
 if TYPE_CHECKING:
     from supervisor.host.terminal import Table, Text
 
-WINDOW_S = 60.0  # over which throughput is measured
 ENGINE_SILENT_S = 5.0  # the engine tells its status every second
 BAD_SHOWN = 8  # nodes that are listed one by one
 LABEL = 10  # columns
 ROOM = WIDTH - LABEL - 2
-
-
-class Throughput:
-    """Steps per minute of the attempt, over the last minute that was watched."""
-
-    def __init__(self) -> None:
-        self._attempt: int | None = None
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def take(self, status: dict[str, Any]) -> None:
-        if status["attempt"] != self._attempt:
-            self._attempt = status["attempt"]
-            self._seen.clear()
-        at, step = status["step_at"], status["step"]
-        if at is None or (self._seen and self._seen[-1] == (at, step)):
-            return
-        self._seen.append((at, step))
-        while self._seen[0][0] < at - WINDOW_S:
-            self._seen.popleft()
-
-    def per_minute(self) -> float | None:
-        """None where too little was seen to tell."""
-        if not self._seen or self._seen[-1][0] - self._seen[0][0] < 1.0:
-            return None
-        (began, first), (ended, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (ended - began) * 60
 
 
 class View:
@@ -61,7 +34,6 @@ class View:
     def __init__(self) -> None:
         self._status: dict[str, Any] | None = None
         self._heard = 0.0
-        self._throughput = Throughput()
         self._live = Live(self._panel)
 
     def __enter__(self) -> Self:
@@ -75,14 +47,13 @@ class View:
         self._live.line(styled((f"{when:<10} ", "dim"), (text, _style_of_line(text))))
 
     def status(self, status: dict[str, Any]) -> None:
-        self._throughput.take(status)
         self._status, self._heard = status, time.monotonic()
 
     def _panel(self) -> Table:
         if self._status is None:
             return facts((), LABEL)
         silent = time.monotonic() - self._heard
-        return panel(self._status, silent, self._throughput.per_minute())
+        return panel(self._status, silent)
 
 
 def _style_of_line(text: str) -> str:
@@ -91,7 +62,7 @@ def _style_of_line(text: str) -> str:
     return style_of(word, "yellow" if urgent else "")
 
 
-def panel(status: dict[str, Any], engine_silence_s: float, per_minute: float | None) -> Table:
+def panel(status: dict[str, Any], engine_silence_s: float) -> Table:
     """The state of a run; `engine_silence_s`: how long ago the engine sent it."""
     now = status["now"] + engine_silence_s
     phase = status["phase"]
@@ -106,7 +77,8 @@ def panel(status: dict[str, Any], engine_silence_s: float, per_minute: float | N
             ),
         ),
         *_attention(status, now),
-        ("training", _training(status, now, per_minute)),
+        ("training", _training(status, now)),
+        *_waits_for(status, now),
     ]
     newest = status["last_checkpoint"]
     if newest is not None:
@@ -132,14 +104,19 @@ def _attention(status: dict[str, Any], now: float) -> list[tuple[str, str | Text
     return rows
 
 
-def _training(status: dict[str, Any], now: float, per_minute: float | None) -> str | Text:
+def _waits_for(status: dict[str, Any], now: float) -> list[tuple[str, str | Text]]:
+    words = waited_for(status, now)
+    return [("waits for", styled((words, "yellow")))] if words else []
+
+
+def _training(status: dict[str, Any], now: float) -> str | Text:
     if status["step"] is None:
         return "no step yet" if status["attempt"] is not None else "not begun"
     parts = [f"step {status['step']}"]
     if status["loss"] is not None:
         parts.append(f"loss {status['loss']:g}")
-    if per_minute is not None:
-        parts.append(f"{per_minute:.3g} steps/min")
+    if words := pace(status):
+        parts.append(words)
     last = f"   last step {duration(now - status['step_at'])} ago"
     return styled("   ".join(parts), (last, "dim"))
 

@@ -56,6 +56,8 @@ class EngineView:
     waits: Mapping[str, Unanswered] = field(default_factory=dict)  # by key of the action
     journal_problem: str = ""  # what somebody did to the file
     pid: int = 0
+    steps_per_s: float | None = None
+    target_step: int | None = None  # that training ends with, where ranks say it
 
 
 def attention(run: Run, now: float, seen: EngineView | None = None) -> tuple[Attention, ...]:

@@ -16,7 +16,7 @@ from supervisor.core.events import (
 from supervisor.core.liveness import STOPPED_S, SUSPECTS_FACTOR, asked, is_stopped
 from supervisor.core.node_life import gone_for_slurm
 from supervisor.core.policy import Policy
-from supervisor.core.rhythm import RhythmLearner
+from supervisor.core.rhythm import RhythmLearner, StepRate
 from supervisor.core.signs_of_life import SignsOfLife
 from supervisor.core.types import Node, NodeState, Phase, Pool, Run
 
@@ -42,7 +42,7 @@ class FailureDetector:
         self._checked: float | None = None
         self._attempt = 0
         self._step: tuple[int, float] | None = None  # the newest step and when it was heard
-        self.rhythm = RhythmLearner()
+        self.rhythm, self.rate = RhythmLearner(), StepRate()
         self._saving: set[str] = set()  # nodes whose rank furthest behind is in that phase
         self._saved = False  # ranks have been in phase `save` since the newest step
         self.written_at = float("-inf")  # when an unfinished checkpoint was last seen to grow
@@ -87,11 +87,13 @@ class FailureDetector:
             if not self._unseen:
                 self.rhythm.learn(at - self._step[1], saved=self._saved)
         self._step, self._unseen = (step, at), False
+        self.rate.stepped(at, step)
         self._saved = bool(self._saving)
         return True
 
     def _begin(self, attempt: int) -> None:
         self._attempt, self._step = attempt, None
+        self.rate = StepRate()
         self._saving, self._saved = set(), False
 
     def _take_over(self, now: float, run: Run) -> None:

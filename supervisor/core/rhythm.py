@@ -23,6 +23,29 @@ OVERDUE_FACTOR = 3.0  # a step is overdue at 3x the median interval …
 OVERDUE_SLOW_FACTOR = 1.5  # … and at 1.5x the usual slow one …
 OVERDUE_FLOOR_S = 1.0  # … and not before a second
 
+RATE_OVER_S = 60.0  # a rate is taken over the last minute …
+RATE_REPORTS = 16  # … and over so many reports: with saves among them where steps are slow
+
+
+class StepRate:
+    """Steps per second of an attempt, over the newest reports."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def stepped(self, at: float, step: int) -> None:
+        """A step was reported at that time, in seconds."""
+        self._seen.append((at, step))
+        while self._seen[0][0] < at - RATE_OVER_S and len(self._seen) > RATE_REPORTS:
+            self._seen.popleft()
+
+    def per_s(self) -> float | None:
+        """None where too little was seen to tell."""
+        if not self._seen or self._seen[-1][0] - self._seen[0][0] < 1.0:
+            return None
+        (began, first), (ended, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (ended - began)
+
 
 class RhythmLearner:
     """Of one engine; `known` is what engines before it had learned."""

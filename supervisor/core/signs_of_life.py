@@ -32,6 +32,7 @@ class Signs:
     unread: tuple[int, str, str] | None = None  # a rank, a line without a step, what would fit it
     finite: int | None = None  # the newest step whose loss was finite, by their lines
     hook_trouble: tuple[int, str] | None = None  # a rank, and what is amiss with its hook
+    target: int | None = None  # the step that training ends with, as hooks or lines say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class SignsOfLife:
         self._unread: tuple[str, tuple[int, str, str]] | None = None  # by the first such node
         self._unread_told = float("-inf")
         self._finite: int | None = None
+        self.target: int | None = None  # the step that training ends with, where ranks say it
         self._hook_trouble: tuple[str, tuple[int, str]] | None = None  # by the first such node
         self._newest: str | None = None  # verified checkpoint, by path
         self._saved_at = float("-inf")  # when another one was seen
@@ -108,6 +110,9 @@ class SignsOfLife:
                 self._unread = node, signs.unread
             if signs.finite is not None:
                 self._finite = max(signs.finite, self._finite or 0)
+            self.target = signs.target or self.target
+            if signs.per_epoch and not signs.hook:
+                self.target = None
             if signs.hook_trouble is not None and self._hook_trouble is None:
                 self._hook_trouble = node, signs.hook_trouble
         if step is None:

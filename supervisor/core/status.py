@@ -6,7 +6,8 @@ from typing import Any
 
 from supervisor.core.attention import EngineView, attention
 from supervisor.core.node_life import drained, spares
-from supervisor.core.types import Incident, NodeState, Run
+from supervisor.core.types import HAS_RANKS, Incident, NodeState, Phase, Run
+from supervisor.core.waits import waits_for
 
 SCHEMA = 1
 
@@ -35,10 +36,12 @@ def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, An
             {"what": a.what, "since": a.since, "text": a.text, "fix": a.fix}
             for a in attention(run, now, seen)
         ],
+        "waits_for": _waits_for(run),
         "epoch": run.epoch,
         "step": attempt.step if attempt else None,
         "loss": attempt.loss if attempt else None,
         "step_at": attempt.step_at if attempt else None,
+        **_pace(run, seen or EngineView()),
         "attempt": attempt.number if attempt else None,
         "attempt_cold": list(attempt.cold) if attempt else [],
         "attempt_resumed_from": attempt.resume.step if attempt and attempt.resume else None,
@@ -49,6 +52,25 @@ def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, An
         "pending": sorted(run.pending),
         **_violations(run),
     }
+
+
+def _waits_for(run: Run) -> dict[str, Any] | None:
+    awaited = waits_for(run)
+    if awaited is None:
+        return None
+    return {"what": awaited.what, "until": awaited.until, "then": awaited.then}
+
+
+def _pace(run: Run, seen: EngineView) -> dict[str, Any]:
+    """How fast steps come, and how long the rest takes at that pace: saves are part of it."""
+    trains = run.phase is Phase.RUNNING and run.attempt is not None
+    rate = seen.steps_per_s if trains else None
+    step = run.attempt.step if run.attempt else None
+    target = seen.target_step if run.phase in HAS_RANKS else None
+    left = None
+    if rate and target is not None and step is not None:
+        left = max(0, target - step) / rate
+    return {"steps_per_s": rate, "target_step": target, "left_s": left}
 
 
 def _nodes(run: Run) -> dict[str, Any]:

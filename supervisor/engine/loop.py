@@ -27,7 +27,7 @@ from supervisor.core.operator_requests import objection
 from supervisor.core.status import status
 from supervisor.core.story import describe
 from supervisor.core.transition import due
-from supervisor.core.types import Phase, Run
+from supervisor.core.types import HAS_RANKS, Phase, Run
 from supervisor.engine.agent_rpc import AgentRpc
 from supervisor.engine.effects import Effects
 from supervisor.engine.node_addresses import NodeAddresses
@@ -530,12 +530,18 @@ class Engine:
             waits=self._waits,
             journal_problem=self._journal.problem(),
             pid=os.getpid(),
+            steps_per_s=self._failure_detector.rate.per_s(),
+            target_step=self._failure_detector.signs.target,
         )
-        phases = sorted({self._rank_phases.get(node, "") for node in self.run.slots} - {""})
+        phases: dict[str, list[str]] = {}
+        for node in self.run.slots if self.run.phase in HAS_RANKS else ():
+            if phase := self._rank_phases.get(node, ""):
+                phases.setdefault(phase, []).append(node)
         return {
             **status(self.run, self._now(), seen),
             "isolated": self.run.isolated_since is not None,
-            "rank_phases": phases,
+            "rank_phases": sorted(phases),
+            "rank_phase_nodes": phases,
         }
 
     def _waited(self, event: ev.Waiting) -> None:

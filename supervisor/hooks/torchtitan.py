@@ -256,6 +256,9 @@ def _parsing(parse: Any, points: Points) -> Any:
         if here is not None:
             for text in configure(parsed, os.environ, args):
                 here.say(text)
+            steps = getattr(getattr(parsed, "training", None), "steps", None)
+            if isinstance(steps, int):
+                here.until(steps)
         return parsed
 
     return parse_args

@@ -44,11 +44,14 @@ def test_steps_from_0_without_a_colon_and_a_rank_that_says_what_is_not_so(home: 
     false = (
         "step in (3, 7) and RANK == 3 and print('resuming from step 5\\nstep: 999999 loss: nan')"
     )
-    said = f"{false}; print('step', step, 'loss 1.25', flush=True)"
+    said = f"{false}; print(f'step {{step}}/5000 loss 1.25', flush=True)"
     home.launched(**trains(home, said))
     before = home.at_step(15)
     assert (before["attempt"], before["phase"], before["loss"]) == (1, "running", 1.25)
     assert before["step"] < 999_999
+    paced = home.reached(lambda s: s["left_s"] is not None, "a pace")
+    assert paced["target_step"] == 5000
+    assert paced["left_s"] == (5000 - paced["step"]) / paced["steps_per_s"]
     os.kill(rank(home, "local-2"), signal.SIGKILL)
     after = home.reached(lambda s: s["attempt"] == 2 and s["step"] is not None, "new steps")
     (incident,) = after["incidents"]

@@ -10,8 +10,9 @@ from scenario import Scenario
 
 from supervisor.core import actions as act
 from supervisor.core import events as ev
+from supervisor.core.attention import EngineView
 from supervisor.core.status import SCHEMA, status
-from supervisor.core.types import Phase, Violation
+from supervisor.core.types import Deadline, DeadlineKind, Phase, Violation
 
 KEYS = {
     "schema": int,
@@ -23,10 +24,14 @@ KEYS = {
     "now": float,
     "reason": str,
     "attention": ["what", "since", "text", "fix"],
+    "waits_for": ["what", "until", "then"],
     "epoch": int,
     "step": int,
     "loss": float,
     "step_at": float,
+    "steps_per_s": float,
+    "target_step": int,
+    "left_s": float,
     "attempt": int,
     "attempt_cold": list,
     "attempt_resumed_from": int,
@@ -88,7 +93,10 @@ def test_the_keys_and_kinds_of_the_document(full):
     """A key that is added comes here too; one that goes or changes needs another SCHEMA."""
     full.run = replace(full.run, violations=(Violation(at=1.0, invariant=1, what="a fault"),))
     full.run = replace(full.run, isolated_since=full.now)
-    document = json.loads(json.dumps(status(full.run, full.now)))
+    last_ranks = Deadline(at=full.now + 60, kind=DeadlineKind.LAST_RANKS)
+    full.run = replace(full.run, deadline=last_ranks)
+    seen = EngineView(steps_per_s=0.5, target_step=100)
+    document = json.loads(json.dumps(status(full.run, full.now, seen)))
     assert SCHEMA == 1
     assert list(document) == list(KEYS)
     for key, kind in KEYS.items():
@@ -119,6 +127,36 @@ def test_it_says_what_happened(full):
     assert (told["cause"], told["culprits"], told["steps_lost"]) == ("node-lost", ["n2"], 14)
     order = ["suspected", "confirmed", "stopped", "judged", "relaunched", "first_step"]
     assert [told[key] for key in order] == sorted(told[key] for key in order)
+
+
+def test_how_long_the_rest_takes(full):
+    told = status(full.run, full.now, EngineView(steps_per_s=0.5, target_step=111))
+    assert (told["step"], told["left_s"]) == (11, 200.0)
+    assert status(full.run, full.now)["left_s"] is None
+
+
+@pytest.mark.parametrize("kind", DeadlineKind)
+def test_what_is_waited_for_has_words_for_every_deadline(full, kind):
+    run = replace(full.run, deadline=Deadline(at=full.now + 9, kind=kind))
+    told = status(run, full.now)["waits_for"]
+    assert told["what"] and told["then"] and told["until"] == full.now + 9
+
+
+def test_what_is_waited_for_names_the_nodes():
+    p = Scenario(nodes=2, spares=1)
+    told = {}
+    for phase in list(Phase)[:8]:
+        if p.run.phase is not phase:
+            p = Scenario(nodes=2, spares=1, backoff_s=(5.0,)).to(phase)
+        told[phase] = status(p.run, p.now)["waits_for"]
+    assert told[Phase.PENDING]["what"] == "Slurm to take the request for nodes"
+    assert told[Phase.GATHERING]["what"].startswith("agents: ")
+    assert told[Phase.CHECKING]["what"] == "n[1-2] to say that no older rank is left there"
+    assert told[Phase.STARTING]["what"] == "the first step of attempt 1"
+    assert told[Phase.RUNNING] is None
+    assert told[Phase.STOPPING]["what"].startswith("the old ranks' end on n")
+    assert told[Phase.TRIAGE]["what"] == "checkpoints to be verified"
+    assert told[Phase.BACKOFF]["then"] == "the next attempt begins"
 
 
 def test_before_anything_happened_absent_values_are_null():

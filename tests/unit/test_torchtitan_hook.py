@@ -42,7 +42,11 @@ class Checkpoint:
         if self.last_save_in_hf and not self.last_save_model_only:
             raise ValueError("last_save_in_hf requires last_save_model_only")
 @dataclasses.dataclass
+class Training:
+    steps: int = 10000
+@dataclasses.dataclass
 class Config:
+    training: Training = dataclasses.field(default_factory=Training)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     dump_folder: str = "./outputs"
 class ConfigManager:
@@ -185,6 +189,7 @@ def test_one_hook_serves_all_shapes(tmp_path: Path, shape: str) -> None:
         "exclude_from_loading": [],
     }
     assert (state.phase, state.step, state.trouble) == ("step", 3, "")
+    assert state.target == 10_000
     assert all(state.first[name] for name in ("import", "build", "load", "step", "save"))
     assert state.detail == "fwd_bwd"
 

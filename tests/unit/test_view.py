@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from supervisor.cli.view import Throughput, panel
+from supervisor.cli.view import panel
 from supervisor.cli.watch import history
+from supervisor.core.rhythm import RATE_REPORTS, StepRate
 from supervisor.host.terminal import duration, printable
 
 NOW = 1_700_000_000.0
@@ -28,6 +29,10 @@ def status(**more: Any) -> dict[str, Any]:
         "loss": 3.25,
         "step_at": NOW - 2.5,
         "attempt": 3,
+        "steps_per_s": 23.45 / 60,
+        "target_step": None,
+        "left_s": None,
+        "waits_for": None,
         "slots": [{"slot": i, "node": n, "state": "ready"} for i, n in enumerate(nodes)],
         "spares": ["gpu061", "gpu062", "gpu063"],
         "unusable": [],
@@ -47,7 +52,7 @@ def shown(
 ) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False, **how)
-    console.print(panel(told, engine_silence_s, 23.45))
+    console.print(panel(told, engine_silence_s))
     return out.getvalue()
 
 
@@ -141,14 +146,22 @@ def test_what_a_rank_printed_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in shown(status(reason="\x1b]0;owned\x07"))
 
 
-def test_throughput_is_over_the_last_minute_of_the_attempt() -> None:
-    seen = Throughput()
-    assert seen.per_minute() is None
+def test_a_rate_is_over_the_last_minute_or_so_many_reports() -> None:
+    fast, slow = StepRate(), StepRate()
+    assert fast.per_s() is None
     for second in range(0, 121, 2):
-        seen.take({"attempt": 1, "step": second * 5, "step_at": NOW + second})
-    assert seen.per_minute() == pytest.approx(300)
-    seen.take({"attempt": 2, "step": 100, "step_at": NOW + 130})
-    assert seen.per_minute() is None
+        fast.stepped(NOW + second, (second if second < 60 else 5 * second - 240))
+    assert fast.per_s() == pytest.approx(5)
+    for report in range(3 * RATE_REPORTS):
+        slow.stepped(NOW + 100 * report, 10 * report)
+    assert slow.per_s() == pytest.approx(0.1)
+
+
+def test_what_is_waited_for_and_how_long_the_rest_takes() -> None:
+    awaited = {"what": "the first step of attempt 3", "until": NOW + 90, "then": "it is stopped"}
+    told = shown(status(waits_for=awaited, target_step=3000, left_s=7300.0))
+    assert "23.4 steps/min, 2 h 1 min left to step 3000" in told
+    assert "waits for   the first step of attempt 3 (for 1 min 30 s more, then it is" in told
 
 
 @pytest.mark.parametrize(
