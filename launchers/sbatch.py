@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launchers.slurm import Partition, Slurm
+from launchers.slurm import Slurm
 from launchers.slurm_answers import refusal
+from launchers.slurm_rows import Partition
 from sbatch_templates import render
 from supervisor.channel.delivery import VARIABLE
 from supervisor.config.slurm import OPTIONS, OWNED

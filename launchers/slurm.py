@@ -11,97 +11,29 @@ import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from launchers.slurm_answers import UNCONFIGURED, is_away
+from launchers.slurm_rows import (
+    NODE_FORMAT,
+    Partition,
+    SlurmNode,
+    lines,
+    marked_rows,
+    parse_jobs,
+    parse_nodes,
+    parse_partitions,
+)
 from supervisor import proc
 from supervisor.core.errors import TransientError, UserError
-from supervisor.core.nodeset import compress, expand
-from supervisor.core.ports import JobState, JobStatus
+from supervisor.core.nodeset import compress
+from supervisor.core.ports import JobStatus
 from supervisor.host import trusted
 
 DEADLINE_S = 30.0
 
-# Job states: squeue(1) and sacct(1), JOB STATE CODES. COMPLETING hides how the job ended, and its
-# nodes are not free yet: it counts as running until it has a final state.
-_WORDS = {
-    JobState.PENDING: (
-        "PENDING EXPEDITING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT RESV_DEL_HOLD"
-    ),
-    JobState.RUNNING: (
-        "RUNNING CONFIGURING COMPLETING RESIZING SUSPENDED STOPPED SIGNALING STAGE_OUT"
-    ),
-    JobState.CANCELLED: "CANCELLED",
-    JobState.ENDED: (
-        "COMPLETED FAILED TIMEOUT NODE_FAIL OUT_OF_MEMORY PREEMPTED BOOT_FAIL DEADLINE"
-        " LAUNCH_FAILED RECONFIG_FAIL REVOKED"
-    ),
-}
-_STATES = {word: state for state, words in _WORDS.items() for word in words.split()}
-
-_OUT_OF_SERVICE = ("fail", "failing", "error", "inval", "future", "maint", "down", "unknown")
 _MISSED = re.compile(r"REQUEST_FILE_BCAST\(([^)]+)\): (.+)")
 _NO_SUCH_JOB = "invalid job id specified"
-_NODE_FORMAT = "%N|%P|%T|%C|%G|%E"  # CPUs: allocated/idle/other/total
-_NODE = re.compile(r"([^|]+)\|([^|]*)\|([^|]+)\|\d+/(\d+)/\d+/\d+\|([^|]*)\|(.*)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Partition:
-    """A partition with all its nodes, whatever their state."""
-
-    name: str
-    default: bool
-    nodes: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlurmNode:
-    """A node as Slurm sees it at this moment."""
-
-    name: str
-    state: str  # as sinfo writes it, with its suffixes: idle, mixed~, down*, drained …
-    partitions: tuple[str, ...] = ()  # the default one first
-    gres: str = ""  # all that it has
-    idle_cpus: int = 0
-    reason: str = ""  # of a drain or a death
-    complete: frozenset[str] = frozenset()  # of a drained one: sinfo's StateComplete, in parts
-
-    @property
-    def word(self) -> str:
-        """The state without its suffixes (sinfo(1), NODE STATE CODES)."""
-        return re.sub(r"[^a-z_].*", "", self.state)
-
-    @property
-    def answers(self) -> bool:
-        """Whether its slurmd answers, as far as Slurm knows."""
-        return not self.down and self.word != "unknown"
-
-    @property
-    def in_service(self) -> bool:
-        """Whether jobs may run there by and by, now in use or powered off."""
-        return self.answers and not self.drains and self.word not in _OUT_OF_SERVICE
-
-    @property
-    def down(self) -> bool:
-        """DOWN, or not answering (`*`). DRAIN is a person's wish, not a death, and may hide one."""
-        said = {self.word, *self.complete}
-        return "*" in self.state or not said.isdisjoint(("down", "not_responding"))
-
-    @property
-    def drains(self) -> bool:
-        """Drained, or about to be once its job has ended."""
-        return self.state.startswith("drain")
-
-
-def state_of(raw: str) -> JobState:
-    """What a state's first word means: `CANCELLED by 1000`, `COMPLETED+` are known; new ones not.
-
-    >>> state_of("CANCELLED by 1000"), state_of("HIBERNATING")
-    (<JobState.CANCELLED: 'cancelled'>, <JobState.UNKNOWN: 'unknown'>)
-    """
-    words = raw.split()
-    return _STATES.get(words[0].rstrip("+").upper() if words else "", JobState.UNKNOWN)
 
 
 def client_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -119,90 +51,6 @@ def client_env(environ: Mapping[str, str]) -> dict[str, str]:
     if "PATH" in chosen and os.geteuid() == 0:  # sudo may keep a user's: root runs no sinfo of his
         chosen["PATH"] = ":".join(trusted.folders(environ)[0]) or os.defpath
     return {"PATH": os.defpath, **chosen, "LC_ALL": "C.UTF-8", "TZ": "UTC0"}
-
-
-def lines(text: str) -> list[str]:
-    """Slurm ends lines with LF alone; str.splitlines knows ten other ends, which names may hold."""
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def marked_rows(text: str, mark: str) -> list[str]:
-    """The rows of a table whose every row begins with `mark|`, without it.
-
-    A job's name is its user's choice, and may hold line ends: what has no mark belongs to the row
-    before. Raises TransientError where the first line has none.
-    """
-    start = f"{mark}|"
-    if text and not text.startswith(start):
-        line = text.partition("\n")[0]
-        raise TransientError(f"Slurm's list of jobs has a line that can't be read: {line!r}")
-    return text.removeprefix(start).removesuffix("\n").split(f"\n{start}") if text else []
-
-
-def _expanded(hosts: str) -> tuple[str, ...]:
-    """Raises TransientError where Slurm's list of nodes is none: "(null)", half a bracket."""
-    try:
-        return expand(hosts)
-    except ValueError as error:
-        raise TransientError(f"Slurm named nodes that can't be read: {error}") from None
-
-
-def parse_jobs(rows: Iterable[str]) -> list[JobStatus]:
-    """Read rows of squeue's `%i|%T|%r|%N|%j`, or the same fields of sacct."""
-    jobs: list[JobStatus] = []
-    for line in rows:
-        fields = line.split("|", 4)
-        if len(fields) != 5:
-            raise TransientError(f"Slurm's list of jobs has a line that can't be read: {line!r}")
-        job_id, raw, reason, nodes, name = fields
-        named = nodes if nodes not in {"", "(null)", "None assigned"} else ""
-        jobs.append(
-            JobStatus(
-                job_id=job_id,
-                job_name=name,
-                state=state_of(raw),
-                raw=raw,
-                nodes=_expanded(named),
-                reason="" if reason == "None" else reason,
-            )
-        )
-    return jobs
-
-
-def parse_partitions(text: str) -> list[Partition]:
-    """Read lines of `sinfo --format=%P|%N`; a partition has a line for each group of its nodes."""
-    nodes: dict[str, set[str]] = {}
-    default = ""
-    for line in lines(text):
-        name, _, hosts = line.partition("|")
-        if name.endswith("*"):
-            default = name = name[:-1]
-        nodes.setdefault(name, set()).update(_expanded(hosts))
-    return [
-        Partition(name=name, default=name == default, nodes=frozenset(members))
-        for name, members in nodes.items()
-    ]
-
-
-def parse_nodes(text: str) -> dict[str, SlurmNode]:
-    """Read lines of `sinfo --Node --format=%N|%P|%T|%C|%G|%E`: one for each node and partition."""
-    found: dict[str, SlurmNode] = {}
-    for line in lines(text):
-        match = _NODE.fullmatch(line)
-        if match is None:
-            raise TransientError(f"Slurm's list of nodes has a line that can't be read: {line!r}")
-        name, partition, state, idle, gres, reason = match.groups()
-        earlier = found[name].partitions if name in found else ()
-        one = (partition.rstrip("*"),)
-        found[name] = SlurmNode(
-            name=name,
-            state=state.lower(),
-            partitions=(*one, *earlier) if partition.endswith("*") else (*earlier, *one),
-            gres="" if gres == "(null)" else re.sub(r"\([^)]*\)", "", gres),
-            idle_cpus=int(idle),
-            reason="" if reason.strip() in ("none", "(null)") else reason.strip(),
-        )
-    return found
 
 
 class Slurm:
@@ -306,7 +154,7 @@ class Slurm:
         self, names: Iterable[str] = (), *, partition: str | None = None
     ) -> dict[str, SlurmNode]:
         """The nodes of these names, or of a partition, or all; unknown names are left out."""
-        argv = ["sinfo", "--noheader", "--Node", f"--format={_NODE_FORMAT}"]
+        argv = ["sinfo", "--noheader", "--Node", f"--format={NODE_FORMAT}"]
         argv += [f"--partition={partition}"] if partition else ["--all"]  # not both
         wanted = compress(names)
         found = parse_nodes(await self._ask(*argv, *([f"--nodes={wanted}"] if wanted else [])))

@@ -26,7 +26,8 @@ from healthchecks.many.slurm_nodes import (
     look_up,
     transport_for,
 )
-from launchers.slurm import Slurm, SlurmNode
+from launchers.slurm import Slurm
+from launchers.slurm_rows import SlurmNode
 from supervisor.config import Site
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress
@@ -351,7 +352,7 @@ class _Examination:
         """A report of superv's own, where the node gave none."""
         seen = self.known.get(node)
         if seen is not None and by is Transport.SSH:
-            reason = f" ({seen.reason})" if seen.reason else ""
+            reason = f" ({why})" if (why := seen.given_reason) else ""
             result = replace(result, seen=f"{result.seen}; Slurm says {seen.state}{reason}")
         report = Report(
             node=node,

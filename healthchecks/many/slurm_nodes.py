@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 
-from launchers.slurm import Slurm, SlurmNode
+from launchers.slurm import Slurm
+from launchers.slurm_rows import SlurmNode
 from supervisor.core import names
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress, expand

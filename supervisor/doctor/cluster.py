@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from healthchecks.frame.report import Finding
-from launchers.slurm import Partition, Slurm
+from launchers.slurm import Slurm
+from launchers.slurm_rows import Partition
 from supervisor.config import Job
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.nodeset import compress

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launchers.slurm import SlurmNode
+from launchers.slurm_rows import SlurmNode
 from supervisor.config import DrainRule
 from supervisor.core.nodeset import compress
 from supervisor.host.terminal import date_time
 
 FRESH_S = 900.0  # an older count says nothing about now
 COUNT_AGAIN_S = 600.0  # so every node asks Slurm that often at most, but before it drains
-_MARKS = ("superv:", "prolog error")  # reasons: superv's own, and Slurm's for a Prolog that failed
+# Reasons: superv's own, and Slurm's for a Prolog that failed (node_mgr.c; agent.c, at a launch).
+_MARKS = ("superv:", "prolog error", "prolog/epilog failure")
 _FILE = "brake.json"
 _SCHEMA = 1
 
@@ -51,7 +52,7 @@ class Brake:
 
 def counted(states: Mapping[str, SlurmNode], rule: DrainRule, now: float) -> Brake:
     """The brake as Slurm's nodes show it."""
-    ours = sorted(n for n, node in states.items() if node.drains and _by_superv(node.reason))
+    ours = sorted(n for n, node in states.items() if node.drains and _by_superv(node.given_reason))
     return Brake(
         at=now,
         count=len(ours),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from healthchecks.frame.check import Blame
 from healthchecks.frame.registry import registered
 from healthchecks.frame.report import Finding
-from launchers.slurm import SlurmNode
+from launchers.slurm_rows import SlurmNode, given_reason
 from supervisor.core.check_status import Status
 from supervisor.core.nodeset import compress
 from supervisor.fleet.brake import Brake
@@ -85,9 +85,9 @@ def decide(
             decisions.append(
                 DrainDecision(node=node, act="forget", reason="it is drained no longer")
             )
-        elif not same_reason(now.reason, drain.reason):
+        elif not same_reason(now.given_reason, drain.reason):
             decisions.append(
-                DrainDecision(node=node, act="forget", reason=f"a person's now: {now.reason}")
+                DrainDecision(node=node, act="forget", reason=f"a person's now: {now.given_reason}")
             )
         elif passes.get(node, 0) >= PASSES_TO_RESUME:
             decisions.append(
@@ -109,8 +109,8 @@ def decide(
 
 
 def same_reason(one: str, other: str) -> bool:
-    """Whether two reasons are the same, however Slurm's tools have spaced them."""
-    return one.split() == other.split()
+    """Whether two reasons are the same, however Slurm's tools have spaced or prolonged them."""
+    return given_reason(one).split() == given_reason(other).split()
 
 
 def reason_for(findings: Sequence[Finding]) -> str:

@@ -90,6 +90,35 @@ def test_slurm_drains_resumes_and_keeps_jobs_off(make_lab: Callable[..., Lab], h
     assert state(there, "n2") == ("drained", "ops: fan")  # a person's, though it passes
 
 
+@pytest.mark.releases("24.11", "26.05")
+def test_a_drain_of_superv_is_lifted_after_its_node_was_silent(
+    make_lab: Callable[..., Lab], home: Path
+) -> None:
+    """Newer Slurms write more behind a reason, and leave it there."""
+    site(home, "n1", BAD, "on")
+    there = make_lab(1, settings={"SlurmdTimeout": "5", "MessageTimeout": "2"})
+    health = str(program(home, "healthcheck"))
+
+    def looks() -> None:
+        for _ in range(2):
+            there.run("n1", [health], user="root")
+            time.sleep(1.1)  # looks that lie closer together count as one
+
+    looks()
+    assert state(there, "n1")[0] == "drained" and state(there, "n1")[1].startswith("superv: nvme: ")
+    there.poweroff("n1")
+    until(lambda: state(there, "n1")[0] == "drained*")
+    there.poweron("n1")
+    until(lambda: state(there, "n1")[0] == "drained")
+    site(home, "n1", WELL, "on")
+    looks()
+    assert state(there, "n1")[0] == "idle", (home / "n1.err").read_text()
+    site(home, "n1", BAD, "on")  # what 24.11 left there is in nobody's way
+    looks()
+    assert state(there, "n1")[0] == "drained"
+    assert "a person's" not in (home / "n1.err").read_text()
+
+
 def test_a_prolog_goes_by_what_was_counted_and_asks_nobody(
     make_lab: Callable[..., Lab], home: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 import healthchecks.checks.fs
 from healthchecks.frame.check import Result, Status
 from healthchecks.frame.report import Finding
-from launchers.slurm import SlurmNode
+from launchers.slurm_rows import SlurmNode
 from supervisor.config import DrainRule
 from supervisor.fleet.brake import counted, too_many
 from supervisor.fleet.drain import DrainDecision, decide, reason_for, scontrol_command
@@ -58,6 +58,52 @@ def test_what_never_drains(finding):
 def test_a_node_that_is_out_already_is_left_alone(state):
     slurm = {"n4": node("n4", state, "ops: fan")}
     assert asked({"n4": [bad()]}, slurm=slurm) == ([], "")
+
+
+ADDED = ("Not responding", "ResumeTimeout reached", "reboot issued", "reboot complete")
+
+
+@pytest.mark.parametrize("added", [*ADDED, "reboot timed out", "Not responding : reboot issued"])
+def test_what_slurm_adds_to_a_reason_is_no_persons(added):
+    own = {"n4": Drain(node="n4", at=1.0, reason="superv: fs.local: 97 % used")}
+    for state in ("drained", "drained*", "draining"):
+        slurm = {"n4": node("n4", state, f"superv: fs.local: 97 % used : {added}")}
+        assert asked(slurm=slurm, own=own) == ([], "")
+        decisions, _ = asked(slurm=slurm, own=own, passes={"n4": 2})
+        assert [d.act for d in decisions] == ["resume"]
+
+
+@pytest.mark.parametrize("added", ["Not responding to me", "fan : Not responding", "rebooted"])
+def test_what_a_person_adds_is_a_persons(added):
+    own = {"n4": Drain(node="n4", at=1.0, reason="superv: fs.local: 97 % used")}
+    slurm = {"n4": node("n4", "drained", f"superv: fs.local: 97 % used : {added}")}
+    decisions, _ = asked(slurm=slurm, own=own, passes={"n4": 2})
+    assert [d.act for d in decisions] == ["forget"]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "given"),
+    [
+        ("idle", "superv: a: b : Not responding", ""),  # 24.11 leaves it there
+        ("mixed", "ops: fan", ""),
+        ("down*", "superv: a: b : Not responding", "Not responding"),  # and adds to it
+        ("down", "Not responding", "Not responding"),
+        ("drained", "Not responding", "Not responding"),
+        ("drained*", "ops: fan : Not responding", "ops: fan"),
+        ("drained", "ops: a : b", "ops: a : b"),
+        ("idle*", "Not responding", "Not responding"),
+        ("inval", "gres/gpu count reported lower", "gres/gpu count reported lower"),
+    ],
+)
+def test_a_reason_counts_for_the_state_that_it_was_given_for(state, reason, given):
+    assert node("n4", state, reason).given_reason == given
+
+
+def test_a_failed_prolog_counts_in_each_wording():
+    states = {"n1": node("n1", "drained", "Prolog/Epilog failure"), "n2": node("n2", "drained")}
+    assert counted(states, DrainRule(mode="on"), 0.0).nodes == ("n1",)
+    left = {"n1": node("n1", "idle", "superv: fs.local: 97 % used")}
+    assert counted(left, DrainRule(mode="on"), 0.0).nodes == ()
 
 
 def test_many_at_once_are_a_shared_cause():

@@ -21,7 +21,7 @@ from healthchecks.frame.frames import Collector, pieces
 from healthchecks.many.remote import ANSWERS, NodeAnswer, Suite, examine
 from healthchecks.many.slurm_nodes import Transport, transport_for
 from healthchecks.many.srun import SrunStep, StepResult
-from launchers.slurm import SlurmNode
+from launchers.slurm_rows import SlurmNode
 from supervisor.config import Site, Ssh
 from supervisor.core.errors import UserError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.slurm import (
+from launchers.slurm import client_env
+from launchers.slurm_rows import (
     SlurmNode,
-    client_env,
     lines,
     marked_rows,
     parse_jobs,
