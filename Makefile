@@ -3,7 +3,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 TITAN := .venv-titan
 TITAN_0_2 := .venv-titan-0.2
-TITANS := SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" SUPERV_TITAN_0_2="$(CURDIR)/$(TITAN_0_2)/bin/python"
+TORCHX := .venv-torchx
+TITANS := SUPERV_TITAN="$(CURDIR)/$(TITAN)/bin/python" SUPERV_TITAN_0_2="$(CURDIR)/$(TITAN_0_2)/bin/python" SUPERV_TORCHX="$(CURDIR)/$(TORCHX)/bin/python"
 LOCKER := .venv-lock
 BIN := $(VENV)/bin
 # Tests mostly wait: for silence to be long enough, for Slurm to notice. So four run at a time, also
@@ -22,14 +23,14 @@ test soak: APT += gcc libc6-dev openssh-server chromium
 demo: $(if $(filter 0,$(shell id -u)),packages) $(VENV)/.done $(TITAN)/.done
 	$(BIN)/superv demo --trainer-python "$(CURDIR)/$(TITAN)/bin/python"
 
-test: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
+test: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done $(TORCHX)/.done
 	$(MAKE) --no-print-directory lint
 	$(TITANS) $(PYTEST)
 
 # Everything: also the slow ones, and lab tests on plain and on strict labs, on each release of Slurm;
 # and that a check which is broken in one place turns a test red (tests/mutants says how, and what no
 # test noticed).
-soak: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done
+soak: packages $(VENV)/.done $(TITAN)/.done $(TITAN_0_2)/.done $(TORCHX)/.done
 	SUPERV_LAB=all SUPERV_SLURM=all $(TITANS) $(PYTEST) -m ""
 	$(BIN)/python -m tests.mutants --sample 300 --survivors 130
 
@@ -78,6 +79,14 @@ $(TITAN_0_2)/.done: $(LAB)/requirements-0.2.txt $(TITAN)/.done
 	  $(TITAN)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >"$$site/shared.pth"
 	touch $@
 
+# TorchX by itself: it pins urllib3 below 1.27, which no trainer should have.
+$(TORCHX)/.done: setup.cfg
+	rm -rf $(TORCHX)
+	$(PYTHON) -m venv $(TORCHX)
+	@echo "making an environment with torchx: 3 MB to fetch, 42 MB on disk, some 10 seconds"
+	$(TORCHX)/bin/pip install -q --disable-pip-version-check "$$(sed -n '/^torchx =/{n;s/ //gp}' setup.cfg)"
+	touch $@
+
 # The newest versions within setup.cfg's bounds, with the hashes of every file that the index has.
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(LOCKER)/bin/pip-compile -q --upgrade --generate-hashes \
         --allow-unsafe --all-build-deps --strip-extras --no-annotate --no-emit-options \
@@ -96,5 +105,5 @@ lock-titan:
 	(echo "# Written by make lock-titan."; $(LOCKER)/bin/pip freeze | sed 's/+cpu$$//') >$(LAB)/constraints.txt
 
 clean:
-	rm -rf $(VENV) $(TITAN) $(TITAN_0_2) $(LOCKER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
+	rm -rf $(VENV) $(TITAN) $(TITAN_0_2) $(TORCHX) $(LOCKER) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache bench/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,7 +53,7 @@ class LocalProcess:
 class Local:
     """The launcher for a machine without Slurm."""
 
-    programs = ()
+    programs: tuple[str, ...] = ()
 
     def __init__(self, *, folder: Path | None = None) -> None:
         """`folder` keeps the jobs' files; by default it is in site.yaml's node_dir."""
@@ -83,7 +83,7 @@ class Local:
                 if record.name == plan.job_name:
                     return job
                 taken.update(record.nodes)
-        wanted = plan.argv[2:]
+        wanted = self._wanted(plan)
         highest = max(int(name.rpartition("-")[2]) for name in (*wanted, *taken, "local-0"))
         more = (f"local-{n}" for n in count(highest + 1))
         free = [name for name in wanted if name not in taken]
@@ -91,8 +91,16 @@ class Local:
         job = f"local-{secrets.token_hex(3)}"
         record = LocalJob(name=plan.job_name, nodes=nodes, script=plan.script)
         self._write(job, record)
-        await _start(job, record.script, nodes)
+        await self._begin(job, record, plan)
         return job
+
+    async def _begin(self, job: str, record: LocalJob, plan: Plan) -> None:
+        """Start the agents of a new job. Raises TransientError, UserError."""
+        await _start(job, record.script, record.nodes)
+
+    async def _again(self, job: str, record: LocalJob, node: str, folder: str) -> None:
+        """Start one more agent on a node of a job. Raises TransientError."""
+        await _start(job, record.script, (node,))
 
     async def find(self, name_prefix: str, *, past: bool = True) -> list[JobStatus]:
         """See Launcher.find."""
@@ -170,7 +178,12 @@ class Local:
             state = "unknown" if record is None else _status(job, record, job in jobs_alive()).raw
             on = compress(record.nodes) if record else "no node"
             raise TransientError(f"no agent can be started on {node}: job {job} is {state} on {on}")
-        await _start(job, record.script, (node,))
+        await self._again(job, record, node, folder)
+
+    @staticmethod
+    def _wanted(plan: Plan) -> tuple[str, ...]:
+        """The names of nodes in a plan; some may be another job's by now."""
+        return plan.argv[2:]
 
     # --- what is remembered -------------------------------------------------------------------
 

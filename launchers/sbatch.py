@@ -21,6 +21,7 @@ from supervisor.core.errors import RefusalError, TooFewNodesError, TransientErro
 from supervisor.core.nodeset import compress, expand, natural_sort_key
 from supervisor.core.ports import JobState, JobStatus, LaunchSpec, Plan, Shortage
 from supervisor.host import private
+from supervisor.proc import Completed
 
 # The script's PATH: where srun, squeue and scancel usually are. Local folders only: a login PATH
 # may lead to a file system that hangs.
@@ -50,7 +51,7 @@ _log = logging.getLogger(__name__)
 class Sbatch:
     """The launcher for a cluster where a Run has jobs of its own."""
 
-    programs = ("sbatch", "squeue", "scontrol", "scancel")
+    programs: tuple[str, ...] = ("sbatch", "squeue", "scontrol", "scancel")
 
     def __init__(self, *, slurm: Slurm | None = None, path: str = SCRIPT_PATH) -> None:
         self._slurm = slurm or Slurm()
@@ -95,17 +96,21 @@ class Sbatch:
         argv = _checked(plan.argv, await self._slurm.partitions())
         await self._until_free(argv)
         try:
-            done = await self._slurm.run(*argv, stdin=plan.script.encode())
+            done = await self._slurm.run(*argv, stdin=plan.script.encode(), more_env=plan.env)
         except TransientError as error:  # the reply may be lost, and the job there
             if job := await self._active(plan.job_name):
                 return job
             raise TransientError(f"{error}; no job {plan.job_name} is in the queue") from error
         if done.rc != 0:
-            raise refusal(done.err, argv)
+            raise self._refusal(done, argv)
         job = done.out.strip().partition(";")[0]
         if not job.isdigit():
             raise TransientError(f"sbatch answered {done.out.strip()!r} instead of a job's id")
         return job
+
+    def _refusal(self, done: Completed, argv: Sequence[str]) -> UserError:
+        """What a submission that failed has said."""
+        return refusal(done.err, argv)
 
     async def _until_free(self, argv: Sequence[str]) -> None:
         """Wait a little for nodes whose job has just ended, where a range of nodes is asked for:

@@ -11,6 +11,7 @@ from supervisor.config.document import At, YamlMapping, parse, read_text
 from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_fields
 from supervisor.config.slurm import read_slurm
+from supervisor.config.torchx import Torchx, check_args
 from supervisor.config.trainer import (
     NAMED_PROGRESS,
     RESUME_PLACEHOLDERS,
@@ -104,9 +105,13 @@ class Job:
         default="sbatch",
         metadata=about(
             "How agents get onto nodes. With `local` the nodes are processes of this machine, for "
-            "trials: no Slurm, no root.",
+            "trials: no Slurm, no root. With `torchx` TorchX starts them (docs/torchx.md).",
             choices=tuple(LAUNCHERS),
         ),
+    )
+    torchx: Torchx | None = field(
+        default=None,
+        metadata=about("Needed with `launcher: torchx`.", default="none"),
     )
     slurm: Mapping[str, str] = field(
         default_factory=dict,
@@ -144,6 +149,20 @@ class Job:
     source: str  # its text; parse_job(source, path) gives this Job again
     notes: tuple[str, ...] = ()  # one line each, for whoever launches it
 
+    @property
+    def on_slurm(self) -> bool:
+        """Whether the nodes are Slurm's."""
+        return self.launcher == "sbatch" or (
+            self.torchx is not None and self.torchx.scheduler == "slurm"
+        )
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether the nodes are processes of the machine where the run is launched."""
+        return self.launcher == "local" or (
+            self.torchx is not None and self.torchx.scheduler == "local_cwd"
+        )
+
 
 def load_job(path: Path) -> Job:
     """Read and check a job file. Raises UserError: one line, with file, line and key."""
@@ -161,11 +180,25 @@ def parse_job(text: str, path: Path) -> Job:
     job = replace(job, notes=tuple(at.notes))
     if job.trainer.hook != "none":
         job = _hook_defaults(job, table)
-    if job.launcher == "local" and "slurm" in table.entries:
-        inner = at.inside("slurm", table.entries["slurm"])
-        raise inner.error("has no effect with launcher: local; remove one of the two")
+    _check_launcher(job, table, at)
     _check_handoff(job, table, at)
     return job
+
+
+def _check_launcher(job: Job, table: YamlMapping, at: At) -> None:
+    """What is said of a launcher is said of the one that is used."""
+    if job.launcher == "torchx" and job.torchx is None:
+        inner = at.inside("launcher", table.entries["launcher"])
+        raise inner.error("needs to know whose nodes: write torchx: {scheduler: slurm}")
+    if job.torchx is not None:
+        inner = at.inside("torchx", table.entries["torchx"])
+        if job.launcher != "torchx":
+            raise inner.error(f"has no effect with launcher: {job.launcher}; remove one of the two")
+        check_args(job.torchx, table.entries["torchx"], inner)
+    if not job.on_slurm and "slurm" in table.entries:
+        inner = at.inside("slurm", table.entries["slurm"])
+        what = "launcher: local" if job.torchx is None else f"torchx: {job.torchx.scheduler}"
+        raise inner.error(f"has no effect with {what}; remove one of the two")
 
 
 def _hook_defaults(job: Job, table: YamlMapping) -> Job:

@@ -13,6 +13,7 @@ from supervisor.config.renamed import RENAMED
 from supervisor.config.schema import Key, describe, keys
 from supervisor.config.site import DrainRule, PortRange, PortRoles, Site, Ssh
 from supervisor.config.slurm import OPTIONS, OWNED
+from supervisor.config.torchx import Torchx
 from supervisor.config.trainer import NAMED_PROGRESS, ProgressPatterns, Trainer
 from supervisor.core.policy import Policy
 from supervisor.core.rank_contract import PLACEHOLDERS
@@ -55,7 +56,7 @@ rank; all other braces stay as they are.
 def page() -> str:
     """The whole page, as Markdown."""
     parts = [_HEAD, "## job.yaml\n", _keys(Job)]
-    parts += ["### slurm\n", "Passed on to sbatch:\n"]
+    parts += ["### torchx\n", _keys(Torchx), "### slurm\n", "Passed on to sbatch:\n"]
     parts += [_table(("option", "for"), [(f"`{name}`", text) for name, text in OPTIONS.items()])]
     parts += ["Refused, because superv needs them or does better:\n"]
     parts += [_table(("option", "instead"), [(f"`{name}`", why) for name, why in OWNED.items()])]

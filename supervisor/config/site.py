@@ -286,6 +286,16 @@ class Site:
         default_factory=Ssh,
         metadata=about("How health checks enter nodes that Slurm can't use."),
     )
+    torchx_python: str | None = field(
+        default=None,
+        metadata=about(
+            "The Python of an environment with torchx, which must not be the trainer's: torchx "
+            "pins old versions. For `launcher: torchx` alone.",
+            pattern=r"/[^\0\n]*",
+            valid="an absolute path",
+            default="none",
+        ),
+    )
     log_cap_mb: int = field(
         default=256,
         metadata=about(

@@ -11,6 +11,7 @@ from typing import Protocol
 LAUNCHERS = {
     "sbatch": "launchers.sbatch:Sbatch",
     "local": "launchers.local:Local",
+    "torchx": "launchers.torchx:torchx",
 }
 
 
@@ -50,6 +51,7 @@ class Plan:
     job_name: str
     argv: tuple[str, ...]  # the submit command; the script goes to its standard input
     script: str
+    env: Mapping[str, str] = field(default_factory=dict)  # of that command, where argv is no place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ async def examine(job: Job | None, site: Site, *, probe: bool) -> list[Finding]:
     found += machine.ports(site)
     if job is not None:
         found += await trainer.look(job)
-    if job is None or job.launcher == "sbatch":
+    if job is None or job.on_slurm:
         found += await cluster.look(job)
         found += await node_probe.look(job, site, probe=probe)
     return found

@@ -157,7 +157,7 @@ def address(site: Site, job: Job | None) -> list[Finding]:
                     return [fail(check, f"{there} is no address of this machine", fix)]
                 continue
         chosen = f"engine_address: {site.engine_address}" if site.engine_address else "host name"
-        why = "launcher: local" if job is not None and job.launcher == "local" else chosen
+        why = "nodes of this machine" if job is not None and job.on_this_machine else chosen
         name = interface_of(there) or "?"
         return [ok(check, f"{there} ({why}, interface {name}), port {port} is free")]
     text = f"no port of {site.engine_ports} is free on {there}"

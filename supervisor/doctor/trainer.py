@@ -119,7 +119,7 @@ async def _directories(job: Job) -> list[Finding]:
             found.append(fail(check, f"{path}: no such directory", fix))
         elif not os.access(seen.path, os.W_OK | os.X_OK) and check == "checkpoints":
             found.append(fail(check, f"{seen.path}: can't be written by you", "fix its mode"))
-        elif seen.kind in LOCAL and job.launcher == "sbatch":
+        elif seen.kind in LOCAL and job.on_slurm:
             text = f"{path} is on {seen.kind}: nodes see it only if it is exported to them"
             found.append(warn(check, text, "use storage that all nodes share"))
         else:

@@ -12,7 +12,7 @@ from supervisor.host.interfaces import address_of
 
 def engine_address(job: Job | None, site: Site) -> str:
     """Where agents reach this machine. Raises UserError where that can't be told."""
-    if job is not None and job.launcher == "local":
+    if job is not None and job.on_this_machine:
         return "127.0.0.1"
     wanted = site.engine_address or socket.gethostname()
     if site.engine_address and Path(f"/sys/class/net/{site.engine_address}").exists():

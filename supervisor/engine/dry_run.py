@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launchers import load as load_launcher
+from launchers import launcher_of
 from supervisor import hooks
 from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
@@ -80,4 +80,4 @@ def plan(job: Job, site: Site) -> tuple[Plan, LaunchSpec]:
         agent_argv=setup.agent_argv,
         folder=delivery.folder(site.node_dir, "0" * 20),
     )
-    return load_launcher(job.launcher).plan(spec), spec
+    return launcher_of(job, site).plan(spec), spec

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers import load as load_launcher
+from launchers import launcher_of
 from supervisor.checkpoints.dcp import CheckpointReport, CheckpointState
 from supervisor.checkpoints.storage import Storage, scan_once, verify_once
 from supervisor.config import Job, Site, load_job, load_site
@@ -72,7 +72,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     job, site = load_job(path), load_site(env)
     there = folder.RunDir(folder.runs_dir(site.state_dir) / job.name)
     seen = there.identity()
-    before = _before(there, job, origin)
+    before = _before(there, job, site, origin)
     if before is not None and not before.ended:
         if origin is not None:
             raise UserError(
@@ -89,7 +89,7 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
         )
     if before is not None:
         _given_back(there)
-    _programs(job)
+    _programs(job, site)
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
     first, seed = _beginnings(job, origin)
@@ -124,7 +124,7 @@ def _config(there: folder.RunDir, job: Job) -> str:
     return f" --config {job.path}"
 
 
-def _before(there: folder.RunDir, job: Job, origin: str | None) -> Run | None:
+def _before(there: folder.RunDir, job: Job, site: Site, origin: str | None) -> Run | None:
     """The run that has the name already. One whose journal is lost makes way only when it is over
     and a person says what to begin from. Raises UserError, TransientError."""
     if not there.path.exists():
@@ -135,15 +135,15 @@ def _before(there: folder.RunDir, job: Job, origin: str | None) -> Run | None:
         again = "once it is over, --from CHECKPOINT or --from scratch begins again"
         if origin is None or lives(there):
             raise UserError(f"{lost}; {again}") from None
-        jobs = asyncio.run(active_jobs(load_launcher(job.launcher), there))
+        jobs = asyncio.run(active_jobs(launcher_of(job, site), there))
         if jobs:
             raise UserError(f"{lost}; its job {jobs[0].job_id} is {jobs[0].raw}; {again}") from None
         return None
 
 
-def _programs(job: Job) -> None:
+def _programs(job: Job, site: Site) -> None:
     """Raises UserError where this machine lacks what the launcher needs."""
-    for name in load_launcher(job.launcher).programs:
+    for name in launcher_of(job, site).programs:
         if shutil.which(name) is None:
             raise UserError(
                 f"{name}: not in PATH, and launcher: {job.launcher} needs it; launch where the "

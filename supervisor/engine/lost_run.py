@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from dataclasses import replace
 
-from launchers import load as load_launcher
+from launchers import launcher_of
+from supervisor.config import load_site
 from supervisor.core import names
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import ENDS_OF_JOBS, JobStatus, Launcher
@@ -71,7 +73,7 @@ def end_jobs(run: folder.RunDir) -> tuple[str, ...]:
     """
 
     async def end() -> tuple[str, ...]:
-        launcher = load_launcher(folder.read_job(run).launcher)
+        launcher = launcher_of(folder.read_job(run), load_site(os.environ))
         jobs = await active_jobs(launcher, run)
         for job in jobs:
             await launcher.cancel(job.job_id)

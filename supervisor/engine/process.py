@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from launchers import load as load_launcher
+from launchers import launcher_of
 from supervisor.channel import wire
 from supervisor.channel.link import CurveLink
 from supervisor.channel.router import Channel
@@ -66,7 +66,7 @@ async def engine_main(
     secrets = folder.read_secrets(run_dir)
     log.hide(*secret_values({**job.trainer.env, **secrets}, secrets))
     link = _link(keys)
-    launcher = load_launcher(job.launcher)
+    launcher = launcher_of(job, site)
     clock = SteadyClock(journal.newest_at if journal is not None else 0.0)
     channel = Channel(link, clock)
     if isinstance(request, AdoptionRequest):

@@ -34,7 +34,7 @@ def paths_of_0_1(job: Job, site: Site, run_id: str) -> tuple[str, str]:
     if place == NODE_DIR:  # its default then
         place = Path("/tmp")  # noqa: S108 - where agents of 0.1 look
     base = f"{place}/superv-{os.getuid()}-{run_id}"
-    return f"{base}.key", f"{base}.{{node}}" if job.launcher == "local" else base
+    return f"{base}.key", f"{base}.{{node}}" if job.on_this_machine else base
 
 
 def wire_job(

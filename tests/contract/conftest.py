@@ -10,9 +10,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from worlds import LauncherWorld, LocalWorld, SbatchWorld
+from worlds import LauncherWorld, LocalWorld, SbatchWorld, torchx_python
 
 from lab.cluster import Lab
+from launchers.torchx import TorchxLocal
 
 _numbers = count(1)
 
@@ -28,13 +29,23 @@ def cluster() -> Iterator[Lab]:
     there.down()
 
 
-@pytest.fixture(params=["local", pytest.param("sbatch", marks=pytest.mark.lab)])
+@pytest.fixture(
+    params=[
+        *("local", "torchx-local"),
+        *(pytest.param(name, marks=pytest.mark.lab) for name in ("sbatch", "torchx-slurm")),
+    ]
+)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LauncherWorld]:
     """A launcher with four nodes for jobs of three; at the end its jobs are gone."""
     name = "sv-" + re.sub(r"[^a-z0-9]+", "-", request.node.name[5:]).strip("-")
     made: LauncherWorld
     if request.param == "local":
         made = LocalWorld(name, tmp_path)
+    elif request.param == "torchx-local":
+        made = LocalWorld(name, tmp_path, TorchxLocal, python=torchx_python())
+    elif request.param == "torchx-slurm":
+        there = request.getfixturevalue("cluster")
+        made = SbatchWorld(f"{name}-{next(_numbers)}", there, torchx_python())
     else:
         made = SbatchWorld(f"{name}-{next(_numbers)}", request.getfixturevalue("cluster"))
     yield made

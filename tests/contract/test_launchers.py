@@ -1,4 +1,4 @@
-"""What every launcher keeps to. One suite: `local` on this machine, `sbatch` on a real cluster."""
+"""What every launcher keeps to. One suite: on this machine, and on a real cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from worlds import LauncherWorld
 
 from launchers import load
+from supervisor.config.torchx import SCHEDULERS
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import LAUNCHERS, Launcher, LaunchSpec
 from supervisor.host import procfs
@@ -18,13 +19,21 @@ SPEC = LaunchSpec(
 
 
 def test_a_name_that_is_not_in_the_table() -> None:
-    with pytest.raises(UserError, match="'slurm' is unknown; valid: local, sbatch"):
+    with pytest.raises(UserError, match="'slurm' is unknown; valid: local, sbatch, torchx"):
         load("slurm")
 
 
-@pytest.fixture(params=sorted(LAUNCHERS))
+OPTIONS = [{"scheduler": name, "python": "/x/python", "args": {}} for name in sorted(SCHEDULERS)]
+
+
+@pytest.fixture(
+    params=[(name, {}) for name in sorted(LAUNCHERS) if name != "torchx"]
+    + [("torchx", options) for options in OPTIONS],
+    ids=lambda given: "-".join([given[0], *given[1].values()][:2]),
+)
 def launcher(request: pytest.FixtureRequest) -> Launcher:
-    return load(request.param)
+    name, options = request.param
+    return load(name, **options)
 
 
 def test_plan_is_pure(launcher: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lab.cluster import Lab
 from launchers.local import Local, processes
 from supervisor.core.errors import TransientError, UserError
@@ -41,6 +43,14 @@ exit 0
 
 
 STAT = 'stat --format="%a %u" "$1"; ls "$1"'
+
+
+def torchx_python() -> str:
+    """The Python of an environment with torchx; skips where there is none."""
+    made = REPO / ".venv-torchx/bin/python"
+    if "SUPERV_TORCHX" not in os.environ and not made.exists():
+        pytest.skip("SUPERV_TORCHX names no Python with torchx (make .venv-torchx)")
+    return os.environ.get("SUPERV_TORCHX", str(made))
 
 
 class LauncherWorld(ABC):
@@ -126,9 +136,11 @@ class LauncherWorld(ABC):
 
 
 class LocalWorld(LauncherWorld):
-    def __init__(self, name: str, folder: Path, launcher: type[Local] = Local) -> None:
+    def __init__(
+        self, name: str, folder: Path, launcher: Callable[..., Local] = Local, **options: Any
+    ) -> None:
         super().__init__(name, folder)
-        self.launcher = launcher(folder=folder / "jobs")
+        self.launcher = launcher(folder=folder / "jobs", **options)
 
     def ask(self, method: str, *args: Any, **spec: Any) -> Any:
         async def call() -> Any:
@@ -160,7 +172,9 @@ class LocalWorld(LauncherWorld):
 
 
 class SbatchWorld(LauncherWorld):
-    def __init__(self, name: str, lab: Lab) -> None:
+    def __init__(self, name: str, lab: Lab, torchx_python: str = "") -> None:
+        """With `torchx_python` it is TorchX that submits."""
+        self.torchx_python = torchx_python
         folder = lab.home / name
         folder.mkdir()
         uid = lab.home.stat().st_uid
@@ -172,6 +186,7 @@ class SbatchWorld(LauncherWorld):
     def ask(self, method: str, *args: Any, **spec: Any) -> Any:
         words = [base64.b64encode(a).decode() if isinstance(a, bytes) else a for a in args]
         order = {"method": method, "args": words, "kwargs": spec, "deadline_s": 30}
+        order["torchx_python"] = self.torchx_python
         done = self.lab.run(
             "login",
             [sys.executable, str(REPO / "tests/lab/launcher_driver.py")],

@@ -1,6 +1,7 @@
 """Calls one method of the sbatch launcher, as the lab's user on a node of the lab.
 
 Standard input: {"method", "args", "kwargs", "deadline_s"}; `submit` takes a LaunchSpec's fields.
+With "torchx_python" it is the one that submits through TorchX.
 "script_path" may give another PATH for the batch script.
 Standard output: {"result"} or {"error": [type, text]}.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from launchers.sbatch import SCRIPT_PATH, Sbatch
 from launchers.slurm import Slurm
+from launchers.torchx import TorchxSlurm
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.ports import LaunchSpec
 
@@ -24,7 +26,11 @@ FOLDER = "/tmp/sv-none"  # of jobs that are refused, or never start
 
 async def call(order: dict[str, Any]) -> Any:
     path = order.get("script_path") or SCRIPT_PATH
-    sbatch = Sbatch(slurm=Slurm(deadline_s=order["deadline_s"]), path=path)
+    slurm = Slurm(deadline_s=order["deadline_s"])
+    if python := order.get("torchx_python"):
+        sbatch: Sbatch = TorchxSlurm(python=python, slurm=slurm)
+    else:
+        sbatch = Sbatch(slurm=slurm, path=path)
     if order["method"] == "submit":
         return await sbatch.submit(sbatch.plan(LaunchSpec(**{"folder": FOLDER, **order["kwargs"]})))
     if order["method"] == "send_file":

@@ -67,6 +67,40 @@ def test_defaults():
     assert (job.trainer.ranks_per_node, job.trainer.env, job.trainer.hook) == (1, {}, "none")
 
 
+TORCHX = MINIMAL + "launcher: torchx\n"
+
+
+def test_torchx_has_slurms_options_on_slurm():
+    job = parse(TORCHX + "torchx: {scheduler: slurm}\nslurm: {partition: main}\n")
+    assert (job.slurm, job.on_slurm, job.on_this_machine) == ({"partition": "main"}, True, False)
+    job = parse(TORCHX + "torchx: {scheduler: local_cwd, args: {prepend_cwd: yes}}\n")
+    assert (job.on_slurm, job.on_this_machine) == (False, True)
+    assert job.torchx is not None and job.torchx.args == {"prepend_cwd": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("launcher: torchx\n", r"launcher: .* write torchx: \{scheduler: slurm\}"),
+        ("torchx: {scheduler: slurm}\n", "torchx: has no effect with launcher: sbatch"),
+        (
+            "launcher: torchx\ntorchx: {scheduler: kubernetes}\n",
+            "torchx.scheduler: expected one of local_cwd, slurm, got .kubernetes",
+        ),
+        (
+            "launcher: torchx\ntorchx: {scheduler: slurm, args: {partition: main}}\n",
+            "torchx.args.partition: write it below `slurm:`",
+        ),
+        (
+            "launcher: torchx\ntorchx: {scheduler: local_cwd}\nslurm: {partition: main}\n",
+            "slurm: has no effect with torchx: local_cwd",
+        ),
+    ],
+)
+def test_what_is_said_of_a_launcher_that_is_not_used(text, says):
+    assert re.search(says, error_of(parse, MINIMAL + text))
+
+
 def test_the_torchtitan_hook_brings_patterns_and_required_keys():
     job = parse(TITAN + "checkpoints: {dir: /c}\n")
     assert job.progress == NAMED_PROGRESS["torchtitan"]
@@ -250,7 +284,7 @@ def test_deep_nesting_is_an_error(depth):
     assert error_of(parse, "a: " + "[" * depth + "]" * depth) in (
         "job.yaml:1: nested too deeply",
         "job.yaml:1: a: unknown key; valid: checkpoints, launcher, name, nodes, policy, preflight, "
-        "progress, slurm, spares, trainer",
+        "progress, slurm, spares, torchx, trainer",
     )
 
 

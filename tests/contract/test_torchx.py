@@ -1,0 +1,86 @@
+"""What is TorchX's own: words arrive as they are, and what a torchx that is no use says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from worlds import torchx_python
+
+from launchers.slurm import Slurm
+from launchers.torchx import TorchxLocal, TorchxSlurm
+from supervisor.core.errors import RefusalError
+from supervisor.core.ports import JobState, LaunchSpec
+
+SHOWS = ("sh", "-c", 'for w; do printf "%s\\n" "$w"; done >"$1.part"; mv "$1.part" "$1"', "x")
+ODD = ("${replica_id} ${img_root} $$ $HOME `id` '\"", "", "two words", "*", "{nodes}", "-rf", "ü\\")
+
+# Slurm's commands as far as a submission asks them; sbatch runs the script's srun on one node.
+STAND_INS = {
+    "squeue": "exit 0",
+    "sinfo": 'case "$*" in *%P*N) echo "main*|n1";; esac',
+    "sbatch": 'for f; do :; done; printf "%s\\n" "$@" >$OUT/sbatch; cp "$f" $OUT/script; echo 7',
+    "srun": 'printf "%s\\0" "$@" >"$OUT/srun"',
+}
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nOUT={tmp_path}/out\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "out"
+
+
+def test_words_arrive_on_this_machine(tmp_path: Path) -> None:
+    launcher = TorchxLocal(python=torchx_python(), folder=tmp_path / "jobs")
+    words = (f"{tmp_path}/out", *ODD)
+    spec = LaunchSpec(
+        job_name="sv-x", nodes=1, agent_argv=(*SHOWS, *words), folder=str(tmp_path / "private")
+    )
+    job = asyncio.run(launcher.submit(launcher.plan(spec)))
+    while asyncio.run(launcher.poll([job]))[job].state is JobState.RUNNING:
+        time.sleep(0.05)
+    assert (tmp_path / "out").read_text().split("\n")[:-1] == list(words)
+
+
+def test_words_arrive_in_slurms_script(stand_ins: Path) -> None:
+    """The folder is in the environment of sbatch alone; options are words of its command."""
+    launcher = TorchxSlurm(python=torchx_python(), slurm=Slurm(env=os.environ))
+    options = {"comment": "two words $(id) 'x'", "partition": "main"}
+    spec = LaunchSpec(
+        job_name="sv-x", nodes=1, agent_argv=("/bin/a", *ODD), folder="/tmp/secret", slurm=options
+    )
+    plan = launcher.plan(spec)
+    assert asyncio.run(launcher.submit(plan)) == "7"
+    assert "--comment=two words $(id) 'x'" in (stand_ins / "sbatch").read_text().splitlines()
+    script = (stand_ins / "script").read_text()
+    assert "secret" not in script
+    assert plan.env == {"SUPERV_NODE_FOLDER": "/tmp/secret"}
+    subprocess.run(["bash", stand_ins / "script"], check=True, capture_output=True, timeout=60)
+    words = (stand_ins / "srun").read_text().split("\0")[:-1]
+    assert {"--no-kill", "--kill-on-bad-exit=0", "--wait=0"} < set(words)
+    assert words[-4:] == ["bash", "-c", plan.script, "superv-allocation"]
+
+
+@pytest.mark.parametrize(
+    ("python", "args", "says"),
+    [
+        (sys.executable, {}, "torchx_python: .*No module named 'torchx'"),
+        ("", {"color": "red"}, "args: color: this scheduler has no such option; valid: auto_set"),
+    ],
+)
+def test_what_asking_again_would_not_change(
+    python: str, args: dict[str, str], says: str, tmp_path: Path
+) -> None:
+    launcher = TorchxLocal(python=python or torchx_python(), args=args, folder=tmp_path / "jobs")
+    spec = LaunchSpec(job_name="sv-x", nodes=1, agent_argv=("a",), folder=str(tmp_path / "private"))
+    with pytest.raises(RefusalError, match=says):
+        asyncio.run(launcher.submit(launcher.plan(spec)))
