@@ -116,6 +116,27 @@ class Scan(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BadEnd:
+    """How a rank ended, in words, and its last lines as they are known already."""
+
+    rank: int
+    how: str
+    tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepLogs(Action):
+    """Bring what an attempt's ranks wrote into the run's folder, before its nodes are given back.
+
+    Of all ranks the end; of those that ended badly first, and of rank 0, all of it, up to a bound.
+    """
+
+    attempt: int
+    slots: tuple[str, ...]  # nodes by group rank
+    first: tuple[BadEnd, ...] = ()  # the bad ends that came first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Discard(Action):
     """Delete a checkpoint that retention gave up."""
 

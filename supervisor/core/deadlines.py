@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.diagnose import has_trained, longest_pause
 from supervisor.core.liveness import (
@@ -39,7 +40,7 @@ from supervisor.core.renewal import (
     trade_back,
 )
 from supervisor.core.run_invariants import REFUSED_S
-from supervisor.core.shutdown import RELEASE_S, cancel, end
+from supervisor.core.shutdown import LOGS_S, RELEASE_S, cancel, end, release
 from supervisor.core.signs_of_life import UNREAD_FACTOR
 from supervisor.core.transition import EXPIRIES, Transition, expires, handles, stands_still
 from supervisor.core.types import Cause, Deadline, DeadlineKind, Evidence, NodeState, Phase
@@ -199,6 +200,12 @@ def not_stopped(t: Transition, waited: str) -> None:
 @expires(DeadlineKind.FINAL_SCAN, lambda policy: FINAL_SCAN_S, of_agents=False)
 def last_look_unanswered(t: Transition, waited: str) -> None:
     decide(t)
+
+
+@expires(DeadlineKind.LOGS, lambda policy: LOGS_S, of_agents=False)
+def logs_take_too_long(t: Transition, waited: str) -> None:
+    t.drop(lambda a: isinstance(a, act.KeepLogs))
+    release(t)
 
 
 @expires(DeadlineKind.RELEASE, lambda policy: RELEASE_S, of_agents=False)

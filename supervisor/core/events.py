@@ -418,6 +418,16 @@ class Collected(AgentEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogsKept(Event):
+    """What an attempt's ranks wrote is in the run's folder, as far as it could be had."""
+
+    key: str
+    attempt: int
+    ranks: int  # whose logs are kept
+    missing: tuple[str, ...] = ()  # of whom they could not be had, and why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthSeen(AgentEvent):
     """A node's agent ran health checks, and they said something new."""
 

@@ -86,8 +86,8 @@ INVARIANTS: dict[int, Invariant] = {
         of_ranks.starts,
     ),
     11: Invariant(
-        "Order anything for a run that has ended, but that its nodes are given back and its "
-        "checkpoints go where they were sent.",
+        "Order anything for a run that has ended, but that its logs are kept, its nodes "
+        "given back and its checkpoints go where they were sent.",
         of_run.ended,
     ),
     12: Invariant(

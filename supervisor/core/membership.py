@@ -169,6 +169,9 @@ def allocation_ended(t: Transition, event: ev.AllocationSeen, *, ours: bool) -> 
             t.update_node(node.name, state=NodeState.LEFT, since=t.at, reason=f"job is {event.raw}")
     t.drop(lambda a: isinstance(a, act.AgentCommand))
     if t.run.ended:
+        if not t.run.live_jobs:  # nobody is left who could leave, or bring logs
+            t.drop(lambda a: isinstance(a, act.KeepLogs))
+            t.set(deadline=None)
         return
     if event.state is JobState.CANCELLED and not ours:
         end(t, Phase.STOPPED, f"job {event.job_id} was cancelled by a person ({event.raw})")

@@ -144,6 +144,10 @@ def collect_key(attempt: int, node: str) -> str:
     return f"a{attempt}/collect/{node}"
 
 
+def keep_logs_key(attempt: int, at: float) -> str:
+    return f"a{attempt}/logs/{at:.3f}"
+
+
 def scan_key(attempt: int, at: float) -> str:
     return f"a{attempt}/scan/{at:.3f}"
 

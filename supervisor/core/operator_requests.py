@@ -102,10 +102,11 @@ def quarantine_requested(t: Transition, event: ev.QuarantineRequested) -> None:
     if tainted:
         t.update_attempt(tainted_from=min(event.step, attempt.tainted_from or event.step))
     loads = attempt.resume is not None and attempt.resume.path in t.run.retired
+    starts = t.run.phase is Phase.STARTING or (  # slot 0 may have made a step before the others
+        t.run.phase is Phase.RUNNING and len(attempt.started) < len(attempt.slots)
+    )
     if t.run.phase is Phase.CHECKING and loads:
         assign_slots(t)
-    elif (t.run.phase is Phase.STARTING and loads) or (
-        t.run.phase in (Phase.STARTING, Phase.RUNNING) and tainted
-    ):
+    elif (starts and loads) or (t.run.phase in (Phase.STARTING, Phase.RUNNING) and tainted):
         text = f"{event.who} put step {event.step} into quarantine: {event.reason}"
         open_incident(t, Cause.QUARANTINE, Evidence(node="", at=t.at, source="person", text=text))

@@ -13,7 +13,7 @@ from supervisor.core.lineage import merge_scan, retain
 from supervisor.core.node_life import keep_ranks_away, stop_pending
 from supervisor.core.persistent import PersistentSet
 from supervisor.core.placement import assign_slots, confirmed, drop_orders
-from supervisor.core.shutdown import end
+from supervisor.core.shutdown import end, release
 from supervisor.core.training import saved, worked
 from supervisor.core.transition import Transition, handles
 from supervisor.core.types import (
@@ -36,6 +36,7 @@ from supervisor.core.types import (
 SILENT = (NodeState.LOST, NodeState.LEFT)
 EVIDENCE_KEPT = 200  # lines of each older incident: with thousands of nodes there are more
 STANDSTILLS = (Cause.HANG, Cause.NO_FIRST_STEP)  # nothing died: where do the ranks stand?
+FIRST_ENDS = 4  # ranks that ended first, whose logs are kept as a whole
 FINAL_SCAN_S = 30.0  # how long a run that ends waits for what its last attempt saved
 _THERE = (NodeState.READY, NodeState.SUSPECT, NodeState.UNUSABLE)
 STOP_SLACK_S = 10.0  # over the grace period: SIGKILL, reaping, the answer's way back
@@ -185,6 +186,8 @@ def triage(t: Transition) -> None:
         t.run.reason,
         (FINAL_SCAN_S, DeadlineKind.FINAL_SCAN) if ends else None,
     )
+    if attempt is not None:
+        _keep_logs(t, attempt)
     if attempt is None or attempt.save_dir is None:
         decide(t)
         return
@@ -196,6 +199,31 @@ def triage(t: Transition) -> None:
             known=tuple((c.step, c.path, c.attempt) for c in t.run.lineage),
         )
     )
+
+
+def _keep_logs(t: Transition, attempt: Attempt) -> None:
+    """Have what the ranks wrote brought here: their nodes may be gone when somebody reads it."""
+    if attempt.started_at is None:
+        return
+    t.drop(lambda a: isinstance(a, act.KeepLogs))  # it goes on, and nothing waits for it
+    ends = sorted((e for e in attempt.exits.values() if not e.clean), key=lambda e: e.at)
+    first = [act.BadEnd(rank=e.rank, how=e.text(), tail=e.tail) for e in ends[:FIRST_ENDS]]
+    t.emit(
+        act.KeepLogs(
+            key=names.keep_logs_key(attempt.number, t.at),
+            attempt=attempt.number,
+            slots=attempt.slots,
+            first=tuple(first),
+        )
+    )
+
+
+@handles(ev.LogsKept)
+def logs_kept(t: Transition, event: ev.LogsKept) -> None:
+    """A run that has ended waits for nothing else before it gives its nodes back."""
+    waits = t.run.deadline is not None and t.run.deadline.kind is DeadlineKind.LOGS
+    if waits and not t.run.pending.size(act.KeepLogs):
+        release(t)
 
 
 @handles(ev.Scanned)

@@ -193,7 +193,7 @@ def unique_keys(s: Step) -> Iterator[Breach]:
 
 # --- 11: ended ------------------------------------------------------------------------------------
 
-_AFTER_THE_END = (act.Leave, act.Cancel, act.Discard, act.Quarantine)
+_AFTER_THE_END = (act.Leave, act.Cancel, act.KeepLogs, act.Discard, act.Quarantine)
 
 
 def ended(s: Step) -> Iterator[Breach]:

@@ -8,8 +8,9 @@ from typing import Any
 from supervisor.core import actions as act
 from supervisor.core import names
 from supervisor.core.transition import Transition
-from supervisor.core.types import ENDED, AllocationState, DeadlineKind, NodeState, Phase
+from supervisor.core.types import ENDED, AllocationState, Deadline, DeadlineKind, NodeState, Phase
 
+LOGS_S = 20.0  # how long nodes are kept for what the last attempt's ranks wrote
 RELEASE_S = 15.0  # agents told to leave have ended their job by then; else it is cancelled
 
 
@@ -34,17 +35,29 @@ def end(t: Transition, phase: Phase, reason: str) -> None:
     """The run has ended: give its nodes back."""
     assert phase in ENDED
     # A request for nodes that has no answer yet may be a job already: its answer is waited for.
-    # Checkpoints that are on their way out go there all the same.
-    kept = act.Cancel | act.Submit | act.Discard | act.Quarantine
+    # Checkpoints that are on their way out go there all the same, and logs are still fetched.
+    kept = act.Cancel | act.Submit | act.Discard | act.Quarantine | act.KeepLogs
     t.drop(lambda a: not isinstance(a, kept))
     t.set(stopping_as=None, isolated_since=None)
     if not t.run.live_jobs:
         t.enter_phase(phase, reason)
         return
-    t.enter_phase(phase, reason, (RELEASE_S, DeadlineKind.RELEASE))
-    for node in t.run.pool.values():
-        if node.state not in (NodeState.LOST, NodeState.LEFT):
-            leave(t, node.name)
+    t.enter_phase(phase, reason)
     for job in t.run.live_jobs:
         if t.run.allocations[job].state is AllocationState.REQUESTED:
             cancel(t, job, "the run ended")
+    if t.run.pending.size(act.KeepLogs):  # the nodes have them
+        t.set(deadline=Deadline(at=t.at + LOGS_S, kind=DeadlineKind.LOGS))
+    else:
+        release(t)
+
+
+def release(t: Transition) -> None:
+    """Give the nodes of a run that has ended back."""
+    if not t.run.live_jobs:
+        t.set(deadline=None)
+        return
+    t.set(deadline=Deadline(at=t.at + RELEASE_S, kind=DeadlineKind.RELEASE))
+    for node in t.run.pool.values():
+        if node.state not in (NodeState.LOST, NodeState.LEFT):
+            leave(t, node.name)

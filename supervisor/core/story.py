@@ -116,7 +116,7 @@ def _state(run: Run, name: str) -> NodeState | None:
 
 
 def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
-    """What people ask for, what checks found, and what became of checkpoints."""
+    """What people ask for, what checks found, what became of checkpoints and of logs."""
     match event:
         case ev.ProblemsSeen():
             found = "; ".join(event.problems)
@@ -141,6 +141,9 @@ def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
             return [
                 f"{event.who} resumed the run{f'; {event.note}' if event.note else ''}{included}"
             ]
+        case ev.LogsKept() if event.missing:
+            what = f"logs of attempt {event.attempt}: kept of {event.ranks} ranks"
+            return [f"{what}, not had: {'; '.join(event.missing)}"]
         case ev.QuarantineRequested():
             steps = ", ".join(str(r.step) for r in after.retired.values() if r.at == event.at)
             return [f"{event.who} put step {steps} into quarantine: {event.reason}"]

@@ -69,6 +69,7 @@ class DeadlineKind(StrEnum):
     FINAL_SCAN = "last look"  # storage says what the last attempt of an ending run saved
     RETRY = "retry"  # a pause before the next attempt
     ASK_AGAIN = "ask again"  # a pause before a request that Slurm refused is made again
+    LOGS = "logs"  # what the last attempt's ranks wrote is in the run's folder
     RELEASE = "release"  # agents that were told to leave have ended their job
     REFUSED = "refused"  # an action that was refused (core/refusal.py); nothing else is waited for
 

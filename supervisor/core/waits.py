@@ -132,6 +132,7 @@ _DEADLINES: Mapping[DeadlineKind, tuple[Callable[[Run], str], str]] = {
     DeadlineKind.FINAL_SCAN: (_said("storage, to say what was saved last"), "it ends all the same"),
     DeadlineKind.RETRY: (_said("the end of a pause"), "the next attempt begins"),
     DeadlineKind.ASK_AGAIN: (_said("the end of a pause"), "Slurm is asked for nodes again"),
+    DeadlineKind.LOGS: (_said("the ranks' logs"), "agents leave without them"),
     DeadlineKind.RELEASE: (_left, "its jobs are cancelled"),
     DeadlineKind.REFUSED: (_said("an action that superv refused itself"), "the run is held"),
 }

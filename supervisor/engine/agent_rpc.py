@@ -33,9 +33,16 @@ class AgentRpc:
         return await self._call(node, query, wire.HealthReport, deadline_s)
 
     async def fetch(
-        self, *, rank: int, attempt: int | None, offset: int, limit: int, wait_s: float
+        self,
+        *,
+        rank: int,
+        attempt: int | None,
+        offset: int,
+        limit: int,
+        wait_s: float,
+        node: str = "",
     ) -> wire.Chunk:
-        """A piece of a rank's log from its node.
+        """A piece of a rank's log from its node, or from one that it ran on before.
 
         Raises TransientError where it can't be had, UserError where there is no such rank.
         """
@@ -52,16 +59,29 @@ class AgentRpc:
         if slot >= len(current.slots):
             top = len(current.slots) * run.spec.ranks_per_node - 1
             raise UserError(f"there is no rank {rank}; ranks are 0 to {top}")
-        order = wire.Fetch(
-            epoch=self._epoch,
-            key=self._key(f"fetch/{rank}"),
+        return await self.fetch_from(
+            node or current.slots[slot],
             attempt=attempt if attempt is not None else current.number,
             rank=rank,
             offset=offset,
             limit=limit,
             wait_s=wait_s,
         )
-        return await self._call(current.slots[slot], order, wire.Chunk, wait_s)
+
+    async def fetch_from(
+        self, node: str, *, attempt: int, rank: int, offset: int, limit: int, wait_s: float = 0.0
+    ) -> wire.Chunk:
+        """A piece of the log of a rank that ran on the node. Raises TransientError."""
+        order = wire.Fetch(
+            epoch=self._epoch,
+            key=self._key(f"fetch/{rank}"),
+            attempt=attempt,
+            rank=rank,
+            offset=offset,
+            limit=limit,
+            wait_s=wait_s,
+        )
+        return await self._call(node, order, wire.Chunk, wait_s)
 
     def answered(self, node: str, answer: wire.HealthReport | wire.Chunk) -> None:
         """Only the node that was asked may answer."""

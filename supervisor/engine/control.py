@@ -19,9 +19,11 @@ import msgspec
 
 from supervisor.core.errors import TransientError, UserError
 from supervisor.engine.loop import Engine
+from supervisor.engine.rank_logs import tails
 from supervisor.host.shortage import shortage
 
 ANSWER_S = 10.0
+MOST_OF_A_TAIL = 4 * 1024 * 1024  # bytes of one rank's log, where all ranks' are asked for
 FOLLOW_S = 2.0  # an agent waits so long for more of a log; then it is asked again
 
 
@@ -98,6 +100,13 @@ async def _answers(engine: Engine, request: dict[str, Any]) -> AsyncIterator[dic
         case "watch":
             async for answer in _watch(engine):
                 yield answer
+        case "tails":
+            size = min(int(request["size"]), MOST_OF_A_TAIL)
+            async for rank, node, data, missing in tails(
+                engine.agent_rpc, engine.run, size, request.get("rank")
+            ):
+                text = data.decode(errors="replace")
+                yield {"rank": rank, "node": node, "data": text, "missing": missing}
         case "logs":
             async for answer in _logs(engine, request):
                 yield answer
@@ -142,6 +151,7 @@ async def _logs(engine: Engine, request: dict[str, Any]) -> AsyncIterator[dict[s
                 offset=0 if another else offset,
                 limit=256 * 1024,
                 wait_s=FOLLOW_S if follow else 0.0,
+                node=str(request.get("node") or ""),
             )
         except TransientError:
             if not follow:

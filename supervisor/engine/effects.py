@@ -25,6 +25,7 @@ from supervisor.core.errors import RefusalError, TooFewNodesError, TransientErro
 from supervisor.core.ports import JobState, Launcher, LaunchSpec
 from supervisor.core.types import Run
 from supervisor.engine.checkpoint_looks import CheckpointLooks
+from supervisor.engine.rank_logs import RankLogs
 from supervisor.engine.slurm_looks import SlurmLooks
 from supervisor.host.shortage import shortage
 
@@ -60,8 +61,12 @@ class Effects:
         now: Callable[[], float],
         failed: Callable[[BaseException], None],
         storage: Storage | None = None,
+        logs: RankLogs | None = None,
     ) -> None:
-        """`failed` is told of a fault of superv's own in carrying an action out."""
+        """`failed` is told of a fault of superv's own in carrying an action out.
+
+        Without `logs` nothing is kept of what ranks write.
+        """
         self._setup = setup
         self._failed = failed
         self._launcher = launcher
@@ -70,6 +75,7 @@ class Effects:
         self._run = run
         self._apply = apply
         self._storage = storage or Storage()
+        self._logs = logs
         self.looks = CheckpointLooks(self._storage, setup.required, run, now)
         self._now = now
         self.slurm = SlurmLooks(launcher, run, now, self._request)
@@ -300,6 +306,14 @@ class Effects:
             if isinstance(action, act.AgentCommand):
                 self._order(action)
 
+    async def _keep_logs(self, action: act.KeepLogs) -> None:
+        if self._logs is not None:
+            kept = await self._logs.keep(action)
+        else:
+            kept = ev.LogsKept(at=self._now(), key=action.key, attempt=action.attempt, ranks=0)
+        if action.key in self._run().pending:
+            self._apply(kept)
+
     # --- checkpoints --------------------------------------------------------------------------
 
     async def _scan(self, action: act.Scan) -> None:
@@ -330,6 +344,7 @@ PERFORM: dict[type[Action], Callable[[Effects, Any], Coroutine[Any, Any, None]]]
     act.Poll: Effects._poll_now,
     act.SendKeys: Effects._send_keys,
     act.StartAgent: Effects._start_agent,
+    act.KeepLogs: Effects._keep_logs,
     act.Scan: Effects._scan,
     act.Discard: Effects._retire,
     act.Quarantine: Effects._retire,

@@ -30,6 +30,7 @@ from supervisor.engine.effects import Effects
 from supervisor.engine.fleet_recorder import FleetRecorder
 from supervisor.engine.guard import Guard
 from supervisor.engine.loop import Engine
+from supervisor.engine.rank_logs import RankLogs
 from supervisor.engine.request import AdoptionRequest, Request, unpack
 from supervisor.engine.spawn import ENDING_S, alive
 from supervisor.engine.wiring import setup_of, wire_job
@@ -64,7 +65,8 @@ async def engine_main(
     job, code = folder.read_job(run_dir), folder.read_code(run_dir)
     keys = folder.read_server_keys(run_dir)
     secrets = folder.read_secrets(run_dir)
-    log.hide(*secret_values({**job.trainer.env, **secrets}, secrets))
+    hidden = secret_values({**job.trainer.env, **secrets}, secrets)
+    log.hide(*hidden)
     link = _link(keys)
     launcher = launcher_of(job, site)
     clock = SteadyClock(journal.newest_at if journal is not None else 0.0)
@@ -101,6 +103,9 @@ async def engine_main(
         apply=engine.apply,
         now=clock,
         failed=engine.fail,
+        logs=RankLogs(
+            engine.agent_rpc, lambda: engine.run, home=run_dir.logs, secrets=hidden, now=clock
+        ),
     )
     recorder = FleetRecorder(site.fleet, job.name, clock, site.claims_dir)
     engine.on_health_report = recorder.record

@@ -85,6 +85,11 @@ class RunDir:
         return self.path / "control.sock"
 
     @property
+    def logs(self) -> Path:
+        """What ranks of attempts that have ended wrote."""
+        return self.path / "logs"
+
+    @property
     def log(self) -> Path:
         return self.path / "engine.log"
 

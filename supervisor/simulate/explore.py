@@ -141,6 +141,8 @@ def answers(run: Run, action: Action, at: float) -> Iterator[ev.Event]:
         case act.Scan():
             yield ev.Scanned(at=at, key=key, found=(*run.lineage, *saved(run, at)))
             yield ev.Waiting(at=at, key=key, why="storage did not answer")
+        case act.KeepLogs(attempt=attempt, slots=slots):
+            yield ev.LogsKept(at=at, key=key, attempt=attempt, ranks=len(slots))
         case act.Discard() | act.Quarantine():
             yield ev.CheckpointRetired(at=at, key=key, path=action.path)
         case _:

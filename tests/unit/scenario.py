@@ -63,6 +63,8 @@ def spec(
 class Scenario:
     """The run, everything that happened to it and all that it ordered."""
 
+    logs_come = True  # at once, whenever they are ordered
+
     def __init__(
         self,
         nodes: int = 2,
@@ -99,6 +101,9 @@ class Scenario:
         self.run = made.run
         self.events.append(event)
         self.ordered.extend(made.actions)
+        for order in made.actions if self.logs_come else ():
+            if isinstance(order, act.KeepLogs):
+                self.reply(order)
         return made.actions
 
     def fold(self, event: ev.Event) -> Transition:
@@ -152,6 +157,14 @@ class Scenario:
                 return ev.CheckpointRetired, {"key": key, "path": action.path}
             case act.Scan():
                 return ev.Scanned, {"key": key, **self.scan_result(action)}
+            case act.KeepLogs():
+                kept = len(action.slots) * self.run.spec.ranks_per_node
+                return ev.LogsKept, {
+                    "after": 0.0,
+                    "key": key,
+                    "attempt": action.attempt,
+                    "ranks": kept,
+                }
         return ev.Done, {"key": key}
 
     def scan_result(self, scan: act.Scan) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class World(Scenario):
     """A world in which anything happens; every event is followed by a look at the invariants."""
 
     mirror: Run | None = None
+    logs_come = False
 
     def __init__(self, **more: Any) -> None:
         self.unconfirmed: dict[str, int] = {}  # nodes that may have ranks, and of which attempt

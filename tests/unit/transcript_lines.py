@@ -68,7 +68,8 @@ def _value(value: Any) -> str:
     if value in (None, "", ()) or value is False:
         return ""
     if isinstance(value, tuple):
-        return ",".join(str(v[1]) if isinstance(v, tuple) else str(v) for v in value)
+        named = (v.rank if isinstance(v, act.BadEnd) else v for v in value)
+        return ",".join(str(v[1]) if isinstance(v, tuple) else str(v) for v in named)
     if isinstance(value, float):
         return f"{value:g}"
     return f'"{value}"' if " " in str(value) else str(value)

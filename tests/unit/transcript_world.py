@@ -44,8 +44,9 @@ class Stage(Scenario):
 
     def fold(self, event: ev.Event) -> Transition:
         made = checked(self.run, event)
-        came = step_lines(self.run, event, made) if self.run else launched(made)
-        self.shown.append((_words(event), list(came)))
+        came = list(step_lines(self.run, event, made) if self.run else launched(made))
+        if came or not isinstance(event, ev.LogsKept):
+            self.shown.append((_words(event), came))
         return made
 
 

@@ -1,0 +1,79 @@
+"""What ranks wrote: kept beside the journal, and waited for before nodes are given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scenario import Scenario, kinds
+
+from supervisor.core import actions as act
+from supervisor.core import events as ev
+from supervisor.core.types import DeadlineKind, Phase
+from supervisor.engine.rank_logs import SHORTEST_TAIL, TAIL, TAILS, tail_of
+from supervisor.run import kept_logs
+from supervisor.run.kept_logs import Index, KeptRank, Parcel
+
+
+class Slow(Scenario):
+    """Logs come when the test says so."""
+
+    logs_come = False
+
+
+def held() -> Slow:
+    """A run that is held, whose nodes it has still."""
+    p = Slow(nodes=2, spares=0, restarts_without_progress=0).to(Phase.RUNNING)
+    p.exit(0, tail=("boom",))
+    p.answer(act.Stop, act.Collect)
+    p.answer(act.Scan)
+    assert p.phase is Phase.HELD
+    return p
+
+
+def test_nodes_are_given_back_when_their_logs_are_there() -> None:
+    p = held()
+    (order,) = [a for a in p.run.pending.values() if isinstance(a, act.KeepLogs)]
+    assert [(end.rank, end.tail) for end in order.first] == [(0, ("boom",))]
+    assert not any(isinstance(a, act.Leave) for a in p.run.pending.values())
+    assert kinds(p.reply(order)) == ["Leave", "Leave"]
+
+
+def test_nodes_are_given_back_when_their_logs_do_not_come() -> None:
+    p = held()
+    assert p.run.deadline is not None and p.run.deadline.kind is DeadlineKind.LOGS
+    assert kinds(p.expire_deadline()) == ["Leave", "Leave"]
+    assert not any(isinstance(a, act.KeepLogs) for a in p.run.pending.values())
+
+
+def test_a_restart_does_not_wait_for_logs() -> None:
+    p = Slow(nodes=2, spares=0, backoff_s=(0.0,)).to(Phase.RUNNING)
+    p.exit(0)
+    p.answer(act.Stop, act.Collect)
+    p.answer(act.Scan)
+    assert p.phase is Phase.CHECKING
+    (order,) = [a for a in p.run.pending.values() if isinstance(a, act.KeepLogs)]
+    missing = ("n2: it is not connected",)
+    p.take(ev.LogsKept, key=order.key, attempt=1, ranks=1, missing=missing)
+    assert p.phase is Phase.CHECKING
+
+
+def parcel(attempt: int, size: int = 3) -> Parcel:
+    rank = KeptRank(node="n1", bytes=size)
+    index = Index(attempt=attempt, at=1.0, ranks={7: rank}, first=(7,))
+    return Parcel(index=index, logs={7: b"x" * size})
+
+
+def test_the_newest_attempts_stay(tmp_path: Path) -> None:
+    home = tmp_path / "logs"
+    for number in range(1, kept_logs.ATTEMPTS + 3):
+        kept_logs.write(home, parcel(number))
+    kept_logs.write(home, parcel(kept_logs.ATTEMPTS + 2, 5))  # again: it takes the old one's place
+    assert kept_logs.attempts(home) == list(range(3, kept_logs.ATTEMPTS + 3))
+    assert kept_logs.log_of(home, kept_logs.ATTEMPTS + 2, 7).read_bytes() == b"xxxxx"
+    assert sorted(path.name for path in home.iterdir())[0] == "a0003"
+
+
+def test_all_of_it_is_bounded() -> None:
+    assert tail_of(480) == TAIL
+    assert tail_of(4096) * 4096 <= TAILS
+    assert tail_of(84_000) == SHORTEST_TAIL
