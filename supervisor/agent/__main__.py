@@ -6,8 +6,9 @@ modules are imported. `python -m supervisor.agent KEYS NODE_DIR` is how superv 0
 allocations that it made live on.
 
 On the node stay, for a look afterwards, the agent's log and the ranks' logs of the last ten
-attempts. Keys, code and the trainer's environment are removed when the agent is told that the run
-has ended, and by the next agent of the same user where it was killed.
+attempts; folders in which nothing was written for 30 days go. Keys, code and the trainer's
+environment are removed when the agent is told that the run has ended, and by the next agent of the
+same user where it was killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import encodings.idna  # noqa: F401 - and this
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +30,7 @@ from supervisor.agent.agent import ALREADY_RUNNING, Agent
 from supervisor.agent.mailbox import Mailbox, Mailbox01, forget_the_dead
 from supervisor.agent.node_files import NodeFiles
 from supervisor.agent.orphans import become_subreaper
-from supervisor.channel import delivery, wire
+from supervisor.channel import delivery, node_folders, wire
 from supervisor.core.errors import UserError
 from supervisor.host import private
 from supervisor.host.log import where
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> int:
             return ALREADY_RUNNING
         if isinstance(mailbox, Mailbox):
             forget_the_dead(mailbox.home)
+            threading.Thread(target=remove_old, args=(mailbox.home,), daemon=True).start()
         home = mailbox.home if isinstance(mailbox, Mailbox) else None
         files = NodeFiles(home, node_dir, lock)
         keys = wait_for_keys(mailbox, files)
@@ -95,6 +98,12 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         crash(error)
         return BUG
+
+
+def remove_old(home: Path) -> None:
+    """What older allocations left here and nobody asks for any more; nothing waits for it."""
+    with contextlib.suppress(OSError):
+        node_folders.remove_old(home, time.time() - node_folders.KEPT_S)
 
 
 async def _live(

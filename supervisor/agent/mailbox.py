@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from supervisor.agent import code
-from supervisor.channel import delivery, identity
+from supervisor.channel import delivery, identity, node_folders
 from supervisor.channel.wire import Keys, code_path, read_keys
 from supervisor.core.errors import UserError
-from supervisor.host import procfs
 
 
 class Mailbox:
@@ -92,9 +91,8 @@ def forget_the_dead(home: Path) -> list[Path]:
     """
     cleaned = []
     for old in delivery.older(home):
-        mark = f"{delivery.VARIABLE}={old}"
-        if not any(procfs.environ_has(pid, mark) for pid in procfs.pids()):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if not node_folders.in_use(old):
                 forget(old)
                 for node_dir in old.iterdir():
                     if node_dir.is_dir() and not node_dir.is_symlink():

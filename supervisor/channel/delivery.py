@@ -47,12 +47,16 @@ def delivered(home: Path, kind: str) -> list[Path]:
 
 def older(home: Path) -> list[Path]:
     """Folders beside this one that allocations of the same user have left on the node."""
-    found = []
-    for path in home.parent.iterdir():
-        name = _NAME.fullmatch(path.name)
-        if name is None or path == home or name[1] != str(os.getuid()):
-            continue
+    return [path for path in home.parent.iterdir() if path != home and is_ours(path)]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether it is an allocation's folder of this user. Raises OSError where it can't be seen."""
+    name = _NAME.fullmatch(path.name)
+    if name is None or name[1] != str(os.getuid()):
+        return False
+    try:
         info = path.lstat()
-        if stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid():
-            found.append(path)
-    return found
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid()

@@ -103,15 +103,17 @@ def _note(run: dict[str, Any]) -> str:
 def _prune(home: Path, now: float, age: float, *, dry_run: bool, as_json: bool) -> None:
     import shutil
 
+    from supervisor.core.nodeset import compress
     from supervisor.run import folder, prune
 
     removed: list[str] = []
+    on_nodes: set[str] = set()
     kept: dict[str, str] = {}
     failed = False
     for run in folder.every(home):
         name = run.path.name
         try:
-            (prune.over if dry_run else prune.remove)(run, now - age)
+            was = (prune.over if dry_run else prune.remove)(run, now - age)
         except prune.Kept as because:
             kept[name] = because.why
         except OSError as error:
@@ -119,12 +121,19 @@ def _prune(home: Path, now: float, age: float, *, dry_run: bool, as_json: bool) 
             failed = True
         else:
             removed.append(name)
+            on_nodes |= prune.clean_here(was, dry_run=dry_run)
     for half_made in prune.leftovers(home, now - age):
         removed.append(half_made.name)
         if not dry_run:
             shutil.rmtree(half_made)
     if as_json:
-        document = {"schema": 1, "dry_run": dry_run, "removed": removed, "kept": kept}
+        document: dict[str, Any] = {
+            "schema": 1,
+            "dry_run": dry_run,
+            "removed": removed,
+            "kept": kept,
+        }
+        document["on_nodes"] = sorted(on_nodes)
         click.echo(json.dumps(document, indent=2))
     else:
         done = "would be removed" if dry_run else "removed"
@@ -133,6 +142,12 @@ def _prune(home: Path, now: float, age: float, *, dry_run: bool, as_json: bool) 
         columns = (terminal.TableColumn("RUN", most=40), terminal.TableColumn("", folds=True))
         if rows:
             terminal.show([terminal.table(columns, rows)])
+        if on_nodes:
+            nodes = terminal.one_line(compress(on_nodes))
+            click.echo(
+                f"logs of these runs on {nodes} stay until a later agent of yours there finds them "
+                "30 days old"
+            )
         click.echo(f"{len(removed)} {'run' if len(removed) == 1 else 'runs'} {done}")
     if failed:
         raise click.exceptions.Exit(1)

@@ -30,6 +30,7 @@ VARIABLES = {
 
 ENDS = "the run's end"
 STAYS = "a person removes it"
+AGED = "a later agent finds it 30 days old"
 MOMENT = "moments"
 
 # Which situation shows a row: tests/local and tests/lab play these; the rest is said, not shown.
@@ -177,7 +178,7 @@ CLAIMS = (
 
 # On every node.
 NODE = (
-    _folder(_HOME, "an allocation; its name can't be foreseen"),
+    _folder(_HOME, "an allocation; its name can't be foreseen; all below goes with it", AGED),
     _file(f"{_HOME}/allocation.log", "what its script and shells say"),
     _file(f"{_HOME}/key", "**secret**: keys and the engine's address", ENDS),
     _file(f"{_HOME}/key.{{hex}}", "**secret**: the same, just delivered", ENDS, RARE),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from supervisor.channel import node_folders
 from supervisor.core.errors import UserError
 from supervisor.core.types import Run
 from supervisor.run import folder
@@ -59,6 +60,18 @@ def remove(run: RunDir, before: float) -> Run:
         run.path.rename(away)
     shutil.rmtree(away)
     return state
+
+
+def clean_here(run: Run, *, dry_run: bool) -> set[str]:
+    """Remove its allocations' folders from this machine; the nodes where such may be left.
+
+    Others' disks can't be reached from here. Raises OSError.
+    """
+    left: set[str] = set()
+    for one in run.allocations.values():
+        if one.folder and not node_folders.remove(one.folder, dry_run=dry_run):
+            left.update(one.nodes)
+    return left
 
 
 def leftovers(state_dir: Path, before: float) -> list[Path]:

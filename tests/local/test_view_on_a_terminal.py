@@ -91,7 +91,7 @@ def test_ctrl_c_detaches_and_the_run_goes_on(home: RunHome, terminals: list[Term
     view = Terminal(home, "launch", str(home.job()))
     terminals.append(view)
     view.expect(r"run +ring +running for .*: attempt 1")
-    view.expect(r"training +step \d+ +loss \S+ +\S+ steps/min +last step")
+    view.expect(r"training +step \d+ +loss \S+ +\S+ steps/s +last step")
     view.expect(r"active +2 +local-\[1-2\]")
     view.expect(r"spare +1 +local-3")
     view.press(b"\x03")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from strangers import as_stranger, meeting_place, needs_root  # noqa: F401
 
 from supervisor.agent.mailbox import Mailbox, Mailbox01, forget_the_dead
-from supervisor.channel import delivery, wire
+from supervisor.channel import delivery, node_folders, wire
 from supervisor.core.errors import UserError
 from supervisor.host import private
 
@@ -113,6 +115,37 @@ def test_folders_of_the_dead_are_cleaned_and_those_of_the_living_are_not(home: P
 
     assert left(old) == {"n1/agent.log", "allocation.log"}
     assert len(left(living)) == len(left(other)) == 6
+
+
+def test_old_folders_go_and_those_that_are_new_or_in_use_stay(home: Path) -> None:
+    def made(letter: str, age_days: float) -> Path:
+        folder = home.with_name(f"superv-{os.getuid()}-{letter * 20}")
+        (folder / "n1/code/x").mkdir(parents=True)
+        (folder / "n1/code/x/train.py").touch()
+        (folder / "n1/a0001").mkdir()
+        (folder / "n1/code/x").chmod(0o500)
+        at = time.time() - 86_400 * age_days
+        for path in (folder, *folder.rglob("*")):
+            os.utime(path, (at, at))
+        return folder
+
+    old, new, written, locked = made("d", 31), made("e", 29), made("f", 31), made("0", 31)
+    (written / "n1/a0001").touch()
+    held = os.open(locked, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    assert node_folders.remove_old(home, time.time() - node_folders.KEPT_S) == [old]
+    assert not old.exists() and all(p.exists() for p in (home, new, written, locked))
+    assert not node_folders.remove(str(locked)), "an agent has it"
+    os.close(held)
+    assert node_folders.remove(str(locked), dry_run=True) and locked.exists()
+    assert node_folders.remove(str(locked)) and not locked.exists()
+
+
+@pytest.mark.parametrize("name", ["", "notes", f"superv-1{os.getuid()}-{'a' * 20}"])
+def test_no_other_folder_is_removed_as_an_allocation_s(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x" / name).mkdir(parents=True, exist_ok=True)
+    assert not node_folders.remove(str(tmp_path / "x" / name))
+    assert (tmp_path / "x" / name).exists()
 
 
 def test_an_allocation_of_superv_0_1_is_read_as_before(tmp_path: Path) -> None:

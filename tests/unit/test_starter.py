@@ -247,6 +247,22 @@ def test_a_module_runs_as_python_m_would(tmp_path: Path, node: MakeNode) -> None
     play(node(job), scenario)
 
 
+def test_ps_shows_the_trainer_s_command_line(tmp_path: Path, node: MakeNode) -> None:
+    said = "import json; print(json.dumps(open('/proc/self/cmdline').read().split(chr(0))))"
+    write(tmp_path, "trainer.py", said)
+    job = job_of(tmp_path, "-m", "trainer", "--config", "x" * 4000, preload=("json",))
+
+    async def scenario(n: StarterNode) -> None:
+        assert await n.start() == ""
+        await n.ended()
+        for rank in (0, 1):
+            python, *words, last, _ = n.last_line(rank)
+            assert (python, words) == (sys.executable, ["-m", "trainer", "--config"])
+            assert last and set(last) == {"x"}
+
+    play(node(job), scenario)
+
+
 def test_a_process_with_threads_is_not_forked(tmp_path: Path, node: MakeNode) -> None:
     write(
         tmp_path,
