@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from healthchecks.frame import catalogue
+from supervisor import signatures
 from supervisor.config.page import page as configuration
 from supervisor.core import node_states, phases
 from supervisor.core.types import Cause
@@ -38,6 +39,7 @@ def pages() -> dict[str, str]:
         "phases.md": phases.page(),
         "security-files.md": FILES_HEAD + footprint.page(),
         "runbooks.md": runbooks(),
+        "causes.md": causes(),
         **catalogue.pages(),
     }
 
@@ -49,6 +51,34 @@ def runbooks() -> str:
         title = (DOCS / "runbooks" / f"{cause}.md").read_text().partition("\n")[0]
         rows.append(f"| [{cause}](runbooks/{cause}.md) | {title.partition(': ')[2]} |")
     return "\n".join(rows) + "\n"
+
+
+CAUSES_HEAD = f"""\
+# Causes that `superv diagnose` tells apart
+
+{MADE}
+
+Each with whose business it is, what to do, and the signatures it is recognised by: their role, whom
+they may blame, and whose wording they are. What becomes of them is in [diagnose.md](diagnose.md).
+"""
+
+
+def causes() -> str:
+    """Every cause, with what to do and its signatures."""
+    known = signatures.load()
+    page = [CAUSES_HEAD]
+    for cause in sorted(known.causes.values(), key=lambda one: one.name):
+        page += [f"## {cause.name}", "", f"{cause.short.capitalize()} (*{cause.kind}*). {cause.do}"]
+        rows = [one for one in known.all if one.cause is cause]
+        if rows:
+            page += ["", "| signature | role | may blame | source |", "|---|---|---|---|"]
+        page += [f"| `{o.id}` | {o.role} | {o.blames} | {_cell(o.source)} |" for o in rows]
+        page.append("")
+    return "\n".join(page).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def main() -> None:

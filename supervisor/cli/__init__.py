@@ -29,6 +29,7 @@ COMMANDS = {
     "prolog": ("supervisor.cli.on_node:prolog", "For Slurm's Prolog."),
     "healthcheck": ("supervisor.cli.on_node:healthcheck", "For Slurm's HealthCheckProgram."),
     "nodes": ("supervisor.cli.nodes:nodes", "Show what is known of the nodes' health."),
+    "diagnose": ("supervisor.cli.diagnose:diagnose", "Say what ended a job, from its logs."),
     "report": ("supervisor.cli.report:report", "One page: what is wrong, where, and what to do."),
     "exclude": ("supervisor.cli.exclude:exclude", "Keep nodes out of runs."),
     "include": ("supervisor.cli.exclude:include", "Let runs use nodes again."),

@@ -17,7 +17,8 @@ every cause whose business it is and what to do. A signature:
 stands in every line that it finds, and holds no digit: lines are looked through for needles with
 their digits removed. `general: true` is for wordings of anything (`ValueError:`), which count only
 where a line holds nothing more particular. `log: kernel` holds it against the kernel's lines alone,
-from their beginning: everybody can print a kernel's words.
+from their beginning: everybody can print a kernel's words. `log: xid` is held against what the
+table of Xids (healthchecks/sources/xid.py) says of a line: `reset the GPU: Xid 95: its meaning`.
 
 Only the standard library and the YAML reader are used here.
 """
@@ -74,6 +75,7 @@ class LogKind(StrEnum):
 
     JOB = "job"
     KERNEL = "kernel"
+    XID = "xid"  # what the table of Xids says of one: `reset the GPU: Xid 95: its meaning`
 
 
 class SignatureError(ValueError):

@@ -1,0 +1,384 @@
+"""Look through log files for signatures, fast: most lines are repeats of a few templates.
+
+A piece of a file loses its digits in one call, and then has few different lines. Each of those is
+held against the signatures' needles once; only lines of templates that hold one are read as text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from healthchecks.sources import xid
+from supervisor.core.sighting import JobShape, Sighting
+from supervisor.core.step_lines import MAX_STEP, STEP, number
+from supervisor.diagnosis.inputs import FoundLogs, JobLog, NotText, pieces
+from supervisor.diagnosis.lines import (
+    LineHead,
+    LineLabels,
+    clean,
+    head,
+    kernel_line,
+    labels,
+    time_of,
+)
+from supervisor.diagnosis.places import RankPlaces, collective
+from supervisor.signatures import LogKind, Signature, Signatures, first
+
+DIGITS = b"0123456789"
+MAX_TEMPLATES = 300_000  # remembered at once
+LOOKED_AT = 8192  # bytes of a template
+SAMPLE = 300  # lines by which a file's labels are told
+READ_OF_ONE = 20_000  # lines of one template in one file that are read; more of them are counted
+BACK = 60  # lines to look back for a time
+_STEP_WORDS = (b"step", b"Step", b"iter", b"Iter", b"loss")
+_MARKS = (b" nranks ", b"(local_rank: )", b"NCCL version ", b": Using ", b" OK")
+_STEP = re.compile(STEP)
+
+
+@dataclass(slots=True)
+class LogScan:
+    """What was found in all files."""
+
+    sightings: list[Sighting]
+    shape: JobShape
+    problems: list[str]
+    files: int
+    bytes: int
+    lines: int
+
+
+@dataclass(slots=True)
+class _Template:
+    """What a line without its digits may hold."""
+
+    signatures: tuple[Signature, ...]
+    marked: bool
+
+
+@dataclass(slots=True)
+class _State:
+    """One scan."""
+
+    signatures: Signatures
+    needles: tuple[tuple[bytes, tuple[Signature, ...]], ...]
+    progress: Callable[[int, int], None]
+    total: int
+    year: int
+    places: RankPlaces
+    dull: set[bytes] = field(default_factory=set)
+    told: dict[bytes, _Template] = field(default_factory=dict)
+    found: dict[tuple[object, ...], Sighting] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    read: int = 0
+    lines: int = 0
+    order: int = 0
+    last_step: int | None = None
+    last_step_at: float | None = None
+    last_step_line: dict[str, int] = field(default_factory=dict)
+
+
+def scan(
+    found: FoundLogs,
+    signatures: Signatures,
+    *,
+    nodes: tuple[str, ...] = (),
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> LogScan:
+    """Look through the files. What can't be read is in `problems`, one line each."""
+    state = _State(
+        signatures=signatures,
+        needles=tuple((n.encode(), ones) for n, ones in signatures.by_needle.items()),
+        progress=progress,
+        total=found.bytes,
+        year=0,
+        places=RankPlaces(nodes),
+        problems=list(found.problems),
+    )
+    hows = {one.path: _sampled(one, state) for one in found.files}
+    if not state.year:
+        newest = max((one.mtime for one in found.files), default=0.0)
+        state.year = time.gmtime(newest).tm_year
+    for one in found.files:
+        if (how := hows[one.path]) is not None:
+            _file(one, how, state)
+    sightings = state.places.settle(list(state.found.values()))
+    shape = state.places.shape(
+        last_step=state.last_step,
+        last_step_at=state.last_step_at,
+        last_step_line=state.last_step_line,
+    )
+    return LogScan(
+        sightings=sightings,
+        shape=shape,
+        problems=state.problems,
+        files=len(found.files),
+        bytes=state.read,
+        lines=state.lines,
+    )
+
+
+def _sampled(one: JobLog, state: _State) -> LineLabels | None:
+    """How the file's lines begin; None, and one line that says why, where it can't be read."""
+    try:
+        piece = next(iter(pieces(one)), b"")
+    except NotText as error:
+        state.problems.append(f"{one.path}: {error}; passed over")
+        return None
+    except OSError as error:
+        state.problems.append(f"{one.path}: {error.strerror or error}")
+        return None
+    sample = [clean(raw) for raw in islice(_split(piece[: SAMPLE * 400]), SAMPLE)]
+    if not state.year and (
+        found := re.search(r"\b(20\d\d)-\d\d-\d\d[ T_]\d\d:", "\n".join(sample))
+    ):
+        state.year = int(found[1])
+    how = labels(sample)
+    return replace(how, kernel=how.kernel or (one.kernel and any(map(kernel_line, sample))))
+
+
+def _split(piece: bytes) -> list[bytes]:
+    if b"\r" in piece:  # progress bars
+        piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return piece.split(b"\n")
+
+
+def _file(one: JobLog, how: LineLabels, state: _State) -> None:
+    if one.path.endswith("error.json"):
+        _error_file(one, state)
+        return
+    reader = _Reader(one, how, state)
+    try:
+        for piece in pieces(one):
+            reader.piece(piece)
+            state.read += len(piece)
+            state.progress(state.read, max(state.total, state.read))
+    except (NotText, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        state.problems.append(f"{one.path}: {said}; read up to line {reader.before}")
+    state.lines += reader.before
+    state.places.file_ended(one, how, wrote=reader.before > 0, node=reader.kernel_node)
+
+
+def _error_file(one: JobLog, state: _State) -> None:
+    """torchelastic's error.json: a message, the stack, and when."""
+    try:
+        text = b"".join(pieces(one)).decode(errors="replace")
+        message = json.loads(text)["message"]
+        extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
+        body = message.get("message", "") if isinstance(message, dict) else str(message)
+        stack = str(extra.get("py_callstack", ""))
+        at = extra.get("timestamp")
+        lines = [*stack.splitlines(), *str(body).splitlines()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        state.problems.append(f"{one.path}: not torchelastic's error.json ({said})")
+        return
+    reader = _Reader(one, LineLabels(), state)
+    reader.last_time = float(str(at)) if str(at).isdecimal() else None
+    reader.piece("\n".join(lines).encode() + b"\n")
+    state.places.file_ended(one, LineLabels(), wrote=True, node="")
+
+
+class _Reader:
+    """One file, piece by piece."""
+
+    def __init__(self, one: JobLog, how: LineLabels, state: _State) -> None:
+        self._one = one
+        self._how = how
+        self._state = state
+        self._counts: dict[bytes, int] = {}
+        self.before = 0  # lines read
+        self.last_time: float | None = None
+        self.kernel_node = ""
+
+    def piece(self, data: bytes) -> None:
+        """Take in whole lines."""
+        lines = _split(data)
+        if lines and not lines[-1]:
+            lines.pop()
+        temps = b"\n".join(lines).translate(None, DIGITS).split(b"\n") if lines else []
+        state = self._state
+        different = set(temps)
+        for template in different - state.dull:
+            if template not in state.told:
+                _classify(template, state)
+        if not state.told.keys().isdisjoint(different):
+            self._told_lines(lines, temps)
+        self._last_step(lines, temps)
+        self.last_time = self._time_before(lines, len(lines)) or self.last_time
+        self.before += len(lines)
+
+    def _told_lines(self, lines: list[bytes], temps: list[bytes]) -> None:
+        told, counts = self._state.told, self._counts
+        blocks: dict[int, LineHead] = {}
+        for index, template in enumerate(temps):
+            what = told.get(template)
+            if what is None:
+                continue
+            seen = counts[template] = counts.get(template, 0) + 1
+            if seen > READ_OF_ONE:
+                continue
+            text = clean(lines[index])
+            if what.marked and not self._how.kernel:
+                at = self._state.places.mark(text, lines, index, self._how)
+                if at is not None:
+                    blocks.update(at)
+            if self._how.kernel:
+                self._kernel(text, what, lines, index)
+            elif what.signatures:
+                self._job(text, what, lines, index, blocks.get(index))
+
+    def _job(
+        self, text: str, what: _Template, lines: list[bytes], index: int, block: LineHead | None
+    ) -> None:
+        found = head(text, self._how)
+        signature, match = first(what.signatures, found.message, LogKind.JOB)
+        if signature is None or match is None:
+            self._kernel(text, what, lines, index)  # somebody's dmesg in a job's output
+            return
+        groups = {key.rstrip("23"): value for key, value in match.groupdict().items() if value}
+        rank = found.rank
+        if "rank" in groups and rank is None:
+            rank = int(groups["rank"])
+        if block is not None and rank is None:
+            rank = block.rank
+        node = groups.get("node") or found.node or (block.node if block else "")
+        at = self._time(text, lines, index)
+        self._add(
+            Sighting(
+                signature=signature,
+                source=self._one.path,
+                line=self.before + index + 1,
+                text=found.message[:400],
+                order=0,
+                node=node or self._one.node,
+                rank=self._one.rank if rank is None else rank,
+                gpu=found.gpu,
+                peer=groups.get("peer", ""),
+                at=at,
+                names_itself="node" in groups or bool(found.node),
+                facts=collective(text),
+            ),
+            found,
+        )
+
+    def _kernel(self, text: str, what: _Template, lines: list[bytes], index: int) -> None:
+        record = kernel_line(text)
+        if record is None:
+            return
+        node = record.node or self._one.node
+        self.kernel_node = self.kernel_node or node
+        event = xid.parse(record.text) if "NVRM" in record.text or "SXid" in record.text else None
+        if event is not None:
+            said = f"{event.xid.act.value}: {event.name}: {event.xid.meaning}"
+            signature, match = self._state.signatures.find(said, LogKind.XID)
+        else:
+            signature, match = first(what.signatures, record.text, LogKind.KERNEL)
+            if record.text.startswith("nfs: server ") and record.text.endswith(" OK"):
+                self._clear(record.text.split()[2], node)
+        if signature is None:
+            return
+        peer = (match.groupdict().get("peer") or "") if match else ""
+        self._add(
+            Sighting(
+                signature=signature,
+                source=self._one.path,
+                line=self.before + index + 1,
+                text=record.text[:400],
+                order=0,
+                node=node,
+                gpu=event.device if event else "",
+                peer=peer,
+                at=self._time(text, lines, index) if record.uptime is None else None,
+                names_itself=bool(node),
+            ),
+            LineHead(message=record.text),
+        )
+
+    def _clear(self, server: str, node: str) -> None:
+        """A mount answers again: what was said of it on that node is over."""
+        for key, one in self._state.found.items():
+            if one.kernel and one.node == node and one.peer == server:
+                self._state.found[key] = replace(one, cleared=True)
+
+    def _add(self, one: Sighting, found: LineHead) -> None:
+        state = self._state
+        one = state.places.label(one, found, self._one)
+        key = (
+            one.signature.id,
+            one.source,
+            one.node,
+            one.rank,
+            one.gpu,
+            one.peer,
+            one.facts.get("pg"),
+            one.facts.get("seq"),
+            one.facts.get("last"),
+            found.task,
+        )
+        old = state.found.get(key)
+        if old is not None:
+            cleared = old.cleared and not one.kernel
+            state.found[key] = replace(old, count=old.count + 1, cleared=cleared)
+            return
+        state.order += 1
+        state.found[key] = replace(one, order=state.order)
+
+    def _time(self, text: str, lines: list[bytes], index: int) -> float | None:
+        own = time_of(text, self._state.year)
+        return own if own is not None else self._time_before(lines, index) or self.last_time
+
+    def _time_before(self, lines: list[bytes], index: int) -> float | None:
+        for raw in reversed(lines[max(0, index - BACK) : index]):
+            at = time_of(clean(raw[:256]), self._state.year)
+            if at is not None:
+                return at
+        return None
+
+    def _last_step(self, lines: list[bytes], temps: list[bytes]) -> None:
+        """The newest step of this piece: what was said before it, training survived."""
+        if self._how.kernel:
+            return
+        tried = 0
+        for index in range(len(temps) - 1, -1, -1):
+            if not any(word in temps[index][:400] for word in _STEP_WORDS):
+                continue
+            text = clean(lines[index])
+            match = _STEP.search(head(text, self._how).message)
+            tried += 1
+            if match and (step := number(match["step"])) is not None and step < MAX_STEP:
+                self._step(step, index, lines, text)
+                return
+            if tried > 200:
+                return
+
+    def _step(self, step: int, index: int, lines: list[bytes], text: str) -> None:
+        state = self._state
+        state.last_step_line[self._one.path] = self.before + index + 1
+        at = self._time(text, lines, index)
+        if state.last_step is None or step >= state.last_step:
+            state.last_step = step
+        if at is not None and (state.last_step_at is None or at > state.last_step_at):
+            state.last_step_at = at
+
+
+def _classify(template: bytes, state: _State) -> None:
+    if len(state.dull) + len(state.told) > MAX_TEMPLATES:
+        state.dull.clear()
+    text = template[:LOOKED_AT]
+    if b"\x1b" in text:
+        text = re.sub(rb"\x1b\[[;?]*[A-Za-z]", b"", text)
+    hits: dict[str, Signature] = {}
+    for needle, ones in state.needles:
+        if needle in text:
+            hits.update((one.id, one) for one in ones)
+    marked = any(mark in text for mark in _MARKS) or b"NVRM" in text or b"SXid" in text
+    if hits or marked:
+        state.told[template] = _Template(tuple(hits.values()), marked)
+    else:
+        state.dull.add(template)

@@ -1,0 +1,107 @@
+"""`superv diagnose` on logs rebuilt from public failure reports, and on hostile ones."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from supervisor.cli import cli
+
+LOGS = Path(__file__).parents[1] / "data" / "diagnose"
+TRUTH = list(csv.DictReader((LOGS / "truth.tsv").read_text().splitlines(), delimiter="\t"))
+MISSED: dict[str, str] = {}  # log → what is still told wrong of it
+
+
+def run(*argv: str | Path) -> dict[str, Any]:
+    done = CliRunner().invoke(cli, ["diagnose", *map(str, argv), "--json"])
+    assert done.exit_code in (0, 3), done.output
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@pytest.mark.parametrize("row", TRUTH, ids=[row["log"] for row in TRUTH])
+def test_the_cause_is_found_and_nobody_is_wrongly_blamed(
+    row: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(LOGS / row["log"])
+    options = row["options"].split()
+    files = sorted(name for name in os.listdir() if name not in options)
+    said = run(*files, *options)
+    blamed = {one["node"] or f"rank {one['rank']}" for one in said["culprits"]}
+    truth = set(filter(None, row["culprits"].split(",")))
+    assert blamed <= truth, said["why"]
+    if row["log"] not in MISSED:
+        assert said["cause"] in row["causes"].split("|"), said["evidence"]
+        assert blamed == truth
+
+
+GOOD = "[rank3]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\n"
+
+
+def test_what_can_not_be_read_costs_one_line_each(tmp_path: Path) -> None:
+    (tmp_path / "good.log").write_text(GOOD)
+    os.mkfifo(tmp_path / "pipe.log")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.log").symlink_to(tmp_path / "nothing")
+    (tmp_path / "core.log").write_bytes(b"\x7fELF\x02\x01\x01" + bytes(range(256)) * 400)
+    (tmp_path / "cut.log.gz").write_bytes(gzip.compress(GOOD.encode() * 9)[:40])
+    (tmp_path / "bad.gz").write_bytes(b"\x1f\x8bnot gzip at all")
+    (tmp_path / "error.json").write_text('{"message": [')
+    said = run(tmp_path)
+    assert (said["cause"], said["evidence"][0]["rank"]) == ("cuda-out-of-memory", 3)
+    assert len(said["problems"]) == 6, said["problems"]
+    assert all("\n" not in line for line in said["problems"])
+
+
+def test_lines_without_end_are_cut(tmp_path: Path) -> None:
+    log = tmp_path / "rank_3.log"
+    log.write_bytes(b"x" * 9_000_000 + b"\n" + GOOD.encode() + b"\xff\xfe\x00 " * 1000 + b"\n")
+    said = run(log)
+    assert said["cause"] == "cuda-out-of-memory"
+    assert said["evidence"][0]["line"] == 2
+
+
+def test_progress_bars_and_colours_hide_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    bars = "".join(f"\r {n}%|###   | {n}/100 [00:01<00:02, 1.2it/s]" for n in range(100))
+    log.write_text(f"{bars}\r\x1b[31m{GOOD.strip()}\x1b[0m\n")
+    assert run(log)["cause"] == "cuda-out-of-memory"
+
+
+def test_gzip_is_read(tmp_path: Path) -> None:
+    (tmp_path / "slurm-1.out.gz").write_bytes(gzip.compress(GOOD.encode()))
+    assert run(tmp_path)["cause"] == "cuda-out-of-memory"
+
+
+def test_words_of_the_kernel_in_a_job_s_output_are_not_the_kernel_s(tmp_path: Path) -> None:
+    (tmp_path / "job.log").write_text(
+        "print: NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off\n" + GOOD
+    )
+    said = run(tmp_path, "--nodes", "n1")
+    assert said["culprits"] == []
+
+
+def test_nothing_known_is_status_3(tmp_path: Path) -> None:
+    (tmp_path / "job.log").write_text("step: 1 loss: 2.0\nstep: 2 loss: 1.9\n")
+    done = CliRunner().invoke(cli, ["diagnose", str(tmp_path)])
+    assert done.exit_code == 3 and "unknown" in done.output and "last step 2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "no logs given"),
+        (["/nowhere/at/all"], "nothing to read: /nowhere/at/all: No such file"),
+        (["/proc/self/status", "--nodes", "n[1"], "--nodes: host list"),
+    ],
+)
+def test_a_mistake_is_one_line(argv: list[str], says: str) -> None:
+    done = CliRunner().invoke(cli, ["diagnose", *argv])
+    assert says in str(done.exception) and "\n" not in str(done.exception)
