@@ -14,7 +14,7 @@ from supervisor.config import Site, load_site
 from supervisor.config.document import At
 from supervisor.config.document import named as named_file
 from supervisor.config.site import PlacedSettings
-from supervisor.core.errors import UserError
+from supervisor.core.errors import SeveralError, UserError
 from supervisor.core.setting import GROUPS, OWN_CHECKS, PORT_ROLES
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -74,14 +74,21 @@ def _set(given: str) -> tuple[str, str, Any]:
 
 
 def checked(checks: Settings, where: str) -> dict[str, dict[str, Any]]:
-    """Settings that their checks take. Raises UserError, with file and line as far as known."""
+    """Settings that their checks take. Raises UserError of all others, with file and line."""
+    wrong: list[UserError] = []
     for name, values in checks.items():
-        check = named(name, at_of(checks, name, "") or where)
+        try:
+            check = named(name, at_of(checks, name, "") or where)
+        except UserError as error:
+            wrong.append(error)
+            continue
         for key, value in values.items():
             try:
                 settings_for(check, {key: value})
             except UserError as error:
-                raise UserError(f"{at_of(checks, name, key) or where}: {error}") from error
+                wrong.append(UserError(f"{at_of(checks, name, key) or where}: {error}"))
+    if wrong:
+        raise SeveralError(wrong)
     return {name: dict(values) for name, values in checks.items()}
 
 

@@ -30,12 +30,15 @@ def doctor(job_file: Path | None, probe: bool, as_json: bool) -> None:
     import json
     import os
 
-    from supervisor.config import load_job, load_site
+    from supervisor.config import look_at_job, look_at_site
     from supervisor.doctor import examine
 
-    site = load_site(os.environ)
-    job = load_job(job_file) if job_file is not None else None
-    found = asyncio.run(examine(job, site, probe=probe))
+    site, wrong = look_at_site(os.environ)
+    job = None
+    if job_file is not None:
+        job, of_job = look_at_job(job_file)
+        wrong = [*of_job, *wrong]
+    found = asyncio.run(examine(job, site, probe=probe, wrong=wrong))
     failed = any(finding.status is Status.FAIL for finding in found)
     if as_json:
         rows = [

@@ -3,8 +3,8 @@
 Reads files; decides nothing and changes nothing. docs/configuration.md is made from these types.
 """
 
-from supervisor.config.job import Checkpoints, Job, load_job, parse_job
-from supervisor.config.site import DrainRule, PortRange, Site, Ssh, load_site
+from supervisor.config.job import Checkpoints, Job, load_job, look_at_job, parse_job
+from supervisor.config.site import DrainRule, PortRange, Site, Ssh, load_site, look_at_site
 from supervisor.config.trainer import ProgressPatterns, Trainer
 
 __all__ = [
@@ -18,5 +18,7 @@ __all__ = [
     "Trainer",
     "load_job",
     "load_site",
+    "look_at_job",
+    "look_at_site",
     "parse_job",
 ]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from supervisor import hooks
-from supervisor.config.document import At, YamlMapping, parse, read_text
+from supervisor.config.document import At, YamlMapping, named, parse, read_text
 from supervisor.config.preflight import Preflight
-from supervisor.config.schema import read_fields
+from supervisor.config.schema import read_rest
 from supervisor.config.slurm import read_slurm
 from supervisor.config.torchx import Torchx, check_args
 from supervisor.config.trainer import (
@@ -21,6 +21,7 @@ from supervisor.config.trainer import (
     read_progress,
     read_trainer,
 )
+from supervisor.core.errors import SeveralError, UserError
 from supervisor.core.policy import Policy
 from supervisor.core.ports import LAUNCHERS
 from supervisor.core.setting import about
@@ -169,20 +170,50 @@ def load_job(path: Path) -> Job:
     return parse_job(read_text(path), path)
 
 
+def look_at_job(path: Path) -> tuple[Job | None, list[UserError]]:
+    """As `load_job`, with what can be read of the file, and every mistake.
+
+    Of a key that is needed and wrong something else stands there; None where there is no trainer.
+    Raises UserError for a file that can't be read at all.
+    """
+    return _read_job(read_text(path), path)
+
+
 def parse_job(text: str, path: Path) -> Job:
     """Check the text of a job file; `path` names it in errors and anchors its relative paths.
 
     Raises UserError.
     """
+    job, wrong = _read_job(text, path)
+    if wrong:
+        raise SeveralError(wrong, f"superv doctor {named(path)}")
+    assert job is not None
+    return job
+
+
+_STAND_INS = {"name": "unnamed", "nodes": 1}
+
+
+def _read_job(text: str, path: Path) -> tuple[Job | None, list[UserError]]:
     at = At(file=path)
-    table = parse(text, path)
-    job = Job(**read_fields(Job, table, at), path=path.absolute(), source=text)
+    try:
+        table = parse(text, path)
+    except UserError as error:
+        return None, [error]
+    values, wrong = read_rest(Job, table, at)
+    if wrong and "trainer" not in values:
+        return None, wrong
+    job = Job(**{**_STAND_INS, **values}, path=path.absolute(), source=text)
     job = replace(job, notes=tuple(at.notes))
     if job.trainer.hook != "none":
         job = _hook_defaults(job, table)
-    _check_launcher(job, table, at)
-    _check_handoff(job, table, at)
-    return job
+    if not wrong:
+        try:
+            _check_launcher(job, table, at)
+            _check_handoff(job, table, at)
+        except UserError as error:
+            wrong = [error]
+    return job, wrong
 
 
 def _check_launcher(job: Job, table: YamlMapping, at: At) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from supervisor.config.document import At, YamlMapping, YamlNode, YamlScalar, shown
-from supervisor.config.schema import read_fields
+from supervisor.config.schema import WrongKeys, read_fields
 from supervisor.core.setting import about
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
@@ -72,12 +72,16 @@ def read_own_checks(node: YamlNode, at: At) -> Mapping[str, OwnCheck]:
     """Raises UserError."""
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected {VALID}; got {shown(node)}")
-    found = {}
+    found, wrong = {}, WrongKeys()
     for name, entry in node.entries.items():
         inside = at.inside(name, entry)
-        if not _NAME.fullmatch(name):
-            raise inside.error("a name is a-z, 0-9, _ and -, at most 40; the check is site.NAME")
-        found[name] = OwnCheck(**read_fields(OwnCheck, entry, inside))
+        with wrong.collected(name):
+            if not _NAME.fullmatch(name):
+                raise inside.error(
+                    "a name is a-z, 0-9, _ and -, at most 40; the check is site.NAME"
+                )
+            found[name] = OwnCheck(**read_fields(OwnCheck, entry, inside))
+    wrong.told()
     return found
 
 

@@ -6,11 +6,12 @@ bool, nested dataclasses, each of them `| None`; About.read reads anything else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from supervisor.config.document import (
     shown_key,
 )
 from supervisor.config.renamed import RENAMED
-from supervisor.core.errors import UserError
+from supervisor.core.errors import SeveralError, UserError
 from supervisor.core.setting import About
 
 
@@ -62,31 +63,94 @@ def keys(cls: type) -> dict[str, Key]:
 def read_fields(cls: type, node: YamlNode, at: At) -> dict[str, Any]:
     """The keys that the mapping gives, as keyword arguments for `cls`.
 
-    Raises UserError for an unknown key, a missing one, or a value that does not fit.
+    Raises WrongKeysError: all keys that are unknown or missing, and values that do not fit.
     """
     if isinstance(node, YamlScalar) and node.kind == "null":  # all lines below commented out
         node = YamlMapping(entries={}, line=node.line)
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping, got {shown(node)}")
-    known = keys(cls)
+    known, wrong, values = keys(cls), WrongKeys(), {}
     renamed = RENAMED.get(cls.__name__, {})
-    given = {}
     for written, entry in node.entries.items():
         name = renamed.get(written, written)
-        if name not in known:
-            raise unknown(name, known, at.inside(shown_key(name), entry))
-        if name != written:
-            _note_renamed(name, node, at.inside(written, entry))
-        given[name] = written
-    values = {}
-    for name, written in given.items():
-        entry = node.entries[written]
-        values[name] = read_value(known[name], entry, at.inside(written, entry))
+        with wrong.collected(written):
+            if name not in known:
+                raise unknown(name, known, at.inside(shown_key(name), entry))
+            if name != written:
+                _note_renamed(name, node, at.inside(written, entry))
+            values[name] = read_value(known[name], entry, at.inside(written, entry))
     for key in known.values():
-        if key.required and key.name not in values:
+        if key.required and not {key.name, *_old(key.name, renamed)} & node.entries.keys():
             where = dataclasses.replace(at, key=f"{at.key}.{key.name}" if at.key else key.name)
-            raise where.error(f"missing; expected {describe(key.hint, key.about)}")
+            with wrong.collected(""):
+                raise where.error(f"missing; expected {describe(key.hint, key.about)}")
+    wrong.told(values)
     return values
+
+
+def _old(name: str, renamed: Mapping[str, str]) -> list[str]:
+    return [old for old, new in renamed.items() if new == name]
+
+
+class WrongKeysError(SeveralError):
+    """The wrong keys of a mapping, each with its way from there; empty for one that is missing."""
+
+    def __init__(
+        self, wrong: Sequence[tuple[tuple[str, ...], UserError]], values: Mapping[str, Any]
+    ) -> None:
+        self.wrong, self.values = tuple(wrong), values
+        super().__init__([error for _, error in wrong])
+
+
+class WrongKeys:
+    """Mistakes are gathered, so that one reading tells all of them."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[tuple[str, ...], UserError]] = []
+
+    @contextlib.contextmanager
+    def collected(self, key: str) -> Iterator[None]:
+        """What is wrong with one key is kept until `told`."""
+        way = (key,) if key else ()
+        try:
+            yield
+        except WrongKeysError as inner:
+            self._found += [((*way, *more), error) for more, error in inner.wrong]
+        except UserError as error:
+            self._found.append((way, error))
+
+    def told(self, values: Mapping[str, Any] | None = None) -> None:
+        """Raises WrongKeysError where something is wrong; `values` are those that are not."""
+        if self._found:
+            raise WrongKeysError(self._found, values or {})
+
+
+def read_rest(cls: type, node: YamlMapping, at: At) -> tuple[dict[str, Any], list[UserError]]:
+    """The keys that can be read, and what is wrong with the others and their neighbours."""
+    wrong: list[UserError] = []
+    notes = len(at.notes)
+    while True:
+        del at.notes[notes:]
+        try:
+            return read_fields(cls, node, at), wrong
+        except WrongKeysError as error:
+            wrong = wrong or list(error.each)  # what comes of leaving keys out is no mistake
+            inner = {way for way, _ in error.wrong if len(way) > 1}
+            if not inner:
+                return dict(error.values), wrong
+            node = without(node, inner)
+
+
+def without(node: YamlMapping, ways: Iterable[tuple[str, ...]]) -> YamlMapping:
+    """The mapping without those keys; a key in something else than a mapping goes with that."""
+    entries = dict(node.entries)
+    for first, *rest in ways:
+        inner = entries.get(first)
+        if isinstance(inner, YamlMapping) and rest and rest[0] in inner.entries:
+            entries[first] = without(inner, [tuple(rest)])
+        else:
+            entries.pop(first, None)
+    return dataclasses.replace(node, entries=entries)
 
 
 def _note_renamed(name: str, node: YamlMapping, at: At) -> None:
@@ -183,10 +247,12 @@ def read_mapping(node: YamlNode, at: At) -> dict[str, str]:
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of text to text, got {shown(node)}")
     about = About(doc="")
-    return {
-        name: _read(str, about, value, at.inside(shown_key(name), value))
-        for name, value in node.entries.items()
-    }
+    found, wrong = {}, WrongKeys()
+    for name, value in node.entries.items():
+        with wrong.collected(name):
+            found[name] = _read(str, about, value, at.inside(shown_key(name), value))
+    wrong.told()
+    return found
 
 
 def read_path(text: str, at: At) -> Path:

@@ -21,8 +21,8 @@ from supervisor.config.document import (
 from supervisor.config.groups import VALID as VALID_GROUPS
 from supervisor.config.groups import NodeGroup, read_groups
 from supervisor.config.own_checks import VALID, OwnCheck, read_own_checks
-from supervisor.config.schema import keys, read_fields, read_value
-from supervisor.core.errors import UserError
+from supervisor.config.schema import WrongKeys, keys, read_fields, read_rest, read_value
+from supervisor.core.errors import SeveralError, UserError
 from supervisor.core.setting import about
 from supervisor.host import announced, trusted
 
@@ -327,16 +327,18 @@ def read_settings(node: YamlNode, at: At) -> PlacedSettings:
     """Check → key → plain value; the checks themselves say what is valid. Raises UserError."""
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of checks to their settings, got {shown(node)}")
-    found = PlacedSettings()
+    found, wrong = PlacedSettings(), WrongKeys()
     for name, inner in node.entries.items():
         place = found.places[name, ""] = at.inside(name, inner)
-        if not isinstance(inner, YamlMapping):
-            raise place.error(
-                f"expected a mapping of settings, got {shown(inner)}; for example "
-                "fs.local: {warn_percent: 80}"
-            )
-        found[name] = {key: plain(value) for key, value in inner.entries.items()}
-        found.places |= {(name, k): place.inside(k, v) for k, v in inner.entries.items()}
+        with wrong.collected(name):
+            if not isinstance(inner, YamlMapping):
+                raise place.error(
+                    f"expected a mapping of settings, got {shown(inner)}; for example "
+                    "fs.local: {warn_percent: 80}"
+                )
+            found[name] = {key: plain(value) for key, value in inner.entries.items()}
+            found.places |= {(name, k): place.inside(k, v) for k, v in inner.entries.items()}
+    wrong.told()
     return found
 
 
@@ -358,15 +360,38 @@ def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE, *, only: bool 
 
     Raises UserError.
     """
+    site, wrong = _read_site(env, system, only=only)
+    if wrong:
+        raise SeveralError(wrong)
+    return site
+
+
+def look_at_site(
+    env: Mapping[str, str], system: Path = SYSTEM_FILE
+) -> tuple[Site, list[UserError]]:
+    """As `load_site`, with what can be read of it, and every mistake.
+
+    Raises UserError for a file that can't be read at all.
+    """
+    return _read_site(env, system, only=False)
+
+
+def _read_site(env: Mapping[str, str], system: Path, *, only: bool) -> tuple[Site, list[UserError]]:
     values: dict[str, Any] = {}
     notes: list[str] = []
+    wrong: list[UserError] = []
     last = system
     for path in [system] if only and system.exists() else [] if only else _files(env, system):
         with announced.at("reading site.yaml", path, instead=_ELSEWHERE):
             if why := trusted.problem(path, sticky=not only):
                 raise UserError(f"{path}: not read as root: {why}")
             text = read_text(path)
-        values |= read_fields(Site, parse(text, path), At(file=path, notes=notes))
+        try:
+            given, errors = read_rest(Site, parse(text, path), At(file=path, notes=notes))
+        except UserError as error:  # not YAML
+            given, errors = {}, [error]
+        values |= given
+        wrong += errors
         last = path
     if "state_dir" not in values:
         state = _base(env, "XDG_STATE_HOME", ".local/state")
@@ -380,8 +405,9 @@ def load_site(env: Mapping[str, str], system: Path = SYSTEM_FILE, *, only: bool 
     site = Site(**values, notes=tuple(notes))
     engine, rank = site.engine_ports, site.rank_ports
     if engine.first <= rank.last and rank.first <= engine.last:
-        raise UserError(f"{last}: engine_ports {engine} and rank_ports {rank} overlap; move one")
-    return site
+        text = f"{last}: engine_ports {engine} and rank_ports {rank} overlap; move one"
+        wrong.append(UserError(text))
+    return site, wrong
 
 
 def _files(env: Mapping[str, str], system: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from supervisor.config.document import (
     At,
@@ -13,7 +14,7 @@ from supervisor.config.document import (
     shown,
     shown_key,
 )
-from supervisor.config.schema import read_mapping, truth, unknown
+from supervisor.config.schema import WrongKeys, read_mapping, truth, unknown
 
 # Long option → what it is for. superv asks for one task a node with all of the node's resources.
 OPTIONS = {
@@ -92,16 +93,17 @@ def read_slurm(node: YamlNode, at: At) -> dict[str, str]:
         return {}
     if not isinstance(node, YamlMapping):
         raise at.error(f"expected a mapping of sbatch options to values, got {shown(node)}")
+    options, wrong = {}, WrongKeys()
     for name, value in node.entries.items():
         inner = at.inside(shown_key(name), value)
-        if name in OWNED:
-            raise inner.error(f"cannot be set here: {OWNED[name]}")
-        if name not in OPTIONS:
-            raise unknown(name, OPTIONS, inner, "no sbatch option that superv passes on")
-    options = {}
-    for name, text in read_mapping(node, at).items():
-        entry = node.entries[name]
-        options[name] = _check(name, text, entry, at.inside(name, entry))
+        with wrong.collected(name):
+            if name in OWNED:
+                raise inner.error(f"cannot be set here: {OWNED[name]}")
+            if name not in OPTIONS:
+                raise unknown(name, OPTIONS, inner, "no sbatch option that superv passes on")
+            one = read_mapping(replace(node, entries={name: value}), at)
+            options[name] = _check(name, one[name], value, inner)
+    wrong.told()
     return options
 
 

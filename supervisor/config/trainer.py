@@ -19,6 +19,7 @@ from supervisor.config.document import (
     shown_key,
 )
 from supervisor.config.schema import (
+    WrongKeys,
     did_you_mean,
     passable,
     read_fields,
@@ -30,6 +31,7 @@ from supervisor.core.rank_contract import PLACEHOLDERS, reserved
 from supervisor.core.setting import about
 
 RESUME_PLACEHOLDERS = ("resume_path", "resume_step")
+_NO_NAME = "not a variable's name: letters, digits and _ only, no digit first"
 _ENV_VALID = "a mapping of names to text or {secret: FILE}"
 
 
@@ -107,13 +109,18 @@ def read_env(node: YamlNode, at: At) -> dict[str, str | Path]:
         got = "a list" if isinstance(node, YamlList) else "text"
         raise at.error(f"expected {_ENV_VALID}, got {got}")
     values: dict[str, str | Path] = {}
+    wrong = WrongKeys()
     for name, value in node.entries.items():
         inner = at.inside(shown_key(name), value)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise inner.error("not a variable's name: letters, digits and _ only, no digit first")
-        if reserved(name):
-            raise inner.error("superv sets this variable for every rank; remove it")
-        values[name] = _read_env_value(value, inner)
+        with wrong.collected(name):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise inner.error(
+                    "not a variable's name: letters, digits and _ only, no digit first"
+                )
+            if reserved(name):
+                raise inner.error("superv sets this variable for every rank; remove it")
+            values[name] = _read_env_value(value, inner)
+    wrong.told()
     return values
 
 

@@ -6,19 +6,25 @@ that --probe runs one small step on one node.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from healthchecks.frame.report import Finding
 from supervisor.config import Job, Site
+from supervisor.core.errors import UserError
 
 
-async def examine(job: Job | None, site: Site, *, probe: bool) -> list[Finding]:
-    """All findings, in the order in which a person would fix them."""
+async def examine(
+    job: Job | None, site: Site, *, probe: bool, wrong: Sequence[UserError] = ()
+) -> list[Finding]:
+    """All findings, in the order in which a person would fix them.
+
+    `wrong` is what could not be read of the job and the site: it is told, and the rest looked at.
+    """
     import os
 
-    from supervisor.doctor import cluster, logout, machine, node_probe, trainer
-    from supervisor.doctor.finding import warn
+    from supervisor.doctor import cluster, logout, machine, node_probe, settings, trainer
 
-    notes = (*(job.notes if job else ()), *site.notes)
-    found = [warn("config", note, "write the new name") for note in notes]
+    found = settings.look(job, site, wrong)
     found += machine.packages()
     found += await machine.state(site, job)
     found += machine.places(site, job)

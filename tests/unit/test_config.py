@@ -24,6 +24,7 @@ from supervisor.config import (
     Trainer,
     load_job,
     load_site,
+    look_at_job,
     parse_job,
 )
 from supervisor.config.renamed import RENAMED
@@ -284,8 +285,49 @@ def test_deep_nesting_is_an_error(depth):
     assert error_of(parse, "a: " + "[" * depth + "]" * depth) in (
         "job.yaml:1: nested too deeply",
         "job.yaml:1: a: unknown key; valid: checkpoints, launcher, name, nodes, policy, preflight, "
-        "progress, slurm, spares, torchx, trainer",
+        "progress, slurm, spares, torchx, trainer; 3 more mistakes: `superv doctor job.yaml` tells all",
     )
+
+
+def test_all_mistakes_are_told_and_the_rest_is_read(tmp_path):
+    """Nested, of several sections, and what is needed: each once, with its line."""
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "name: Demo\nnodes: 2\nspare: 1\nslurm: {partition: a, nodes: 3, tme: 5}\n"
+        "trainer:\n  module: train\n  ranks_per_node: no\n  env: {RANK: 1, A-B: x, OK: 1}\n"
+        "preflight: {checks: {xid: 5}}\n"
+    )
+    job, wrong = look_at_job(path)
+    places = [str(error).removeprefix(f"{path}:").split(": ")[:2] for error in wrong]
+    assert places == [
+        ["1", "name"],
+        ["3", "spare"],
+        ["4", "slurm.nodes"],
+        ["4", "slurm.tme"],
+        ["7", "trainer.ranks_per_node"],
+        ["8", "trainer.env.RANK"],
+        ["8", "trainer.env.A-B"],
+        ["9", "preflight.checks.xid"],
+    ]
+    assert (job.trainer.module, job.nodes, job.trainer.env) == ("train", 2, {"OK": "1"})
+    assert job.slurm == {"partition": "a"}
+    with pytest.raises(UserError) as caught:
+        load_job(path)
+    assert str(caught.value).startswith(str(wrong[0]))
+    assert str(caught.value).endswith(f"; 7 more mistakes: `superv doctor {path}` tells all")
+
+
+def test_what_no_trainer_is_left_of(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("name: a\ntrainer: {module: 5, script: x}\n")
+    job, wrong = look_at_job(path)
+    assert (job.trainer.script.name, len(wrong)) == ("x", 2)  # nodes are missing
+    path.write_text("name: a\nnodes: 1\ntrainer: {modul: x}\n")
+    job, wrong = look_at_job(path)
+    assert (job, len(wrong)) == (None, 1)
+    path.write_text("name: [")
+    job, (error,) = look_at_job(path)
+    assert (job, "not valid YAML" in str(error)) == (None, True)
 
 
 @pytest.mark.parametrize(
