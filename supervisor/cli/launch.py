@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from supervisor.core.errors import UserError
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
     from supervisor.cli.watch import watch
     from supervisor.engine import launching
 
-    made = launching.launch(job_file, os.environ, origin=origin)
+    made = launching.launch(job_file, os.environ, origin=origin, look=look)
     name = made.run.path.name
     if not made.attached:
         launching.refused(made)
@@ -50,6 +51,15 @@ def launch(job_file: Path, dry_run: bool, detach: bool, origin: str | None) -> N
         click.echo(f"run {name} goes on by itself; `superv attach {name}` shows it")
         return
     sys.exit(watch(made.run))
+
+
+def look(job: Job) -> list[str]:
+    """What is wrong with a job before it waits in a queue. Raises UserError where it can't run."""
+    import asyncio
+
+    from supervisor.doctor import before_launch
+
+    return before_launch.notes(asyncio.run(before_launch.look(job)), job)
 
 
 def _suites(found: dict[str, tuple[str, ...]], running_s: float) -> None:
@@ -86,8 +96,12 @@ def _dry_run(job_file: Path) -> None:
     from supervisor.run.snapshot import CODE
 
     job, site = load_job(job_file), load_site(os.environ)
+    try:
+        looked = look(job)
+    except UserError as error:  # it is a look at what would be: all the rest is shown too
+        looked = [f"superv launch would refuse this: {error}"]
     would = dry_run(job, site)
-    for note in notes_of(job, site):
+    for note in (*notes_of(job, site), *looked):
         click.echo(f"# {note}")
     click.echo(f"# {would.spec.nodes} nodes: {job.nodes} that train, {job.spares} spare")
     for name, value in sorted(would.spec.slurm.items()):

@@ -29,6 +29,7 @@ def resume(
     import getpass
     import os
 
+    from supervisor.cli.launch import look
     from supervisor.cli.watch import watch
     from supervisor.config import load_site
     from supervisor.engine import launching
@@ -42,6 +43,7 @@ def resume(
         include=include,
         forget_exclusions=forget_exclusions,
         config=config,
+        look=look,
     )
     for note in made.notes:
         click.echo(note)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from typing import Any
 
 from healthchecks.frame.report import Finding
 from supervisor import hooks, proc
 from supervisor.config import Job
+from supervisor.doctor import before_launch
 from supervisor.doctor.finding import fail, ok, unknown, warn
 from supervisor.doctor.machine import LOCAL, file_system
 from supervisor.engine.hook_notes import MOVE, on_network
@@ -62,20 +62,14 @@ def python_command(job: Job) -> list[str] | None:
 
 async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     """On this machine; a node may differ, which --probe tells."""
-    found = await _directories(job)
+    found = await before_launch.look(job)
+    told = {finding.check for finding in found}
+    found += [one for one in await _directories(job) if one.check not in told]
+    if "trainer" in told:
+        return found  # what is not found can't be imported
     argv = python_command(job)
     if argv is None:
-        command = job.trainer.command[0]
-        if shutil.which(command) is None:
-            fix = "fix trainer.command, or see that the nodes have it"
-            return [*found, warn("trainer", f"{command}: not here", fix)]
-        return [*found, ok("trainer", f"{command} is here")]
-    if shutil.which(argv[0]) is None:
-        text = f"trainer.python: {argv[0]}: not here, or not to be run"
-        return [*found, fail("trainer", text, "fix trainer.python in the job file")]
-    if job.trainer.script is not None and not job.trainer.script.is_file():
-        text = f"trainer.script: {job.trainer.script}: no such file"
-        return [*found, fail("trainer", text, "fix trainer.script in the job file")]
+        return [*found, ok("trainer", f"{job.trainer.command[0]} is here")]
     env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
     done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
@@ -114,11 +108,10 @@ async def _directories(job: Job) -> list[Finding]:
         seen = await file_system(path)
         if isinstance(seen, str):
             found.append(unknown(check, seen, "see whether that storage answers"))
-        elif check == "workdir" and seen.path != path:
-            fix = "make it, or fix trainer.workdir in the job file"
-            found.append(fail(check, f"{path}: no such directory", fix))
         elif not os.access(seen.path, os.W_OK | os.X_OK) and check == "checkpoints":
-            found.append(fail(check, f"{seen.path}: can't be written by you", "fix its mode"))
+            prefix = "" if seen.path == path else f"{path} can't be made: "
+            fix = "choose another checkpoints.dir, or fix the folder's mode"
+            found.append(fail(check, f"{prefix}{seen.path} can't be written by you", fix))
         elif seen.kind in LOCAL and job.on_slurm:
             text = f"{path} is on {seen.kind}: nodes see it only if it is exported to them"
             found.append(warn(check, text, "use storage that all nodes share"))

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,23 @@ class Launch:
     notes: tuple[str, ...] = ()
 
 
+Look = Callable[[Job], Sequence[str]]  # what a person hears of a job; raises UserError
+
+
+def _look_at_nothing(_: Job) -> Sequence[str]:
+    return ()
+
+
 # --- launch ------------------------------------------------------------------------------------
 
 
-def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> Launch:
+def launch(
+    path: Path, env: Mapping[str, str], *, origin: str | None = None, look: Look = _look_at_nothing
+) -> Launch:
     """Start the run that a job file describes, or find it alive.
 
-    `origin` is a checkpoint to begin from, or "scratch". Raises UserError, TransientError.
+    `origin` is a checkpoint to begin from, or "scratch"; `look` says what is wrong with a job that
+    is new, and refuses it by UserError. Raises UserError, TransientError.
     """
     if "SLURM_ARRAY_TASK_ID" in env:
         raise UserError(
@@ -92,8 +102,9 @@ def launch(path: Path, env: Mapping[str, str], *, origin: str | None = None) -> 
     _programs(job, site)
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
+    looked = look(job)
     first, seed = _beginnings(job, origin)
-    notes = notes_of(job, site)
+    notes = (*notes_of(job, site), *looked)
     if not job.checkpoints:
         notes += ("no checkpoints are configured: restarts begin at step 0",)
     with folder.new(site.state_dir, job.name) as made:
@@ -327,10 +338,12 @@ def resume(
     include: Collection[str] = (),
     forget_exclusions: bool = False,
     config: Path | None = None,
+    look: Look = _look_at_nothing,
 ) -> Launch:
     """Take an ended run up again, as the same run, from its newest verified checkpoint.
 
-    `config` replaces the job file and, with it, the code. Raises UserError, TransientError.
+    `config` replaces the job file and, with it, the code, which `look` looks at then. Raises
+    UserError, TransientError.
     """
     name = run_dir.path.name
     run = _given_back(run_dir)
@@ -348,6 +361,7 @@ def resume(
     site = load_site(env)
     notes = [
         *notes_of(job, site),
+        *(look(job) if config is not None else ()),
         *_changes(run_dir, old, site, config),
     ]
     first = _first_attempt(job)

@@ -113,10 +113,21 @@ def test_no_port_for_the_engine(home: RunHome, taken: str) -> None:
 
 
 def test_a_trainer_that_is_not_there(home: RunHome) -> None:
-    more = {"script": str(home.path / "train.py"), "python": "/opt/none/bin/python"}
+    """A launch refuses it; a run that loses it later is held, and says so."""
+    python, script = home.path / "python", home.path / "train.py"
+    script.touch()
+    more = {"script": str(script), "python": str(python)}
     job = home.job(trainer={**more, "args": ["{save_dir}{resume_path}"]})
+    told = home.superv("launch", str(job), rc=2)
+    assert told == (
+        f"superv: trainer.python: {python}: not there; fix trainer.python in the job file; "
+        "nothing was launched\n"
+    )
+    assert not list((home.path / "state").glob("runs/*"))
+    python.write_text('#!/bin/sh\nrm "$0"; exec /usr/bin/python3 "$@"\n')  # once, for the look
+    python.chmod(0o755)
     told = home.superv("launch", str(job), rc=3)
-    assert "/opt/none/bin/python: there is no such program" in told.splitlines()[-1]
+    assert f"{python}: there is no such program" in told.splitlines()[-1]
 
 
 def test_two_runs_of_one_name(home: RunHome) -> None:

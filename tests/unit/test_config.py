@@ -285,7 +285,8 @@ def test_deep_nesting_is_an_error(depth):
     assert error_of(parse, "a: " + "[" * depth + "]" * depth) in (
         "job.yaml:1: nested too deeply",
         "job.yaml:1: a: unknown key; valid: checkpoints, launcher, name, nodes, policy, preflight, "
-        "progress, slurm, spares, torchx, trainer; 3 more mistakes: `superv doctor job.yaml` tells all",
+        "progress, slurm, spares, torchx, trainer; 3 more mistakes: `superv doctor job.yaml` tells "
+        "all",
     )
 
 

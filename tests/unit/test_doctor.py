@@ -325,8 +325,8 @@ def test_modules_that_do_not_import(tmp_path: Path, code: str, state: Status, sa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("trainer: {module: x, python: /nowhere/python}", "/nowhere/python: not here"),
-        ("trainer: {script: gone.py}", "gone.py: no such file"),
+        ("trainer: {module: x, python: /nowhere/python}", "/nowhere/python: not there"),
+        ("trainer: {script: gone.py}", "gone.py: not there"),
     ],
 )
 def test_a_trainer_that_is_not_there(tmp_path: Path, text: str, says: str) -> None:
