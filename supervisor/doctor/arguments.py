@@ -12,7 +12,7 @@ from pathlib import Path
 
 from healthchecks.frame.report import Finding
 from supervisor.config import Job
-from supervisor.doctor.files import Seen, ask, judge, why
+from supervisor.doctor.files import SeenFiles, ask, judge, why
 from supervisor.doctor.finding import warn
 
 CONFIGS = (".toml", ".yaml", ".yml")
@@ -40,7 +40,7 @@ def named_files(job: Job) -> list[tuple[str, Path, bool]]:
     return found
 
 
-def named(job: Job, seen: Seen) -> list[Finding]:
+def named(job: Job, seen: SeenFiles) -> list[Finding]:
     found = []
     for word, path, reads in named_files(job):
         there = seen.path(str(path))
@@ -59,7 +59,7 @@ def flags(args: Sequence[str]) -> list[str]:
     return [arg.partition("=")[0] for arg in ours if re.match(r"--[A-Za-z]", arg)]
 
 
-def options(job: Job, seen: Seen) -> list[Finding]:
+def options(job: Job, seen: SeenFiles) -> list[Finding]:
     """What a script's own argparse would refuse."""
     takes = seen.told.get("options")
     if takes is None:

@@ -14,7 +14,7 @@ from healthchecks.frame.report import Finding
 from supervisor.config import Job
 from supervisor.core.errors import SeveralError, UserError
 from supervisor.doctor import arguments, modules
-from supervisor.doctor.files import Seen, ask, hangs, judge, why
+from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
 
 LOOK_S = 10.0
 
@@ -47,7 +47,7 @@ def program_of(job: Job) -> str:
     return first
 
 
-def _workdir(job: Job, seen: Seen) -> list[Finding]:
+def _workdir(job: Job, seen: SeenFiles) -> list[Finding]:
     path = str(job.trainer.workdir)
     there = seen.path(path)
     fix = "make it, or set trainer.workdir in the job file"
@@ -64,7 +64,7 @@ def _workdir(job: Job, seen: Seen) -> list[Finding]:
     return [judge(job, near, "workdir", f"trainer.workdir: {text}", fix)] if text else []
 
 
-def _program(job: Job, program: str, seen: Seen) -> list[Finding]:
+def _program(job: Job, program: str, seen: SeenFiles) -> list[Finding]:
     key = "trainer.command" if job.trainer.command else "trainer.python"
     fix = f"fix {key} in the job file"
     if "{" in program:
@@ -86,7 +86,7 @@ def _program(job: Job, program: str, seen: Seen) -> list[Finding]:
     return []
 
 
-def _script(job: Job, seen: Seen) -> list[Finding]:
+def _script(job: Job, seen: SeenFiles) -> list[Finding]:
     path = str(job.trainer.script or "")
     there, fix = seen.path(path), "fix trainer.script in the job file"
     if there is None or (there["kind"] == "file" and there["read"]):

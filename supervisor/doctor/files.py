@@ -18,7 +18,7 @@ from supervisor.host import procfs
 
 
 @dataclass(slots=True)
-class Seen:
+class SeenFiles:
     """What children have told: of paths, and of what was asked beside them."""
 
     told: dict[str, Any] = field(default_factory=dict)
@@ -30,11 +30,11 @@ class Seen:
         return found
 
 
-async def ask(question: Mapping[str, Any], deadline_s: float) -> Seen:
+async def ask(question: Mapping[str, Any], deadline_s: float) -> SeenFiles:
     """Let a child of ours look at files."""
     argv = (sys.executable, "-I", "-m", "supervisor.doctor.look_at_files")
     done = await proc.run(argv, deadline_s=deadline_s, stdin=json.dumps(question).encode())
-    seen, last = Seen(), ""
+    seen, last = SeenFiles(), ""
     for line in done.out.splitlines():
         last, value = json.loads(line)
         if value is not None:
