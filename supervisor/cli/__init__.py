@@ -32,7 +32,7 @@ COMMANDS = {
     "diagnose": ("supervisor.cli.diagnose:diagnose", "Say what ended a job, from its logs."),
     "report": ("supervisor.cli.report:report", "One page: what is wrong, where, and what to do."),
     "exclude": ("supervisor.cli.exclude:exclude", "Keep nodes out of runs."),
-    "include": ("supervisor.cli.exclude:include", "Let runs use nodes again."),
+    "include": ("supervisor.cli.include:include", "Let nodes back in, or say what keeps them out."),
     "preflight": ("supervisor.cli.preflight:preflight", "Run health checks on many nodes."),
     "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),

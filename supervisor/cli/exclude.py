@@ -1,4 +1,4 @@
-"""`superv exclude` and `include`: a person's word about nodes."""
+"""`superv exclude`: a person's word that keeps nodes out of runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def exclude(nodes: tuple[str, ...], reason: str, period: str | None) -> None:
         for name in nodes:
             fleet.exclude(name, why, claims.user(), now, until)
 
-    noted = _written(site, put)
+    noted = written(site, put)
     if site.claims_dir:
         claim = Claim(node="", since=now, until=until, reason=why)
         claims.put(site.claims_dir, [replace(claim, node=name) for name in nodes])
@@ -77,51 +77,7 @@ def exclude(nodes: tuple[str, ...], reason: str, period: str | None) -> None:
     terminal.show([terminal.entry("", f"excluded {compress(nodes)} {end}: {why}", 0)])
 
 
-@click.command()
-@nodes_argument(required=True)
-@click.option("--force", is_flag=True, help="Also nodes that have not passed since.")
-def include(nodes: tuple[str, ...], force: bool) -> None:
-    """Let runs use NODES again, once each has passed a preflight since it was excluded."""
-    from supervisor.config import load_site
-    from supervisor.core.errors import UserError
-    from supervisor.core.nodeset import compress
-    from supervisor.engine.clock import clock
-    from supervisor.fleet import claims
-    from supervisor.fleet.record import Fleet
-
-    now, site = clock(), load_site(os.environ)
-    mine = {c.node: c.since for c in claims.mine(site.claims_dir, now)} if site.claims_dir else {}
-    with Fleet(site.fleet, write=False) as fleet:
-        out = fleet.exclusions(now)
-        strangers = [name for name in nodes if name not in out and name not in mine]
-        if strangers:
-            raise UserError(f"{compress(strangers)}: not excluded; superv nodes shows who is")
-        late = [
-            name
-            for name in nodes
-            if not (
-                fleet.passes_since(out[name]) if name in out else fleet.passes(name, mine[name])
-            )
-        ]
-    if late and not force:
-        raise UserError(
-            f"{compress(late)}: no preflight passed since the exclusion; run superv preflight "
-            f"{compress(late)} first, or include with --force"
-        )
-
-    def lift(fleet: Fleet) -> None:
-        for name in nodes:
-            fleet.include(name, claims.user(), now)
-
-    noted = _written(site, lift)
-    if site.claims_dir:
-        claims.take_back(site.claims_dir, nodes)
-    if noted and set(nodes) & set(out):
-        raise UserError(f"{compress(sorted(set(nodes) & set(out)))} stays excluded: {noted}")
-    click.echo(f"included {compress(nodes)}")
-
-
-def _written(site: Site, work: Callable[[Fleet], object]) -> str:
+def written(site: Site, work: Callable[[Fleet], object]) -> str:
     """Do it in the record; why it holds for this user's runs alone, where that is another's."""
     from supervisor.fleet.database import NoRightError
     from supervisor.fleet.record import Fleet

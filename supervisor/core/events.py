@@ -463,6 +463,14 @@ class ResumeRequested(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IncludeRequested(Event):
+    """A person wants nodes that the run has excluded to be used again, alive or ended."""
+
+    who: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantineRequested(Event):
     """A person says that a verified checkpoint is bad, and perhaps all that came of it."""
 

@@ -1,11 +1,12 @@
-"""What people ask for beyond a stop: that an ended run goes on, that a checkpoint is bad."""
+"""What people ask for beyond a stop: that an ended run goes on, that nodes are used again, that a
+checkpoint is bad."""
 
 from __future__ import annotations
 
 from supervisor.core import events as ev
 from supervisor.core.diagnose import diagnose
 from supervisor.core.lineage import retire
-from supervisor.core.placement import assign_slots
+from supervisor.core.placement import assign_slots, try_assign_slots
 from supervisor.core.recovery import open_incident, stop_ranks, triage
 from supervisor.core.shutdown import end
 from supervisor.core.transition import Transition, handles
@@ -47,6 +48,17 @@ def resume_requested(t: Transition, event: ev.ResumeRequested) -> None:
         t.update_incident(verdict=verdict, remedy=f"resumed by {event.who}")
     t.set(reason=f"resumed by {event.who}; looking at the checkpoints")
     triage(t)
+
+
+@handles(ev.IncludeRequested)
+def include_requested(t: Transition, event: ev.IncludeRequested) -> None:
+    """They may take slots again: at once where nodes are waited for, else as spares."""
+    kept = {name: x for name, x in t.run.excluded.items() if name not in event.nodes}
+    if len(kept) == len(t.run.excluded):
+        return
+    t.set(excluded=kept)
+    if t.run.phase is Phase.GATHERING:
+        try_assign_slots(t)
 
 
 def objection(run: Run, step: int, *, and_later: bool | None) -> str:

@@ -160,6 +160,7 @@ def people(s: Step) -> Iterator[Breach]:
     if before.excluded is not run.excluded:
         back = before.excluded.keys() - run.excluded.keys()
         asked = s.event.include if isinstance(s.event, ev.ResumeRequested) else ()
+        asked = s.event.nodes if isinstance(s.event, ev.IncludeRequested) else asked
         traded = {name for name in back if sureness(before.excluded[name]) is not None}
         if wrong := sorted(back - {*asked} - traded):
             yield Breach(f"{', '.join(wrong)} is not excluded any more, and nobody asked for that")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supervisor.core import events as ev
 from supervisor.core.check_status import PASSES, Status
+from supervisor.core.nodeset import compress, natural_sort_key
 from supervisor.core.renewal import granted
 from supervisor.core.types import NodeState, Phase, Retired, Run
 
@@ -11,7 +12,8 @@ from supervisor.core.types import NodeState, Phase, Retired, Run
 def describe(before: Run, event: ev.Event, after: Run) -> list[str]:
     """Lines for a log, a terminal or a timeline; times are the event's."""
     lines = _of_event(before, event, after)
-    if after.excluded is not before.excluded and not isinstance(event, ev.ResumeRequested):
+    asked = isinstance(event, ev.ResumeRequested | ev.IncludeRequested)
+    if after.excluded is not before.excluded and not asked:
         back = [x for name, x in before.excluded.items() if name not in after.excluded]
         verdict = after.incidents[-1].verdict if after.incidents else None
         cleared = verdict.cleared if verdict else ()
@@ -144,6 +146,9 @@ def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
         case ev.LogsKept() if event.missing:
             what = f"logs of attempt {event.attempt}: kept of {event.ranks} ranks"
             return [f"{what}, not had: {'; '.join(event.missing)}"]
+        case ev.IncludeRequested() if after.excluded is not before.excluded:
+            back = sorted(before.excluded.keys() - after.excluded.keys(), key=natural_sort_key)
+            return [f"{event.who} included {compress(back)} again"]
         case ev.QuarantineRequested():
             steps = ", ".join(str(r.step) for r in after.retired.values() if r.at == event.at)
             return [f"{event.who} put step {steps} into quarantine: {event.reason}"]

@@ -84,6 +84,9 @@ async def _answers(engine: Engine, request: dict[str, Any]) -> AsyncIterator[dic
         case "stop":
             engine.stop(str(request["who"]), now=bool(request["now"]))
             yield {"ok": True}
+        case "include":
+            engine.include(str(request["who"]), [str(node) for node in request["nodes"]])
+            yield {"ok": True}
         case "quarantine":
             engine.quarantine(
                 str(request["who"]),

@@ -448,6 +448,23 @@ def adopt(run_dir: folder.RunDir, *, who: str) -> None:
     ensure_engine(run_dir, AdoptionRequest(who=who), within_s=ADOPTION_S)
 
 
+# --- nodes used again ---------------------------------------------------------------------------
+
+
+def include(run_dir: folder.RunDir, nodes: Collection[str], *, who: str) -> None:
+    """Have a run use nodes again that it has excluded, alive or ended.
+
+    Raises UserError, TransientError.
+    """
+    if run_dir.load().ended:
+        event = ev.IncludeRequested(at=clock(), who=who, nodes=tuple(nodes))
+        ensure_engine(run_dir, Request(event=event))  # it notes that, and ends
+        return
+    ensure_engine(run_dir)
+    for _ in control.ask(run_dir.socket, {"do": "include", "who": who, "nodes": [*nodes]}):
+        pass
+
+
 # --- quarantine --------------------------------------------------------------------------------
 
 

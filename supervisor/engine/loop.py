@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -510,6 +510,11 @@ class Engine:
 
     def stop(self, who: str, *, now: bool) -> None:
         self.apply(ev.StopRequested(at=self._now(), who=who, now=now))
+        self._sync()
+
+    def include(self, who: str, nodes: Collection[str]) -> None:
+        """Use nodes again that the run has excluded; others are let be."""
+        self.apply(ev.IncludeRequested(at=self._now(), who=who, nodes=tuple(nodes)))
         self._sync()
 
     def quarantine(self, who: str, step: int, reason: str, *, and_later: bool | None) -> None:

@@ -17,7 +17,7 @@ from supervisor.core import events as ev
 class Request:
     """An event for the journal of a run that has ended, and what has to be in place before."""
 
-    event: ev.ResumeRequested | ev.QuarantineRequested
+    event: ev.ResumeRequested | ev.IncludeRequested | ev.QuarantineRequested
     launch: Path | None = None  # a folder whose job file, environment and code replace the run's
 
 
@@ -43,6 +43,6 @@ def unpack(data: bytes) -> Request | AdoptionRequest | None:
     if "adopt" in asked:
         return AdoptionRequest(who=asked["adopt"])
     event = wire.event_from(asked["event"])
-    if not isinstance(event, ev.ResumeRequested | ev.QuarantineRequested):
+    if not isinstance(event, ev.ResumeRequested | ev.IncludeRequested | ev.QuarantineRequested):
         raise wire.WireError(f"an engine does not start with {type(event).__name__}")
     return Request(event=event, launch=Path(asked["launch"]) if asked["launch"] else None)

@@ -51,7 +51,7 @@ async def apply_drains(
         brake=brake,
         slurm=states,
         own=own,
-        passes={node: _passes(fleet, drain) for node, drain in own.items()},
+        passes={node: passes_since(fleet, drain) for node, drain in own.items()},
     )
     outcomes = [DrainOutcome(text=held)] if held else []
     drained = []
@@ -103,7 +103,7 @@ def in_both(reports: Mapping[str, Report], again: Mapping[str, Report]) -> dict[
     return confirmed
 
 
-def _passes(fleet: Fleet, drain: Drain) -> int:
+def passes_since(fleet: Fleet, drain: Drain) -> int:
     """Looks in a row without a fault since the drain's own check says that all is well.
 
     What else could not be measured keeps no drain: on some nodes something never can be.

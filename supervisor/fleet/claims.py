@@ -113,10 +113,13 @@ def put(folder: Path, new: Iterable[Claim]) -> None:
     )
 
 
-def take_back(folder: Path, nodes: Iterable[str]) -> None:
-    """This user's claims about nodes, and those of his runs. Raises UserError, TransientError."""
+def take_back(folder: Path, nodes: Iterable[str], run: str | None = None) -> None:
+    """This user's claims about nodes, and those of his runs; of one run, where it is named.
+
+    Raises UserError, TransientError.
+    """
     gone = set(nodes)
-    _change(folder, lambda old: [c for c in old if c.node not in gone])
+    _change(folder, lambda old: [c for c in old if c.node not in gone or run not in (None, c.run)])
 
 
 def user() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -92,6 +93,32 @@ def test_a_job_cancelled_by_hand_is_not_restarted(runs: Runs, state: str) -> Non
     assert status["reason"].startswith(f"job {job_id} was cancelled by a person")
     assert len(status["allocations"]) == 1
     assert (run.jobs(), run.marked()) == ([], [])
+
+
+# --- letting a node back in ---
+
+
+def test_one_command_lets_a_node_back_in_or_names_what_keeps_it_out(runs: Runs) -> None:  # noqa: F811
+    run = runs.launch()
+    run.until_step(SAVE_EVERY + 2)
+    on_n2 = [run.agent("n2"), *(pid for _, pid in run.marked("n2"))]
+    for pid in on_n2:
+        os.kill(pid, signal.SIGSTOP)
+    after = run.until_recovered()
+    assert [one["node"] for one in after["excluded"]] == ["n2"]
+    for pid in on_n2:
+        os.kill(pid, signal.SIGCONT)
+    runs.superv("exclude", "n2", "--reason", "it was slow")
+    drain = ["scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=ops: fan"]
+    assert runs.lab.run("ctl", drain, user="root").rc == 0
+    said = " ".join(runs.superv("include", "n2", "--force", rc=1).out.split())
+    command = "scontrol update nodename=n2 state=resume"
+    assert f"n2 stays out: drained in Slurm (ops: fan), not by superv: {command}" in said
+    assert "n2: lifted: excluded by " in said and "it was slow" in said
+    assert "n2: lifted: excluded by run ring: node-lost" in said
+    assert runs.lab.run("ctl", command.split(), user="root").rc == 0
+    run.until(lambda s: s["excluded"] == [] and s["spares"] == ["n2"], "n2 as a spare")
+    assert runs.superv("include", "n2", "n3", rc=2).err.startswith("superv: n[2-3]: not excluded")
 
 
 # --- watching ---

@@ -78,6 +78,10 @@ def test_a_frozen_node_is_replaced_by_the_spare(home: RunHome) -> None:
     assert (incident["cause"], incident["culprits"]) == ("node-lost", ["local-2"])
     assert [slot["node"] for slot in after["slots"]] == ["local-1", "local-3"]
     assert [node["node"] for node in after["excluded"]] == ["local-2"]
+    home.signal("local-2", signal.SIGCONT)
+    assert "included local-2" in home.superv("include", "ring", "local-2")
+    home.reached(lambda s: s["excluded"] == [] and s["spares"] == ["local-2"], "a spare again")
+    assert "included local-2 again" in home.log()
     home.superv("stop", "ring")
     until(lambda: not home.processes(), "the end of all processes, the frozen ones too")
     assert home.status()["phase"] == "stopped"

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from strangers import NOBODY, SETPRIV, meeting_place, needs_root
 
 from launchers.slurm import Slurm
-from supervisor.cli.exclude import exclude, include
+from supervisor.cli.exclude import exclude
+from supervisor.cli.include import include
 from supervisor.cli.nodes import nodes
 from supervisor.cli.report import report
 from supervisor.config import load_site

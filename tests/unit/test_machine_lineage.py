@@ -10,8 +10,9 @@ from scenario import HOME, Scenario, kinds, spec
 
 from supervisor.core import actions as act
 from supervisor.core import events as ev
+from supervisor.core.node_life import spares
 from supervisor.core.operator_requests import objection
-from supervisor.core.types import Checkpoint, Phase, Rejected
+from supervisor.core.types import Cause, Checkpoint, Confidence, Exclusion, Phase, Rejected
 
 
 def play(keep: int = 0, keep_every: int = 0, seed: Checkpoint | None = None) -> Scenario:
@@ -244,6 +245,40 @@ def test_exclusions_are_kept_but_for_those_named() -> None:
     p.answer(act.Scan)
     (submit,) = [a for a in p.run.pending.values() if isinstance(a, act.Submit)]
     assert submit.exclude == ("n1",) and submit.job_name.endswith("-2")
+
+
+def test_an_excluded_node_that_is_included_is_a_spare_at_once() -> None:
+    p = Scenario(nodes=2, spares=1).to(Phase.RUNNING)
+    p.lose("n1")
+    p.recover_to_first_step()
+    p.join("n1", agent="again")
+    assert p.phase is Phase.RUNNING and {*p.run.excluded} == {"n1"}
+    assert p.take(ev.IncludeRequested, who="ann", nodes=("n1", "n9")) == []
+    assert not p.run.excluded and p.phase is Phase.RUNNING and spares(p.run) == ("n1",)
+    again = p.run
+    p.take(ev.IncludeRequested, who="ann", nodes=("n1",))
+    assert p.run.excluded is again.excluded
+
+
+def test_a_node_that_is_included_ends_the_wait_for_one() -> None:
+    p = Scenario(nodes=2, spares=1).to(Phase.RUNNING)
+    out = Exclusion(node="n1", reason="gpu", since=0.0, attempt=1, cause=Cause.UNHEALTHY_NODE)
+    p.run = replace(p.run, excluded={"n1": replace(out, confidence=Confidence.WITNESSED)})
+    p.lose("n2")
+    p.finish_stop_and_scan()
+    if p.phase is Phase.BACKOFF:
+        p.expire_deadline()
+    assert p.phase is Phase.GATHERING, p.run.reason
+    p.take(ev.IncludeRequested, who="ann", nodes=("n1",))
+    assert p.phase is Phase.CHECKING and "n1" in p.run.slots
+
+
+def test_nodes_of_an_ended_run_are_included_and_it_stays_ended() -> None:
+    p = held()
+    out = Exclusion(node="n1", reason="gpu", since=0.0, attempt=1)
+    p.run = replace(p.run, excluded={"n1": out})
+    assert p.take(ev.IncludeRequested, who="ann", nodes=("n1",)) == []
+    assert p.phase is Phase.HELD and not p.run.excluded
 
 
 def test_attempts_never_go_into_a_directory_that_is_there() -> None:

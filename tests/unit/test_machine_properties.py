@@ -223,6 +223,9 @@ class World(Scenario):
         names = {self._node(n): "bad link", self._node(n // 8): "fan"} if n % 3 else {}
         self.take(ev.OperatorExclusionsChanged, operator_excluded=names)
 
+    def include(self, n: int) -> None:
+        self.take(ev.IncludeRequested, who="ann", nodes=(self._node(n), self._node(n // 8)))
+
     def quarantine(self, n: int) -> None:
         if self.run.lineage:
             step = self.run.lineage[n % len(self.run.lineage)].step
@@ -302,6 +305,7 @@ MOVES = [
     World.health,
     World.bar,
     World.quarantine,
+    World.include,
     World.slurm,
     World.restart,
     World.cut_off,

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from healthchecks.frame.check import Result as Seen
 from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding, Report
-from supervisor.cli.exclude import exclude, include
+from supervisor.cli.exclude import exclude
+from supervisor.cli.include import include
 from supervisor.cli.nodes import nodes
 from supervisor.core.errors import UserError
 from supervisor.engine.clock import clock
@@ -160,16 +161,93 @@ def test_a_reason_is_kept_on_one_line(site: SlurmSite) -> None:
 
 def test_a_node_is_included_once_it_has_passed_or_by_force(site: SlurmSite) -> None:
     site.do(exclude, "n[1-3]", "--reason=fan")
-    assert "n[1-3]: no preflight passed since" in site.refused(include, "n[1-3]")
+    refused = site.do(include, "n[1-3]")
+    assert refused.exit_code == 1 and len(site.fleet.exclusions(clock())) == 3
+    said = " ".join(refused.output.split())
+    assert (
+        "n2 stays out: excluded by " in said and "fan; no preflight passed since: superv " in said
+    )
     later = clock() + 1
     site.fleet.record([report("n1", at=later), report("n2", at=later, tags=("running",))], "sweep")
-    assert "n[2-3]: no preflight passed since" in site.refused(include, "n[1-3]")
-    assert len(site.fleet.exclusions(clock())) == 3  # all or none
-    assert site.do(include, "n1").output == "included n1\n"
+    some = site.do(include, "n[1-3]", "--json")
+    assert some.exit_code == 1 and [*site.fleet.exclusions(clock())] == ["n2", "n3"]
+    rows = json.loads(some.stdout)["nodes"]
+    assert [(bool(r["lifted"]), len(r["kept_out_by"])) for r in rows] == [
+        (True, 0),
+        (False, 1),
+        (False, 1),
+    ]
     site.fleet.record([report("n2", Status.FAIL, at=later + 1)], "sweep")
-    assert "no preflight passed" in site.refused(include, "n2")
-    assert site.do(include, "n[2-3]", "--force").exit_code == 0
+    failing = site.do(include, "n2")
+    assert failing.exit_code == 1 and "its newest look found fs.local" in failing.stderr
+    done = site.do(include, "n[2-3]", "--force")
+    assert done.exit_code == 0 and "included n2: it was excluded by " in done.stdout
     assert "n1: not excluded" in site.refused(include, "n1")
+
+
+def drained(node: str, reason: str, state: str = "drained") -> str:
+    return f"echo '{node}|main*|{state}|0/4/0/4|gpu:8|{reason}'"
+
+
+def scontrol(site: SlurmSite, body: str) -> Path:
+    told = site.path / "told"
+    (site.path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {told}\n{body}\n')
+    (site.path / "scontrol").chmod(0o755)
+    return told
+
+
+def test_include_lifts_drains_of_superv_and_names_those_of_people(site: SlurmSite) -> None:
+    told = scontrol(site, "exit 0")
+    ours, theirs = "superv: gpu.handle: gpu3 lost", "fan, eve"
+    site.slurm(
+        "\n".join([drained("n1", ours), drained("n2", theirs), drained("n3", theirs, "idle")])
+    )
+    site.fleet.drained("n1", ours, clock() - 60)
+    site.fleet.drained("n2", ours, clock() - 60)  # somebody has changed its reason since
+    first = site.do(include, "n[1-3]")
+    said = " ".join(first.stdout.split())
+    assert first.exit_code == 1 and not told.exists()
+    assert "n1 stays out: drained by superv in Slurm" in said
+    assert "superv preflight n1, then superv include n1" in said
+    command = "scontrol update nodename=n2 state=resume"
+    assert f"n2 stays out: drained in Slurm (fan, eve), not by superv: {command}" in said
+    assert "n3: nothing keeps it out" in said
+    site.fleet.record([report("n1", at=clock() + 1)], "sweep")
+    done = site.do(include, "n1")
+    assert done.exit_code == 0 and "included n1: it was drained by superv" in done.stdout
+    assert told.read_text() == "update NodeName=n1 State=RESUME\n"
+    assert "n1" not in site.fleet.drains()
+
+
+def test_a_drain_that_may_not_be_lifted_is_said_with_the_command(site: SlurmSite) -> None:
+    scontrol(site, "echo 'slurm_update error: Invalid user id' >&2; exit 1")
+    site.slurm(drained("n1", "superv: xid: gpu3"))
+    site.fleet.drained("n1", "superv: xid: gpu3", clock() - 60)
+    done = site.do(include, "n1", "--force")
+    said = " ".join(done.stdout.split())
+    assert done.exit_code == 1 and "Invalid user id; with the rights: scontrol update" in said
+    assert "n1" in site.fleet.drains()
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("down*", "out of service in Slurm: down* (fan); scontrol show node n1"),
+        ("n9", "Slurm knows no such node"),
+    ],
+)
+def test_what_slurm_keeps_out_otherwise_is_said(site: SlurmSite, state: str, says: str) -> None:
+    site.slurm(":" if state == "n9" else drained("n1", "fan", state))
+    done = site.do(include, "n1")
+    assert done.exit_code == 1 and says in " ".join(done.stdout.split())
+
+
+def test_without_slurm_the_rest_is_done_and_that_is_said(site: SlurmSite) -> None:
+    site.do(exclude, "n1", "--reason=fan")
+    site.slurm("echo 'sinfo: error: Unable to contact slurm controller' >&2; exit 1")
+    done = site.do(include, "n1", "--force")
+    assert done.exit_code == 0 and "included n1" in done.stdout
+    assert "whether they are drained in Slurm is not known" in done.stderr
 
 
 def test_a_node_that_left_the_cluster_is_forgotten(site: SlurmSite) -> None:
