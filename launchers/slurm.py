@@ -7,13 +7,14 @@ versions since 20.11; `--json` changes its shape between versions.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from launchers.slurm_answers import UNCONFIGURED, is_away
+from launchers.slurm_answers import AwayError, away, is_away
 from launchers.slurm_rows import (
     NODE_FORMAT,
     Partition,
@@ -31,6 +32,7 @@ from supervisor.core.ports import JobStatus
 from supervisor.host import trusted
 
 DEADLINE_S = 30.0
+SETTLED_S = 1.0  # states that are no node's own pass within this
 
 _MISSED = re.compile(r"REQUEST_FILE_BCAST\(([^)]+)\): (.+)")
 _NO_SUCH_JOB = "invalid job id specified"
@@ -73,12 +75,13 @@ class Slurm:
     ) -> proc.Completed:
         """Run one command. TransientError: no answer. UserError: Slurm is not usable from here."""
         done = await self._run(*argv, stdin=stdin, more_env=more_env)
-        lost = done.rc is None or done.rc < 0
-        if lost or (done.rc != 0 and is_away(done.err)):
-            hint = ""
-            if UNCONFIGURED in done.err.lower():
-                hint = " (where that lasts, set SLURM_CONF or use a login node)"
-            raise TransientError(done.why() + hint)
+        why = away(done.err) if done.rc != 0 else None
+        if why is not None:
+            cause, said = why
+            late = f"{done.why()}: " if done.rc is None else f"{argv[0]} ended with {done.rc}: "
+            raise AwayError(f"{late}{said}", cause)
+        if done.rc is None or done.rc < 0:
+            raise AwayError(done.why(), None)
         return done
 
     async def _run(
@@ -166,6 +169,17 @@ class Slurm:
                 if name in found:
                     parts = frozenset(state.lower().split("+"))
                     found[name] = replace(found[name], complete=parts)
+        return found
+
+    async def settled_nodes(
+        self, names: Iterable[str] = (), *, partition: str | None = None
+    ) -> dict[str, SlurmNode]:
+        """As `nodes`; those whose state may be gone in a moment are looked at once more."""
+        found = await self.nodes(names, partition=partition)
+        if passing := [name for name, node in found.items() if node.passing]:
+            await asyncio.sleep(SETTLED_S)
+            again = await self.nodes(passing, partition=partition)
+            found |= {name: node for name, node in again.items() if name in found}
         return found
 
     async def drain(self, node: str, reason: str) -> str:

@@ -85,6 +85,12 @@ class SlurmNode:
         return not self.down and self.word != "unknown"
 
     @property
+    def passing(self) -> bool:
+        """Whether this state may be gone in a moment: `idle*` after a drain was lifted, unknown
+        after a reconfiguration (22.05 to 26.05, under a second)."""
+        return ("*" in self.state and self.word != "down") or self.word == "unknown"
+
+    @property
     def in_service(self) -> bool:
         """Whether jobs may run there by and by, now in use or powered off."""
         return self.answers and not self.drains and self.word not in _OUT_OF_SERVICE

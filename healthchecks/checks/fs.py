@@ -111,7 +111,7 @@ def fs_local(
 def _writable(ctx: Ctx, mount: str, found: Findings) -> None:
     """The kernel turns a file system read-only when it finds it damaged."""
     mounted = table(ctx).top(mount)
-    if mounted is None:
+    if mounted is None or mounted.unwritable:
         return
     # The latter are ext4's words for it since Linux 6.15.
     damaged = {"emergency_ro", "shutdown"} & {*mounted.inner}

@@ -53,7 +53,7 @@ async def look_up(
     slurm: Slurm, nodes: Sequence[str], partition: str | None = None
 ) -> dict[str, SlurmNode]:
     """The nodes, or all of a partition. Raises UserError for an unknown partition."""
-    found = await slurm.nodes(nodes, partition=partition)
+    found = await slurm.settled_nodes(nodes, partition=partition)
     if partition and not found and not nodes:
         known = ", ".join(sorted(p.name for p in await slurm.partitions()))
         raise UserError(f"no partition {partition!r} with nodes; there: {known}")

@@ -35,6 +35,10 @@ LOCAL_FUSE = frozenset(
         "bindfs",
     )
 )
+# File systems without a way to write to them: Documentation/filesystems of Linux 6.12.
+UNWRITABLE = frozenset(
+    ("squashfs", "iso9660", "udf", "erofs", "cramfs", "romfs", "efs", "fuse.squashfuse")
+)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _SOURCE = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<host>[^:/\[\]]+)):(?P<path>/.*)?")
 
@@ -69,6 +73,12 @@ class Mounted:
         """All options; `ro` of either kind wins, as it does in the kernel."""
         every = {*self.options, *self.inner}
         return every - {"rw"} if "ro" in every else every
+
+    @property
+    def unwritable(self) -> bool:
+        """Whether nobody could ever write to it: an image, or an overlay without an upper layer."""
+        layers = self.fstype in ("overlay", "fuse.fuse-overlayfs")
+        return self.fstype in UNWRITABLE or (layers and not self.value("upperdir"))
 
     def value(self, option: str) -> str:
         """Of an option `name=value`; empty where it is not set."""

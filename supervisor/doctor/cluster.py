@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from healthchecks.frame.report import Finding
 from launchers.slurm import Slurm
+from launchers.slurm_answers import AwayError
 from launchers.slurm_rows import Partition
 from supervisor.config import Job
 from supervisor.core.errors import TransientError, UserError
@@ -17,8 +18,9 @@ from supervisor.doctor.finding import fail, ok, unknown, warn
 
 ASK_S = 10.0
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "sbcast")
+ASK = "see what `scontrol show config` says here"
 OLDEST = (20, 11)  # srun --overlap came with it
-TESTED = "22.05"
+TESTED = ("22.05", "24.11", "26.05")  # docs/slurm-versions.md: what was tried on each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +122,12 @@ async def look(job: Job | None, *, deadline_s: float = ASK_S) -> list[Finding]:
         partitions = await slurm.partitions()
     except UserError as error:
         return [fail("slurm", str(error), fix)]
+    except AwayError as error:
+        return [unknown("slurm", error.seen, f"{error.fix}; ask again")]
     except TransientError as error:
-        return [unknown("slurm", str(error), "see whether slurmctld and munge run; ask again")]
+        return [unknown("slurm", str(error), f"{ASK}; ask again")]
     if done.rc != 0:
-        return [unknown("slurm", done.why(), "see whether slurmctld and munge run; ask again")]
+        return [unknown("slurm", done.why(), f"{ASK}; ask again")]
     config = parse(done.out)
     found = [_version(config.get("SLURM_VERSION", ""))]
     found += [judge(setting, config) for setting in SETTINGS]
@@ -144,7 +148,8 @@ def _version(version: str) -> Finding:
     if numbers < OLDEST:
         text = f"Slurm {version}: superv needs srun --overlap, which came with 20.11"
         return fail("slurm", text, "use a newer Slurm")
-    return ok("slurm", f"Slurm {version} answers (superv is tested on {TESTED})")
+    tested = "tested on" if version.startswith(TESTED) else "not tested on it, but on"
+    return ok("slurm", f"Slurm {version} answers (superv is {tested} {', '.join(TESTED)})")
 
 
 def judge(setting: Setting, config: dict[str, str]) -> Finding:
@@ -189,7 +194,7 @@ async def _partition(slurm: Slurm, job: Job | None, partitions: list[Partition])
 async def _usable(slurm: Slurm, name: str, size: int, wanted: int) -> Finding:
     """How many of a partition's nodes could run something."""
     try:
-        nodes = await slurm.nodes(partition=name)
+        nodes = await slurm.settled_nodes(partition=name)
     except (TransientError, UserError) as error:
         return unknown("partition", f"{name}: {error}")
     good = ("idle", "mixed", "allocated", "completing", "reserved", "planned")

@@ -224,6 +224,8 @@ class Effects:
     async def _poll_now(self, action: act.Poll) -> None:
         async def attempt() -> ev.Event:
             await self.poll()
+            if self.slurm.doubtful:
+                self.polled.set()  # the next look is near
             return ev.Done(at=self._now(), key=action.key)
 
         await self._until(action.key, attempt)

@@ -32,6 +32,7 @@ from supervisor.engine.agent_rpc import AgentRpc
 from supervisor.engine.effects import Effects
 from supervisor.engine.node_addresses import NodeAddresses
 from supervisor.engine.registration import Refuse, Registration, Wait
+from supervisor.engine.slurm_looks import LOOK_AGAIN_S
 from supervisor.engine.wiring import repaired_since, with_repairs
 from supervisor.host.log import Tally, counted, where
 from supervisor.host.shortage import lasting, passes
@@ -247,6 +248,8 @@ class Engine:
                 wait = min(wait * 1.5, POLL_PENDING_S[1])
             elif any(self.run.allocations[job].raw == "COMPLETING" for job in self.run.live_jobs):
                 wait = POLL_ENDING_S  # how it ended is known in a moment: perhaps by a person
+            elif self._effects.slurm.doubtful:
+                wait = LOOK_AGAIN_S
             else:
                 wait = POLL_S
             # Not wait_for: in Python 3.11 it loses a cancel that comes when the event is set.

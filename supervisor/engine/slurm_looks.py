@@ -1,7 +1,8 @@
 """What Slurm is asked while a run lives: its jobs, their twins, and whether they can be granted.
 
 Nothing is decided here. What is seen becomes events, once it has lasted where a single look may
-be wrong (slurmctld has just started, a reconfiguration shows all nodes as unknown).
+be wrong: slurmctld has just started, a reconfiguration shows all nodes as unknown, a node that was
+resumed does not respond for a moment (`idle*`, 0.1 to 0.6 s on 22.05 to 26.05).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LOOKS = 3  # a job is forgotten after so many looks, …
 FORGOTTEN_S = 30.0  # … over so long, with none of its agents heard for so long
 SHORTAGE_EVERY_S = 30.0  # a shortage counts when the look after says the same
 TWINS_EVERY_S = 30.0
+LOOK_AGAIN_S = 2.0  # a node is down once looks so far apart say so, and none between says otherwise
 DOUBT_S = 600.0  # a submission that was not answered may still become a job within this
 DOUBT_AT_THE_END_S = 60.0  # so long a run that has ended is kept for it
 
@@ -38,6 +40,9 @@ class SlurmLooks:
         self.heard_at: Callable[[str], float | None] = lambda job: None  # any agent of a job, last
         self._seen: dict[str, tuple[object, ...]] = {}  # what was last said of a job
         self._forgotten: dict[str, tuple[int, float]] = {}  # looks since a time
+        self._down: dict[
+            tuple[str, str], float
+        ] = {}  # by job and node: since when every look says so
         self._doubt = now()  # an engine before this one may have left a submission unanswered
         self._in_doubt = False  # this one has
         self._twins_looked = self._shortage_looked = 0.0
@@ -51,6 +56,12 @@ class SlurmLooks:
     def expects_twin(self) -> bool:
         """Whether the engine of an ended run is still needed to cancel one."""
         return self._in_doubt and self._now() - self._doubt < DOUBT_AT_THE_END_S
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a node was down at one look only: to be looked at after LOOK_AGAIN_S."""
+        now = self._now()
+        return any(now - since < LOOK_AGAIN_S for since in self._down.values())
 
     def repeat(self) -> None:
         """What was said of jobs may not have been taken: say it again at the next look."""
@@ -77,7 +88,7 @@ class SlurmLooks:
         known = self._run().allocations[job]
         shut = (known.down, known.drained)  # no answer changes nothing
         if status.nodes_read:
-            shut = (status.down, status.drained)
+            shut = (self._lasting(job, status.down, known.down), status.drained)
         seen = (status.state, status.raw, status.nodes, shut, status.reason)
         if self._seen.get(job) == seen:
             return None
@@ -92,6 +103,16 @@ class SlurmLooks:
             drained=shut[1],
             reason=status.reason,
         )
+
+    def _lasting(self, job: str, down: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+        """Of the nodes that are down at this look, those that were so at one before."""
+        now = self._now()
+        for key in [key for key in self._down if key[0] == job and key[1] not in down]:
+            del self._down[key]
+        for name in down:
+            self._down.setdefault((job, name), now)
+        long = [n for n in down if n in known or now - self._down[job, n] >= LOOK_AGAIN_S]
+        return tuple(long)
 
     def _lasts(self, job: str) -> bool:
         """Whether Slurm has not known the job for long enough, and none of its agents is heard."""

@@ -788,6 +788,17 @@ NODES = [
         options={"fs.local": {"warn_percent": 0, "fail_percent": 0, "needed": []}},
     ),
     HealthyNode(
+        name="file systems that nobody could ever write to",
+        source="snaps and images; an overlay without an upper layer; mount(8) leaves `rw` on them",
+        change=both(
+            BOTH_MANAGERS,
+            mount(40, "0:60", "/opt/usr", "overlay", "overlay", "ro,lowerdir=/srv/usr:/usr"),
+            mount(41, "7:1", "/opt/cuda", "squashfs", "/dev/loop1", "ro,errors=continue"),
+            mount(42, "7:2", "/mnt/cd", "iso9660", "/dev/loop2", "ro"),
+            mount(43, "7:3", "/opt/env", "erofs", "/dev/loop3", "ro"),
+        ),
+    ),
+    HealthyNode(
         name="idle PCIe generation 1",
         source="NVML: an idle GPU rests at a lower generation (nvidia-smi -q, Link Gen Current)",
         change=both(

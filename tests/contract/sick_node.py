@@ -198,6 +198,12 @@ TREE = [
                 mounted("ext4 /dev/vda1 rw,", "ext4 /dev/vda1 rw,shutdown,"),
             ),
             (
+                FAIL,
+                "read-only",
+                "overlayfs with an upper layer",
+                mounted("ext4 /dev/vda1 rw,", "overlay overlay ro,lowerdir=/a,upperdir=/b,"),
+            ),
+            (
                 WARN,
                 "errors since its last fsck",
                 "ext4's own count",

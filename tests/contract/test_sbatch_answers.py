@@ -207,6 +207,26 @@ def test_a_drain_hides_no_death(programs: SlurmPrograms, complete: str, down: bo
     assert asyncio.run(programs.sbatch()._slurm.nodes_of(["n2"]))["n2"].down is down
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "looks"),
+    [
+        ("idle*", "idle", 2),  # a drain was lifted just now
+        ("unknown", "idle", 2),  # scontrol reconfigure
+        ("idle*", "down*", 2),
+        ("down*", "down*", 1),  # it lasts
+        ("allocated", "idle", 1),
+    ],
+)
+def test_a_state_that_may_pass_is_looked_at_again(
+    programs: SlurmPrograms, first: str, then: str, looks: int
+) -> None:
+    row = "n1|main*|$s|0/4/0/4|(null)|none"
+    programs.put("sinfo", f's={first}; [ -e seen ] && s={then}; touch seen; echo "{row}"')
+    found = asyncio.run(programs.sbatch()._slurm.settled_nodes(["n1"]))
+    assert found["n1"].state == (then if looks == 2 else first)
+    assert len(programs.called("sinfo")) == looks
+
+
 def test_poll_never_raises_and_a_hung_squeue_is_unknown(programs: SlurmPrograms) -> None:
     programs.put("squeue", "sleep 60")
     sbatch = programs.sbatch(deadline_s=0.3)
@@ -272,7 +292,7 @@ def test_a_configless_client_without_slurmctld_is_waited_for(
 ) -> None:
     programs.put(command, CONFIGLESS)
     sbatch = programs.sbatch()
-    with pytest.raises(TransientError, match="set SLURM_CONF or use a login node"):
+    with pytest.raises(TransientError, match=r"no slurm.conf here.* source; set SLURM_CONF"):
         asyncio.run(sbatch.submit(sbatch.plan(SPEC)))
 
 

@@ -90,7 +90,7 @@ def of(check: str, found: list[Finding]) -> Finding:
 def test_a_good_cluster(programs: PathPrograms, tmp_path: Path) -> None:
     found = asyncio.run(cluster.look(job(tmp_path)))
     assert {finding.status for finding in found} == {Status.OK}
-    assert of("slurm", found).result.seen.startswith("Slurm 22.05.8 answers")
+    assert of("slurm", found).result.seen.startswith("Slurm 22.05.8 answers (superv is tested on")
     assert of("partition", found).result.seen == "train: 4 nodes, 3 usable, 2 wanted (not gpu4)"
     assert {setting.key for setting in cluster.SETTINGS} < {finding.check for finding in found}
 
@@ -138,7 +138,19 @@ def test_tools_that_are_missing_are_named(
         (
             "echo 'Could not establish a configuration source' >&2; exit 1",
             Status.UNKNOWN,
-            "set SLURM_CONF or use a login node",
+            "there is no slurm.conf here",
+        ),
+        (
+            "echo 'scontrol: error: s_p_parse_file: cannot stat file /x/slurm.conf: No such file or"
+            " directory, retrying in 1sec up to 60sec' >&2; sleep 60",
+            Status.UNKNOWN,
+            "no slurm.conf here, nor a server that gives one: scontrol did not answer within",
+        ),
+        (
+            "echo 'scontrol: error: _xgetaddrinfo: getaddrinfo() failed: Temporary failure in name "
+            "resolution: Resource temporarily unavailable, attempt number -4' >&2; sleep 60",
+            Status.UNKNOWN,
+            "the name of slurmctld's machine can't be resolved",
         ),
         ("exec false", Status.UNKNOWN, "ended with 1"),
     ],

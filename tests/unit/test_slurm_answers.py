@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from launchers.slurm_answers import is_away, refusal
+from launchers.slurm_answers import away, is_away, refusal
 from supervisor.core.errors import RefusalError
+
+RECORDED = Path(__file__).resolve().parents[1] / "data/slurm/away.txt"
 
 # Whole standard errors. 22.05 and 24.11 in the lab, or slurm_errno.c and the commands' sources.
 AWAY = """
@@ -71,6 +76,45 @@ sbatch: error: cli_filter plugin terminated with error
 def test_slurm_is_away(said: str) -> None:
     assert is_away(said)
     assert is_away(f"a line before\n{said}\n")
+
+
+# What the causes of tests/data/slurm/away.txt are called.
+CAUSES = {
+    "conf": "there is no slurm.conf here",
+    "unusable": "slurm.conf can't be used",
+    "munge": "munge (or sackd)",
+    "name": "the name of slurmctld's machine",
+    "away": "Slurm does not answer",
+}
+
+
+def recorded() -> Iterator[tuple[str, str, str]]:
+    """(cause, what was seen on which releases, standard error)."""
+    for line in RECORDED.read_text().splitlines():
+        if not line.startswith("#"):
+            cause, releases, commands, said = line.split(" | ")
+            yield cause, f"{releases}: {commands}", said.replace(" // ", "\n")
+
+
+@pytest.mark.parametrize(("cause", "seen", "said"), [*recorded()])
+def test_why_a_client_can_not_reach_slurmctld(cause: str, seen: str, said: str) -> None:
+    found = away(said.replace("CMD", seen.split(": ")[1].split()[0]))
+    assert found is not None and found[0].what.startswith(CAUSES[cause]), (seen, found)
+    assert found[1] in said.replace("CMD", seen.split(": ")[1].split()[0])
+
+
+def test_each_release_and_command_was_tried_for_each_cause() -> None:
+    tried = {
+        (cause, release, command.split()[0])
+        for cause, seen, _ in recorded()
+        for release in seen.split(": ")[0].split()
+        for command in seen.split(": ")[1].split(", ")
+    }
+    commands = ("squeue", "sinfo", "scontrol", "scancel", "sbatch", "srun", "sbcast")
+    for cause in CAUSES:
+        for release in ("22.05", "24.11", "26.05"):
+            missing = [c for c in commands if (cause, release, c) not in tried]
+            assert not missing, (cause, release)
 
 
 @pytest.mark.parametrize("said", REFUSED)

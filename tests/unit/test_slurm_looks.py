@@ -110,6 +110,55 @@ def test_a_drain_is_still_there_while_slurm_does_not_say_which_nodes_are() -> No
     assert p.look(20.0) == []
 
 
+def down_on(p: LooksPlay, *names: str) -> JobStatus:
+    job = p.run.allocations["101"]
+    return JobStatus(
+        job_id="101",
+        job_name=job.job_name,
+        state=JobState.RUNNING,
+        raw="RUNNING",
+        nodes=job.nodes,
+        down=names,
+    )
+
+
+def seen_down(events: list[ev.Event]) -> list[tuple[str, ...]]:
+    return [e.down for e in events if isinstance(e, ev.AllocationSeen)]
+
+
+def test_a_node_is_down_at_the_second_look_that_says_so() -> None:
+    p = LooksPlay()
+    p.slurm.status = down_on(p)
+    assert seen_down(p.look(20.0)) == [()]
+    p.slurm.status = down_on(p, "n2")
+    assert p.look(20.0) == [] and p.looks.doubtful
+    assert p.look(0.1) == [] and p.looks.doubtful  # somebody asked at once: no other look
+    assert seen_down(p.look(1.9)) == [("n2",)] and not p.looks.doubtful
+
+
+def test_a_word_that_passes_is_no_death() -> None:
+    p = LooksPlay()
+    p.slurm.status = down_on(p)
+    p.look(20.0)
+    for _ in range(10):  # `idle*` for a moment, at every other look
+        p.slurm.status = down_on(p, "n2")
+        assert p.look(20.0) == []
+        p.slurm.status = down_on(p)
+        assert p.look(2.0) == [] and not p.looks.doubtful
+
+
+def test_a_look_that_could_not_be_taken_says_nothing_of_nodes() -> None:
+    p = LooksPlay()
+    p.slurm.status = down_on(p)
+    p.look(20.0)
+    p.slurm.status = down_on(p, "n2")
+    p.look(20.0)
+    p.slurm.status = replace(down_on(p), nodes_read=False)
+    assert p.look(2.0) == []
+    p.slurm.status = down_on(p, "n2")
+    assert seen_down(p.look(2.0)) == [("n2",)]
+
+
 def stray(name: str, state: JobState = JobState.PENDING, raw: str = "PENDING") -> JobStatus:
     return JobStatus(job_id="77", job_name=name, state=state, raw=raw)
 
