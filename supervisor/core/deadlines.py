@@ -36,8 +36,10 @@ from supervisor.core.renewal import (
     excluded_here,
     give_back_and_ask,
     lost_here,
+    may_ask_others,
     nobody_came,
     trade_back,
+    unusable_here,
 )
 from supervisor.core.run_invariants import REFUSED_S
 from supervisor.core.shutdown import LOGS_S, RELEASE_S, cancel, end, release
@@ -93,7 +95,11 @@ def too_few_registered(t: Transition, waited: str) -> None:
         await_the_first(t)
     elif has_trained(t.run) or have + lost_here(t.run) >= need:
         why = f"{have} of {need} nodes are usable after {waited}"
-        give_back_and_ask(t, why, missing(t.run))
+        give_back_and_ask(t, why, missing(t.run), unusable_here(t.run))
+    elif may_ask_others(t.run):
+        t.set(asked_others=t.run.asked_others + 1)
+        why = f"{have} of {need} nodes are usable after {waited}"
+        give_back_and_ask(t, why, missing(t.run), unusable_here(t.run))
     else:
         why = f"{have} of {need} nodes are usable after {waited}"
         before = "" if gathering_shortage(t.run) else f"{t.run.reason}; "  # that says as much

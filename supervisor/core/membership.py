@@ -59,6 +59,9 @@ def submit_refused(t: Transition, event: ev.SubmitRefused) -> None:
     asked again."""
     if t.run.ended:
         return
+    if {*event.excluded} - {*t.run.excluded, *t.run.operator_excluded}:
+        request_allocation(t)  # some were left out of this request alone
+        return
     if t.run.asked_by_person or event.definite is None:
         end(t, Phase.HELD, event.why)
         return

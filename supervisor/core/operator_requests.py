@@ -38,6 +38,8 @@ def resume_requested(t: Transition, event: ev.ResumeRequested) -> None:
         excluded=excluded,
         asked_by_person=True,
         refusals=0,
+        asked_others=0,
+        avoid=(),
         stopping_as=None,
         restarts_without_progress={},
         slots=(),

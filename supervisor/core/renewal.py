@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from supervisor.core import actions as act
 from supervisor.core import names
-from supervisor.core.node_life import drained, fit, gone_for_slurm
+from supervisor.core.node_life import drained, fit, gone_for_slurm, usable
 from supervisor.core.nodeset import compress
 from supervisor.core.shutdown import cancel
 from supervisor.core.transition import Transition
@@ -23,6 +23,8 @@ from supervisor.core.types import (
     RunSpec,
 )
 
+MAX_ASKED_OTHERS = 2  # so often a run that never trained asks for other nodes, then a person
+
 
 def wanted(spec: RunSpec) -> str:
     """How many nodes an allocation has, in words."""
@@ -31,23 +33,30 @@ def wanted(spec: RunSpec) -> str:
 
 
 def request_allocation(t: Transition) -> None:
-    """Ask Slurm for the base allocation: a missing spare holds no run up."""
-    spec, number = t.run.spec, t.run.allocations_requested + 1
-    t.set(allocations_requested=number, slots=(), pool={})
-    t.enter_phase(Phase.PENDING, f"waiting for {wanted(spec)}")
+    """Ask Slurm for the base allocation: a missing spare holds no run up.
+
+    What is to be avoided is left out of this request alone: where that leaves too few, the next
+    one takes it.
+    """
+    spec, number, avoid = t.run.spec, t.run.allocations_requested + 1, t.run.avoid
+    t.set(allocations_requested=number, slots=(), pool={}, avoid=())
+    others = f", without {compress(avoid)}" if avoid else ""
+    t.enter_phase(Phase.PENDING, f"waiting for {wanted(spec)}{others}")
     request = act.Submit(
         key=names.submit_key(number),
         job_name=names.allocation(spec.name, spec.run_id, number),
         nodes=spec.nodes + spec.spares,
         min_nodes=spec.nodes if spec.spares else 0,
-        exclude=tuple(sorted({*t.run.excluded, *t.run.operator_excluded})),
+        exclude=tuple(sorted({*t.run.excluded, *t.run.operator_excluded, *avoid})),
     )
     t.set(request=request)
     t.emit(request)
 
 
-def give_back_and_ask(t: Transition, why: str, more: str = "") -> None:
-    """Give the allocation back and ask for another, when Slurm says that it has ended."""
+def give_back_and_ask(t: Transition, why: str, more: str = "", avoid: Collection[str] = ()) -> None:
+    """Give the allocation back and ask for another, when Slurm says that it has ended; if it can
+    be, without the nodes to `avoid`."""
+    t.set(avoid=tuple(sorted(avoid)))
     for job in t.run.live_jobs:
         cancel(t, job, why)
     t.enter_phase(Phase.PENDING, f"asking for other nodes: {why}{more}")
@@ -101,6 +110,18 @@ def granted_jobs(run: Run) -> list[Allocation]:
 def granted(run: Run) -> frozenset[str]:
     """The nodes of the run's allocations."""
     return frozenset(name for job in granted_jobs(run) for name in job.nodes)
+
+
+def unusable_here(run: Run) -> list[str]:
+    """Nodes of the run's allocations that can take no slot now."""
+    return sorted(granted(run).difference(usable(run)))
+
+
+def may_ask_others(run: Run) -> bool:
+    """Whether a run that has not trained yet may try other nodes: most of these can be used, so it
+    is not the job that is at fault. A person is told when that did not help either."""
+    most = 2 * len(usable(run)) > run.spec.nodes
+    return most and run.asked_others < MAX_ASKED_OTHERS
 
 
 def lost_here(run: Run) -> int:

@@ -490,6 +490,8 @@ class Run:
     asked_by_person: bool = True  # the last request is the first since a launch or a resume
     request: Submit | None = None  # the newest one
     refusals: int = 0  # of the same request, one after the other
+    avoid: tuple[str, ...] = ()  # nodes that the next request leaves out, and it alone
+    asked_others: int = 0  # so often other nodes were asked for before it trained
     pool: Pool = field(default_factory=Pool)
     slots: Names = field(default_factory=Names)  # by group rank; an empty name waits for a node
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)  # by this run itself

@@ -11,7 +11,7 @@ from supervisor.core import events as ev
 from supervisor.core.check_status import Status
 from supervisor.core.membership import ASK_AGAIN_S, MAX_REFUSALS
 from supervisor.core.node_life import spares
-from supervisor.core.renewal import sureness, trade_back
+from supervisor.core.renewal import MAX_ASKED_OTHERS, sureness, trade_back
 from supervisor.core.transition import Transition
 from supervisor.core.types import Cause, Confidence, Exclusion, Fault, NodeState, Phase
 
@@ -69,6 +69,68 @@ def renewed(p: Scenario) -> act.Submit:
     assert p.phase is Phase.PENDING, p.run.reason
     (request,) = [a for a in p.run.pending.values() if isinstance(a, act.Submit)]
     return request
+
+
+def asked(p: Scenario) -> act.Submit:
+    """The job is given back and has ended; returns the request for the next one."""
+    assert p.phase is Phase.PENDING and "asking for other nodes" in p.run.reason
+    (cancel,) = [a for a in p.run.pending.values() if isinstance(a, act.Cancel)]
+    p.reply(cancel)
+    p.seen("cancelled", "CANCELLED")
+    (request,) = [a for a in p.run.pending.values() if isinstance(a, act.Submit)]
+    return request
+
+
+def one_unfit(p: Scenario, unfit: str = "n3") -> None:
+    """All agents come, and one of them can't run ranks."""
+    p.grant()
+    for name in p.run.allocations[[*p.run.allocations][-1]].nodes:
+        p.join(name, problems=("no memlock",) if name == unfit else ())
+
+
+def test_before_it_trained_a_run_asks_for_other_nodes_and_then_for_a_person() -> None:
+    p = Scenario(nodes=3, spares=0)
+    for _ in range(MAX_ASKED_OTHERS):
+        one_unfit(p)
+        p.expire_deadline()
+        request = asked(p)
+        assert request.exclude == ("n3",) and p.run.excluded == {}
+        assert "waiting for 3 nodes, without n3" in p.run.reason
+        p.answer(act.Submit)
+    one_unfit(p)
+    p.expire_deadline()
+    assert p.phase is Phase.HELD and "2 of 3 nodes are usable" in p.run.reason
+    assert "n3: no memlock" in p.run.reason
+
+
+def test_where_most_nodes_are_no_good_the_job_may_be_and_a_person_is_told() -> None:
+    p = Scenario(nodes=3, spares=0)
+    p.grant()
+    for name in p.run.allocations[[*p.run.allocations][-1]].nodes:
+        p.join(name, problems=("there is no /data",) if name != "n1" else ())
+    p.expire_deadline()
+    assert p.phase is Phase.HELD and "there is no /data" in p.run.reason
+
+
+def test_nodes_are_left_out_of_one_request_alone() -> None:
+    p = Scenario(nodes=3, spares=0)
+    one_unfit(p)
+    p.expire_deadline()
+    request = asked(p)
+    p.take(
+        ev.SubmitRefused, key=request.key, why="too few", definite=True, lacking=1, excluded=("n3",)
+    )
+    (again,) = [a for a in p.run.pending.values() if isinstance(a, act.Submit)]
+    assert again.exclude == () and p.phase is Phase.PENDING
+
+
+def test_a_run_that_trained_asks_for_nodes_without_those_that_were_no_good() -> None:
+    p = Scenario(nodes=3, spares=0).to(Phase.RUNNING)
+    renewed(p)
+    p.answer(act.Submit)
+    one_unfit(p)
+    p.expire_deadline()
+    assert asked(p).exclude == ("n3",) and p.run.excluded == {}
 
 
 def test_a_missing_spare_holds_no_request_up() -> None:
