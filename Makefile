@@ -84,7 +84,8 @@ $(TORCHX)/.done: setup.cfg
 	rm -rf $(TORCHX)
 	$(PYTHON) -m venv $(TORCHX)
 	@echo "making an environment with torchx: 3 MB to fetch, 42 MB on disk, some 10 seconds"
-	$(TORCHX)/bin/pip install -q --disable-pip-version-check "$$(sed -n '/^torchx =/{n;s/ //gp}' setup.cfg)"
+	$(TORCHX)/bin/pip install -q --disable-pip-version-check wheel "$$(sed -n '/^torchx =/{n;s/ //gp}' setup.cfg)"
+	$(TORCHX)/bin/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
 	touch $@
 
 # The newest versions within setup.cfg's bounds, with the hashes of every file that the index has.

@@ -27,6 +27,7 @@ def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, An
         "schema": SCHEMA,
         "name": run.spec.name,
         "run_id": run.spec.run_id,
+        "ranks_per_node": run.spec.ranks_per_node,
         "launched": run.launched_at,
         "phase": run.phase.value,
         "since": run.since,

@@ -157,7 +157,7 @@ class RunHome:
     def end(self) -> dict[int, str]:
         """Stop the run; what is left is killed and returned."""
         if (self.run_dir / "journal.jsonl").exists():
-            self.superv("stop", "ring", "--now")
+            self.superv("stop", self.run_dir.name, "--now")
         with contextlib.suppress(AssertionError):
             until(lambda: not self.processes(), "the end of all processes", 30)
         left = self.processes()

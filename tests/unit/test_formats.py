@@ -40,6 +40,7 @@ def test_an_old_journal_gives_the_same_status_as_before() -> None:
         "violations": [],
         "drained": [],
         "attention": [],
+        "ranks_per_node": 2,
         "launched": 1795656701.727574,
         **dict.fromkeys(("waits_for", "steps_per_s", "target_step", "left_s")),
     }  # keys that are newer than the sample
