@@ -22,6 +22,7 @@ MODULES = (
     "torchtitan",
     "many_nodes",
     "help_text",
+    "diagnose",
     "health_checks",
     "demo",
     "step_costs",

@@ -22,6 +22,7 @@ class Sighting:
     gpu: str = ""
     peer: str = ""  # the other end, as the line names it
     at: float | None = None  # seconds since the epoch by the node's clock; None: no time is known
+    exact: bool = True  # whether the line itself tells it; else a line before it does
     count: int = 1  # so often by the same rank
     names_itself: bool = False  # the line itself says which node
     cleared: bool = False  # a later line takes it back

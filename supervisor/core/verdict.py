@@ -156,7 +156,8 @@ def _root(told: Sequence[Sighting]) -> Sighting:
         causes = [one for one in causes if one not in ended] or [others[0]]
     pool = causes or particular or [first]
     root = min(pool, key=_order)
-    tied = [one for one in pool if one.node != root.node and _near(one, root, CLOCK_S)]
+    within_s = CLOCK_S if root.exact else TOGETHER_S
+    tied = [one for one in pool if one is not root and _near(one, root, within_s)]
     # Where the order is open, what the hardware itself says comes first.
     strong = [one for one in (root, *tied) if one.kernel]
     return strong[0] if strong else root
@@ -175,8 +176,11 @@ def _blame(
     places = _places(alike)
     if cause.kind is not CauseClass.INFRASTRUCTURE or root.signature.blames is Blames.NOBODY:
         return _not_hardware(root, alike, places, shape)
-    if pairs := [one for one in alike if one.peer and not one.kernel]:
-        return _linked(cause, pairs, alike, shape)
+    if root.peer and not root.kernel:
+        return _linked(cause, [one for one in alike if one.peer and not one.kernel], shape)
+    if root.signature.blames is Blames.LINK:  # an adapter speaks of itself; its peers follow
+        alike = [one for one in alike if one.signature.role is root.signature.role]
+        places = _places(alike)
     if not places:
         return Diagnosis(
             cause=cause,
@@ -287,9 +291,7 @@ def _alone(
     return bool(others) or bool(_one_nodes_mount(alike, shape))
 
 
-def _linked(
-    cause: CauseInfo, pairs: Sequence[Sighting], alike: Sequence[Sighting], shape: JobShape
-) -> Diagnosis:
+def _linked(cause: CauseInfo, pairs: Sequence[Sighting], shape: JobShape) -> Diagnosis:
     """Two ends each; the one that most distinct pairs have in common is named, if one is."""
     ends: dict[frozenset[str], None] = {}
     for one in pairs:

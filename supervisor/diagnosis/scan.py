@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import accumulate, islice
 
 from healthchecks.sources import xid
 from supervisor.core.sighting import JobShape, Sighting
@@ -36,7 +37,7 @@ SAMPLE = 300  # lines by which a file's labels are told
 READ_OF_ONE = 20_000  # lines of one template in one file that are read; more of them are counted
 BACK = 60  # lines to look back for a time
 _STEP_WORDS = (b"step", b"Step", b"iter", b"Iter", b"loss")
-_MARKS = (b" nranks ", b"(local_rank: )", b"NCCL version ", b": Using ", b" OK")
+_MARKS = (b" nranks ", b"(local_rank: )", b"NCCL version ", b": Using ", b" OK", b"NVRM", b"SXid")
 _STEP = re.compile(STEP)
 
 
@@ -132,7 +133,7 @@ def _sampled(one: JobLog, state: _State) -> LineLabels | None:
     except OSError as error:
         state.problems.append(f"{one.path}: {error.strerror or error}")
         return None
-    sample = [clean(raw) for raw in islice(_split(piece[: SAMPLE * 400]), SAMPLE)]
+    sample = [clean(raw) for raw in islice(_one_end(piece[: SAMPLE * 400]).split(b"\n"), SAMPLE)]
     if not state.year and (
         found := re.search(r"\b(20\d\d)-\d\d-\d\d[ T_]\d\d:", "\n".join(sample))
     ):
@@ -141,10 +142,11 @@ def _sampled(one: JobLog, state: _State) -> LineLabels | None:
     return replace(how, kernel=how.kernel or (one.kernel and any(map(kernel_line, sample))))
 
 
-def _split(piece: bytes) -> list[bytes]:
-    if b"\r" in piece:  # progress bars
-        piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return piece.split(b"\n")
+def _one_end(piece: bytes) -> bytes:
+    """With one kind of line ends: progress bars have their own."""
+    if b"\r" not in piece:
+        return piece
+    return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def _file(one: JobLog, how: LineLabels, state: _State) -> None:
@@ -198,15 +200,14 @@ class _Reader:
 
     def piece(self, data: bytes) -> None:
         """Take in whole lines."""
-        lines = _split(data)
-        if lines and not lines[-1]:
+        data = _one_end(data)
+        lines, temps = data.split(b"\n"), data.translate(None, DIGITS).split(b"\n")
+        if not lines[-1]:
             lines.pop()
-        temps = b"\n".join(lines).translate(None, DIGITS).split(b"\n") if lines else []
+            temps.pop()
         state = self._state
         different = set(temps)
-        for template in different - state.dull:
-            if template not in state.told:
-                _classify(template, state)
+        _classify([t for t in different - state.dull if t not in state.told], state)
         if not state.told.keys().isdisjoint(different):
             self._told_lines(lines, temps)
         self._last_step(lines, temps)
@@ -248,7 +249,7 @@ class _Reader:
         if block is not None and rank is None:
             rank = block.rank
         node = groups.get("node") or found.node or (block.node if block else "")
-        at = self._time(text, lines, index)
+        at, exact = self._time(text, lines, index)
         self._add(
             Sighting(
                 signature=signature,
@@ -261,6 +262,7 @@ class _Reader:
                 gpu=found.gpu,
                 peer=groups.get("peer", ""),
                 at=at,
+                exact=exact,
                 names_itself="node" in groups or bool(found.node),
                 facts=collective(text),
             ),
@@ -294,7 +296,7 @@ class _Reader:
                 node=node,
                 gpu=event.device if event else "",
                 peer=peer,
-                at=self._time(text, lines, index) if record.uptime is None else None,
+                at=self._time(text, lines, index)[0] if record.uptime is None else None,
                 names_itself=bool(node),
             ),
             LineHead(message=record.text),
@@ -329,9 +331,12 @@ class _Reader:
         state.order += 1
         state.found[key] = replace(one, order=state.order)
 
-    def _time(self, text: str, lines: list[bytes], index: int) -> float | None:
+    def _time(self, text: str, lines: list[bytes], index: int) -> tuple[float | None, bool]:
+        """When a line was written, and whether it says so itself: a line before it may."""
         own = time_of(text, self._state.year)
-        return own if own is not None else self._time_before(lines, index) or self.last_time
+        if own is not None:
+            return own, True
+        return self._time_before(lines, index) or self.last_time, False
 
     def _time_before(self, lines: list[bytes], index: int) -> float | None:
         for raw in reversed(lines[max(0, index - BACK) : index]):
@@ -360,25 +365,45 @@ class _Reader:
     def _step(self, step: int, index: int, lines: list[bytes], text: str) -> None:
         state = self._state
         state.last_step_line[self._one.path] = self.before + index + 1
-        at = self._time(text, lines, index)
+        at, _ = self._time(text, lines, index)
         if state.last_step is None or step >= state.last_step:
             state.last_step = step
         if at is not None and (state.last_step_at is None or at > state.last_step_at):
             state.last_step_at = at
 
 
-def _classify(template: bytes, state: _State) -> None:
+def _classify(templates: list[bytes], state: _State) -> None:
+    """Find needles in new templates: all in one text, so that each needle is sought once."""
+    if not templates:
+        return
     if len(state.dull) + len(state.told) > MAX_TEMPLATES:
         state.dull.clear()
-    text = template[:LOOKED_AT]
-    if b"\x1b" in text:
-        text = re.sub(rb"\x1b\[[;?]*[A-Za-z]", b"", text)
-    hits: dict[str, Signature] = {}
+    texts = [_plain(template) for template in templates]
+    starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+    blob = b"\n".join(texts)
+    hits: dict[int, dict[str, Signature]] = {}
     for needle, ones in state.needles:
-        if needle in text:
-            hits.update((one.id, one) for one in ones)
-    marked = any(mark in text for mark in _MARKS) or b"NVRM" in text or b"SXid" in text
-    if hits or marked:
-        state.told[template] = _Template(tuple(hits.values()), marked)
-    else:
-        state.dull.add(template)
+        for index in _where(needle, blob, starts):
+            hits.setdefault(index, {}).update((one.id, one) for one in ones)
+    marked = {index for mark in _MARKS for index in _where(mark, blob, starts)}
+    for index, template in enumerate(templates):
+        if index in hits or index in marked:
+            found = tuple(hits.get(index, {}).values())
+            state.told[template] = _Template(found, index in marked)
+        else:
+            state.dull.add(template)
+
+
+def _plain(template: bytes) -> bytes:
+    """Without colours, cut to what is looked at."""
+    text = template[:LOOKED_AT]
+    return re.sub(rb"\x1b\[[;?]*[A-Za-z]", b"", text) if b"\x1b" in text else text
+
+
+def _where(needle: bytes, blob: bytes, starts: list[int]) -> Iterator[int]:
+    """The texts of which a blob is made that hold a needle, by number."""
+    at = blob.find(needle)
+    while at >= 0:
+        index = bisect_right(starts, at) - 1
+        yield index
+        at = blob.find(needle, starts[index + 1])
