@@ -22,6 +22,7 @@ from supervisor.channel.wire import RankJob
 from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core.errors import UserError
+from supervisor.core.last_words import telling
 from supervisor.core.secret import secret_values, without
 from supervisor.core.types import Evidence, RankExit
 from supervisor.host import log, procfs
@@ -467,6 +468,8 @@ class RankSupervisor:
         lines = self.progress.last_lines(ended.rank)
         first = sum(1 for rank in ranks.ranks.values() if not rank.alive) == 1
         last = lines[-TAIL_SHOWN if first else -1 :]
+        if (told := telling(lines)) and told not in last:
+            last = [told, *last]
         shown = [without(self.secrets, line)[:300] for line in last]
         said = [line for line in (ranks.error(ended.rank), self._end_reason) if line]
         self._report(

@@ -106,13 +106,13 @@ def show_one(run: RunDir, wanted: Wanted, state: Standing, *, size: int | None) 
 
 
 def _headline(run: RunDir, index: Index, rank: int, one: KeptRank) -> str:
-    first = " first" if index.first[:1] == (rank,) else ""
-    how = f"; {one.how}{first}" if one.how else ""
+    first = ", the first that ended" if index.first[:1] == (rank,) else ""
+    who = f"{one.how}{first}" if one.how else f"rank {rank} on {one.node}"
     part = "" if one.whole or one.missing else f"; the last {one.bytes} bytes of its log"
     lost = f"; the rest could not be had: {one.missing}" if one.missing else ""
     others = sum(1 for other in index.ranks.values() if other.missing and other is not one)
     more = f"; logs of {others} other ranks could not be had" if others else ""
-    return f"attempt {index.attempt}, rank {rank} on {one.node}{how}{part}{lost}{more}"
+    return f"attempt {index.attempt}: {who}{part}{lost}{more}"
 
 
 def _attempt(run: RunDir, wanted: Wanted, state: Standing) -> int:

@@ -286,8 +286,12 @@ def _incident(incident: dict[str, Any]) -> Iterator[str]:
     at = terminal.day_time(incident["confirmed"], seconds=True)
     culprits = ", ".join(incident["culprits"]) or "nobody named"
     yield f"{at} {incident['cause']}, {culprits}: {incident['remedy'] or 'under way'}"
-    for evidence in incident["evidence"][:3]:
-        yield terminal.one_line(evidence["text"], terminal.WIDTH - 13)
+    why = incident["why"] or ""
+    if why:
+        yield why
+    more = [e["text"] for e in incident["evidence"] if e["text"] not in why]
+    for text in more[: 2 if why else 3]:
+        yield terminal.one_line(text, terminal.WIDTH - 13)
     if incident["first_step"] is not None:
         took = incident["first_step"] - (incident["fault"] or incident["suspected"])
         since = "the fault" if incident["fault"] else "the suspicion"

@@ -5,12 +5,12 @@ A node is named only on evidence that names it. Secondary errors name nobody.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import assert_never
 
+from supervisor.core.last_words import is_cascade, same_words
 from supervisor.core.lineage import last_finite
-from supervisor.core.node_life import spares
 from supervisor.core.policy import Policy
 from supervisor.core.step_lines import says_not_finite
 from supervisor.core.types import (
@@ -48,7 +48,7 @@ def diagnose(run: Run, incident: Incident) -> Verdict:
         case Cause.NODE_LOST:
             return _node_lost(run, incident)
         case Cause.RANK_EXIT:
-            return _rank_exit(run, incident)
+            return replace(_rank_exit(run, incident), said=_said(run))
         case Cause.START_FAILED:
             return _start_failed(run, incident)
         case Cause.ENDED_EARLY:
@@ -66,7 +66,8 @@ def diagnose(run: Run, incident: Incident) -> Verdict:
             | Cause.QUARANTINE
             | Cause.UNHEALTHY_NODE
         ):
-            return Verdict(cause=incident.cause, why="nothing in the evidence names a node")
+            seen = incident.evidence[0].text if incident.evidence else "nothing was seen"
+            return Verdict(cause=incident.cause, why=f"{seen}; nobody is blamed for it")
         case _:
             assert_never(incident.cause)
 
@@ -95,8 +96,14 @@ def _node_lost(run: Run, incident: Incident) -> Verdict:
         cause=Cause.NODE_LOST,
         culprits=lost,
         confidence=Confidence.WITNESSED,
-        why="silence, and a second witness",
+        why=f"{', '.join(lost)} went silent, and a second witness: {_witness(incident, lost)}",
     )
+
+
+def _witness(incident: Incident, lost: tuple[str, ...]) -> str:
+    """What somebody else said of the lost nodes."""
+    said = (e for e in incident.evidence if e.node in lost)
+    return next((e.text for e in said if e.source not in ("silence", "agent", "rank log")), "")
 
 
 # A node whose own health checks fail is the likeliest reason for these.
@@ -169,10 +176,22 @@ def _alike(run: Run, incident: Incident, unhealthy: Collection[str]) -> list[str
     ]
 
 
-def first_exit(run: Run) -> RankExit | None:
-    """The earliest bad end of a rank in the current attempt."""
+def bad_ends(run: Run) -> list[RankExit]:
+    """Bad ends of ranks in the current attempt, the earliest first.
+
+    Who only lost its peers comes after all that ended for reasons of their own.
+    """
     bad = [e for e in run.attempt.exits.values() if not e.clean] if run.attempt else []
-    return min(bad, key=lambda e: e.at, default=None)
+    return sorted(bad, key=lambda e: (e.follows, e.at))
+
+
+def first_exit(run: Run) -> RankExit | None:
+    return next(iter(bad_ends(run)), None)
+
+
+def _said(run: Run) -> str:
+    """The words of the rank that stands first; empty where it only lost its peers."""
+    return next((end.said for end in bad_ends(run) if not end.follows), "")
 
 
 def _rank_exit(run: Run, incident: Incident) -> Verdict:
@@ -187,38 +206,102 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
         and first.node == first_reporter(incident) == first_reporter(last)
         and not _progressed_since(run, last)
     )
+    if first.follows:
+        return _peers_gone(run, incident, first)
     if said := _not_finite(run):
         return Verdict(
             cause=Cause.RANK_EXIT,
             why=f"{said}; that names no node, and what was saved after step "
             f"{last_finite(run)} is not resumed",
         )
+    ended = _again_in_words(run, incident, first)
     if moved := _followed_its_slot(run, incident, first):
         return moved
+    if elsewhere := _said_elsewhere(run, incident, first):
+        return elsewhere
     if _everywhere_the_same(run, first):
         return Verdict(
             cause=Cause.RANK_EXIT,
-            why=f"{first.text()}, and so did ranks on other nodes before the first step: "
-            "that is the code's or the configuration's fault, and no node's",
+            why=f"{ended}; ranks on other nodes ended alike, before the first step: {THE_CODES}",
         )
     if again and len(inferred_lately(run, first.node, incident.confirmed_at)) >= SHARED_CAUSE_NODES:
         return Verdict(
             cause=Cause.RANK_EXIT,
-            why=f"{first.text()}, twice running, as ranks on other nodes did within a minute: a "
-            "shared cause (code, storage, switch); none more is blamed",
+            why=f"{ended}; twice running, as ranks on other nodes did "
+            "within a minute: a shared cause (code, storage, switch); none more is blamed",
         )
     if again:
         return Verdict(
             cause=Cause.RANK_EXIT,
             culprits=(first.node,),
             confidence=Confidence.INFERRED,
-            why=f"{first.text()}; ranks on {first.node} ended first in two attempts running, "
-            "with no new verified checkpoint in between",
+            why=f"{ended}; ranks on {first.node} ended first in two "
+            "attempts running, with no new verified checkpoint in between",
             slot=_slot_of(run, first.node),
         )
     return Verdict(
         cause=Cause.RANK_EXIT, why=f"{first.text()}; once is not enough to name the node"
     )
+
+
+def _peers_gone(run: Run, incident: Incident, first: RankExit) -> Verdict:
+    """Every rank that ended only says that others had gone: a lost node explains that."""
+    named = {e.node for e in incident.evidence}
+    if any(n.state is NodeState.LOST and n.name in named for n in run.pool.values()):
+        return _node_lost(run, incident)
+    return Verdict(
+        cause=Cause.RANK_EXIT,
+        why=f"{first.text()}; that only follows from another's end, and what began it was not seen",
+    )
+
+
+THE_CODES = "that is the code's or the configuration's fault, and no node's"
+
+
+def _said_elsewhere(run: Run, incident: Incident, first: RankExit) -> Verdict | None:
+    """The same words on other nodes, with no progress in between: whoever was named is cleared."""
+    others = [one for one in _alike_before(run, incident, first) if one.node != first.node]
+    if not others:
+        return None
+    cleared = [name for one in others for name in one.culprits if name != first.node]
+    return Verdict(
+        cause=Cause.RANK_EXIT,
+        why=f"{_again_in_words(run, incident, first)}: {THE_CODES}",
+        cleared=tuple(dict.fromkeys(cleared)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """An earlier attempt that ended with the same words."""
+
+    node: str
+    culprits: tuple[str, ...]
+
+
+def _in_a_row(run: Run, incident: Incident) -> list[Incident]:
+    """The incidents before this one, since the last new verified checkpoint."""
+    return [i for i in run.incidents if i is not incident and not _progressed_since(run, i)]
+
+
+def _alike_before(run: Run, incident: Incident, first: RankExit) -> list[_Before]:
+    return [
+        _Before(first_reporter(one), one.verdict.culprits)
+        for one in _in_a_row(run, incident)
+        if one.verdict is not None and same_words(one.verdict.said, first.said)
+    ]
+
+
+def _again_in_words(run: Run, incident: Incident, first: RankExit) -> str:
+    """How a rank ended; where others did with the same words, on how many attempts and nodes."""
+    alike = _alike_before(run, incident, first)
+    if not alike:
+        return first.text()
+    total = 1 + len(_in_a_row(run, incident))
+    often = "every attempt" if len(alike) + 1 == total else f"{len(alike) + 1} of {total} attempts"
+    nodes = sorted({first.node, *(one.node for one in alike)})
+    where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes ({', '.join(nodes)})"
+    return f"{first.said}, on {often} and on {where}"
 
 
 def _slot_of(run: Run, node: str) -> int | None:
@@ -245,8 +328,9 @@ def _followed_its_slot(run: Run, incident: Incident, first: RankExit) -> Verdict
         return None
     return Verdict(
         cause=Cause.RANK_EXIT,
-        why=f"{first.text()}, as ranks on {', '.join(cleared)} did while that had the slot: it "
-        "follows the ranks, so the program or its data is at fault, and no node",
+        why=f"{_again_in_words(run, incident, first)}; so did ranks on {', '.join(cleared)} while "
+        "that had the slot: it follows the ranks, so the program or its data is at fault, and no "
+        "node",
         cleared=cleared,
     )
 
@@ -283,8 +367,16 @@ def _failed_to_start(incident: Incident) -> tuple[str, ...]:
 
 
 def first_reporter(incident: Incident) -> str:
-    """The node whose agent reported first. Where its clock says otherwise, the order is open."""
-    return incident.evidence[0].node
+    """The node whose agent reported first, of those whose ranks did not just lose their peers.
+
+    Where its clock says otherwise, the order is open.
+    """
+    return cause_first(incident.evidence)[0].node
+
+
+def cause_first(evidence: Iterable[Evidence]) -> list[Evidence]:
+    """The evidence in its order, but that what only follows from another's end comes last."""
+    return sorted(evidence, key=lambda one: one.source == "agent" and is_cascade(one.text))
 
 
 def _progressed_since(run: Run, incident: Incident) -> bool:
@@ -333,15 +425,6 @@ def nothing_left(run: Run) -> str:
         f"{what}; superv does not start again from step 0 by itself: "
         "superv launch --from CHECKPOINT or --from scratch begins again"
     )
-
-
-def _replacement(run: Run, culprits: tuple[str, ...]) -> str:
-    """Who takes the culprits' slots, in words."""
-    slots = run.attempt.slots if run.attempt else ()
-    wanted = sum(1 for name in culprits if name in slots) or 1
-    if len(set(spares(run)) - set(culprits)) >= wanted:
-        return "a spare takes the slot"
-    return "no spare is left, so a slot waits for a node"
 
 
 # Causes that are never the trainer's: a run that has trained waits these out.
@@ -400,8 +483,8 @@ def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
     if over_budget(run, verdict.cause, tries):
         return Remedy(
             kind=RemedyKind.HOLD,
-            text=f"{limit} restart{'' if limit == 1 else 's'} for {verdict.cause} without new "
-            "verified progress",
+            text=f"held after {limit} restart{'' if limit == 1 else 's'} for {verdict.cause} "
+            "without new verified progress",
         )
     if verdict.culprits:
         names = ", ".join(verdict.culprits)
@@ -409,10 +492,8 @@ def remedy(run: Run, verdict: Verdict, tries: int) -> Remedy:
             kind=RemedyKind.SWAP,
             delay_s=growing_pause(run, tries),
             exclude=verdict.culprits,
-            text=f"{names} excluded; {_replacement(run, verdict.culprits)}",
+            text=f"{names} excluded",
         )
     delay = policy.backoff_s[min(tries, len(policy.backoff_s)) - 1] if policy.backoff_s else 0.0
     delay = max(delay, growing_pause(run, tries))
-    return Remedy(
-        kind=RemedyKind.RETRY, delay_s=delay, text="the same slots again, but for lost nodes"
-    )
+    return Remedy(kind=RemedyKind.RETRY, delay_s=delay, text="starts again")

@@ -41,6 +41,7 @@ from supervisor.core.types import (
 )
 
 REASONS = 2  # of those that keep nodes out, the most frequent stand in the run's own
+MOVES = 3  # of nodes that take slots, told with an incident
 PREPARE_S = 60.0  # an agent clears its node of older ranks well within this
 
 
@@ -137,6 +138,7 @@ def assign_slots(t: Transition) -> None:
         return
     drop_orders(t)
     if not t.run.live_jobs:
+        _tell_remedy(t, "Slurm is asked for nodes")
         request_allocation(t)
         return
     for there in t.run.pool.values():
@@ -151,6 +153,7 @@ def assign_slots(t: Transition) -> None:
         reason = f"no node for slot {missing}: no spare is left"
         if doubtful := in_doubt(t.run):
             reason += f"; {awaited(doubtful)}"
+        _tell_remedy(t, reason)
         t.enter_phase(
             Phase.GATHERING,
             reason,
@@ -159,6 +162,7 @@ def assign_slots(t: Transition) -> None:
         return
     number = max(t.run.attempt.number + 1 if t.run.attempt else 1, t.run.spec.first_attempt)
     home = t.run.spec.checkpoint_dir
+    _tell_remedy(t, _moves(t.run.attempt.slots if t.run.attempt else slots, slots))
     t.set(
         attempt=Attempt(
             number=number,
@@ -173,6 +177,26 @@ def assign_slots(t: Transition) -> None:
     )
     for node in slots:
         t.emit(act.Prepare(key=names.prepare_key(number, node), node=node, attempt=number))
+
+
+def _tell_remedy(t: Transition, done: str) -> None:
+    """Say of the newest incident what was done about it, as soon as that is known."""
+    last = t.run.incidents[-1] if t.run.incidents else None
+    if last is None or last.verdict is None or last.relaunched_at is not None or not last.remedy:
+        return
+    away = [name for name in last.verdict.culprits if name in t.run.excluded]
+    t.update_incident(remedy=f"{', '.join(away)} excluded; {done}" if away else done)
+
+
+def _moves(before: Names, now: Names) -> str:
+    """Who takes which slot now, in words."""
+    moved = [
+        f"{new} takes slot {slot} of {old}" if old else f"{new} takes slot {slot}"
+        for slot, (old, new) in enumerate(zip(before, now, strict=False))
+        if old != new
+    ]
+    more = [f"so do {len(moved) - MOVES} more nodes"] if len(moved) > MOVES else []
+    return ", ".join([*moved[:MOVES], *more]) or "the same nodes again"
 
 
 def _slots(run: Run, ready: list[str]) -> Names:

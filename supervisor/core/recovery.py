@@ -8,7 +8,7 @@ from typing import assert_never
 from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core import names
-from supervisor.core.diagnose import diagnose, health_of, remedy
+from supervisor.core.diagnose import bad_ends, cause_first, diagnose, health_of, remedy
 from supervisor.core.lineage import merge_scan, retain
 from supervisor.core.node_life import keep_ranks_away, stop_pending
 from supervisor.core.persistent import PersistentSet
@@ -206,8 +206,8 @@ def _keep_logs(t: Transition, attempt: Attempt) -> None:
     if attempt.started_at is None:
         return
     t.drop(lambda a: isinstance(a, act.KeepLogs))  # it goes on, and nothing waits for it
-    ends = sorted((e for e in attempt.exits.values() if not e.clean), key=lambda e: e.at)
-    first = [act.BadEnd(rank=e.rank, how=e.text(), tail=e.tail) for e in ends[:FIRST_ENDS]]
+    ends = bad_ends(t.run)[:FIRST_ENDS]
+    first = [act.BadEnd(rank=e.rank, how=e.text(), tail=e.tail) for e in ends]
     t.emit(
         act.KeepLogs(
             key=names.keep_logs_key(attempt.number, t.at),
@@ -297,7 +297,9 @@ def decide(t: Transition) -> None:
     t.set(restarts_without_progress={**t.run.restarts_without_progress, verdict.cause: tries})
     choice = remedy(t.run, verdict, tries)
     t.update_incident(
-        evidence=incident.evidence.plus(health_of(t.run, verdict, incident)),
+        evidence=EvidenceLog(
+            cause_first([*incident.evidence, *health_of(t.run, verdict, incident)])
+        ),
         verdict=verdict,
         judged_at=t.at,
         remedy=choice.text,
@@ -306,7 +308,7 @@ def decide(t: Transition) -> None:
     match choice.kind:
         case RemedyKind.HOLD:
             _clear(t, verdict)
-            end(t, Phase.HELD, f"{choice.text} ({verdict.why})")
+            end(t, Phase.HELD, f"{verdict.why}; {choice.text}")
         case RemedyKind.SWAP | RemedyKind.RETRY:
             _clear(t, verdict)
             _exclude(t, choice.exclude, verdict)

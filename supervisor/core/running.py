@@ -23,6 +23,7 @@ from supervisor.core.types import (
     UnreadLine,
 )
 
+ENDS_TOLD = 50  # lines of evidence that ends of ranks may fill
 CLOCKS_S = 1.0  # by which clocks of nodes that keep time differ, and more
 
 
@@ -236,11 +237,12 @@ def _exited(t: Transition, number: int, end: RankExit) -> None:
     t.update_attempt(exits=attempt.exits.put(end.rank, end))
     if any(says_not_finite(line) for line in end.tail):
         _loss_is_not_finite(t)
+    if t.run.phase is Phase.STOPPING and t.run.stopping_as is None and not end.clean:
+        _another(t, end)
     if t.run.phase not in (Phase.STARTING, Phase.RUNNING):
         return
     if not end.clean:
-        seen = Evidence(node=end.node, at=end.at, source="agent", text=end.text())
-        open_incident(t, Cause.RANK_EXIT, seen, *_last_line(end), fault_at=_on_our_clock(t, end.at))
+        open_incident(t, Cause.RANK_EXIT, _seen(end), fault_at=_on_our_clock(t, end.at))
     elif len(attempt.exits) + 1 == len(attempt.slots) * t.run.spec.ranks_per_node:
         where = f" at step {attempt.step}" if attempt.step is not None else ""
         t.set(stopping_as=Phase.DONE, reason=f"all ranks ended well{where}")
@@ -260,10 +262,15 @@ def _on_our_clock(t: Transition, at: float) -> float | None:
     return min(at, t.at) if began - CLOCKS_S <= at <= t.at + CLOCKS_S else None
 
 
-def _last_line(end: RankExit) -> list[Evidence]:
-    return [
-        Evidence(node=end.node, at=end.at, source="rank log", text=line) for line in end.tail[-1:]
-    ]
+def _seen(end: RankExit) -> Evidence:
+    return Evidence(node=end.node, at=end.at, source="agent", text=end.text())
+
+
+def _another(t: Transition, end: RankExit) -> None:
+    """One more ended while ranks are stopped: evidence where it may stand before those so far."""
+    last = t.run.incidents[-1]
+    if last.cause is Cause.RANK_EXIT and not end.follows and len(last.evidence) < ENDS_TOLD:
+        t.update_incident(evidence=last.evidence.plus([_seen(end)]))
 
 
 @handles(ev.HangDetected)

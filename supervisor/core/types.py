@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from supervisor.core.actions import Action, Submit
 from supervisor.core.check_status import Status
+from supervisor.core.last_words import is_cascade, last_line, last_words
 from supervisor.core.persistent import Names, PersistentList, PersistentMap, PersistentSet
 from supervisor.core.policy import Policy
 
@@ -289,13 +291,34 @@ class RankExit:
     def clean(self) -> bool:
         return self.code == 0
 
+    @property
+    def said(self) -> str:
+        """Its own line that says why; empty where it said nothing of the kind."""
+        return "" if self.clean else last_words(self.tail)
+
+    @property
+    def follows(self) -> bool:
+        """Whether it shows no more than that others had gone, or that it was told to end."""
+        return self.signal == signal.SIGTERM or is_cascade(self.said)
+
     def text(self) -> str:
-        """How it ended, in words."""
+        """How it ended, in words: its own, where it said why."""
+        who = f"rank {self.rank} on {self.node}"
+        if self.said:
+            return f"{who}: {self.said} ({self._how()})"
+        line = "" if self.clean else last_line(self.tail)
+        last = f'; it said last "{line}"' if line else ""
         if self.signal is not None:
-            return f"rank {self.rank} on {self.node} was ended by signal {self.signal}"
+            return f"{who} was ended by {self._how()}{last}"
         if self.code is None:
-            return f"rank {self.rank} on {self.node} ended while no agent watched it"
-        return f"rank {self.rank} on {self.node} exited with code {self.code}"
+            return f"{who} ended while no agent watched it{last}"
+        return f"{who} exited with code {self.code}{last}"
+
+    def _how(self) -> str:
+        if self.signal is not None:
+            known = self.signal in signal.Signals.__members__.values()
+            return signal.Signals(self.signal).name if known else f"signal {self.signal}"
+        return "nobody saw the end" if self.code is None else f"exit code {self.code}"
 
 
 class Exits(PersistentMap[int, RankExit]):
@@ -337,6 +360,7 @@ class Verdict:
     confidence: Confidence = Confidence.UNNAMED
     why: str = ""
     slot: int | None = None  # where its culprit was named for what its ranks did
+    said: str = ""  # the words of the rank that stands first
     cleared: tuple[str, ...] = ()  # named before by inference, and by this evidence not at fault
 
 

@@ -45,7 +45,7 @@ def test_a_killed_rank_costs_one_restart_on_the_same_nodes(runs: Runs) -> None: 
     [incident] = after["incidents"]
     run.check_times(incident)
     assert (incident["cause"], incident["culprits"], after["excluded"]) == ("rank-exit", [], [])
-    assert incident["evidence"][0]["text"] == f"rank 3 on {victim.node} was ended by signal 9"
+    assert incident["evidence"][0]["text"] == f"rank 3 on {victim.node} was ended by SIGKILL"
     assert nodes(after) == nodes(before)
     assert incident["resumed_from"] % SAVE_EVERY == 0 and incident["resumed_from"] > 0
     assert incident["steps_lost"] == incident["step"] - incident["resumed_from"]

@@ -18,11 +18,15 @@ def wrong_module(home: RunHome, **policy: Any) -> None:
     home.reached(lambda s: s["phase"] == "held" and not s["engine"], "the end")
 
 
-def test_logs_of_a_held_run_are_kept(home: RunHome) -> None:
+def test_a_wrong_module_is_known_from_two_commands(home: RunHome) -> None:
+    """What happened stands first in both; no node is named for it."""
     wrong_module(home)
+    status = home.superv("status", "ring")
+    why = " ".join(status.split("why")[1].split())
+    assert why.startswith("ImportError: No module named titan_gpu, on every attempt and on ")
+    assert home.status()["excluded"] == []
     log = home.superv("logs", "ring")
-    assert "No module named titan_gpu" in log
-    assert "exited with code 1 first" in log
+    assert "ImportError: No module named titan_gpu (exit code 1), the first that ended" in log
     everything = home.superv("logs", "ring", "--grep", "No module named")
     attempts = {line.split()[0] for line in everything.splitlines()}
     assert {"a1", "a2", "a3"} <= attempts

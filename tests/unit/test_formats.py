@@ -1,8 +1,9 @@
 """What an older superv wrote is understood, and written the same way: journals, wire, status.
 
 tests/data/journals holds what the first version wrote: `ring`, a run on one machine (a rank killed,
-a node killed, stopped, resumed, stopped) with the status document and the story that it gave, and
-`spelling`, one of each event, action and message with all of its fields.
+a node killed, stopped, resumed, stopped) with the status document and the story that it gave (what
+is said of ends of ranks is in today's words), and `spelling`, one of each event, action and message
+with all of its fields.
 """
 
 from __future__ import annotations

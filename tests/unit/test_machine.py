@@ -99,7 +99,7 @@ def test_restarts_without_a_new_checkpoint_end_and_with_one_they_go_on():
     p.exit(0)
     p.finish_stop_and_scan()
     assert p.phase is Phase.HELD
-    assert p.run.reason.startswith("3 restarts for rank-exit without new verified progress")
+    assert p.run.reason.endswith("3 restarts for rank-exit without new verified progress")
     assert len(p.starts) == 2 * (1 + 6 + 2)
 
 
