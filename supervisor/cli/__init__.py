@@ -12,6 +12,7 @@ from supervisor.core.errors import TransientError, UserError
 
 # name → (module:attribute, one line of help); help is here so that --help imports nothing
 COMMANDS = {
+    "init": ("supervisor.cli.init:init", "Write a first job file, from a few questions."),
     "launch": ("supervisor.cli.launch:launch", "Start the run of a job file, or attach to it."),
     "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none is running."),
     "status": ("supervisor.cli.status:status", "Show a run, or all that live."),

@@ -135,7 +135,8 @@ def _exec(argv: list[str]) -> None:
 @click.argument("command", nargs=-1, required=True)
 def run(name: str, root: bool, node: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on NODE (login, ctl, n1, …); ends with the command's exit code."""
-    _exec(_lab(name).enter(node, command, user="root" if root else "superv"))
+    words = command[1:] if command[0] == "--" else command  # options of the command may follow
+    _exec(_lab(name).enter(node, words, user="root" if root else "superv"))
 
 
 @lab.command()

@@ -25,7 +25,7 @@ def superv(*argv: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["lanch"], "no command 'lanch'; valid: launch, attach, "),
+        (["lanch"], "no command 'lanch'; valid: init, launch, attach, "),
         (["lab", "statsu"], "no command 'lab statsu'; valid: cut, delay, "),
         (
             ["checkpoints", "lsit"],

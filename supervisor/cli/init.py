@@ -1,0 +1,226 @@
+"""`superv init`: a first job.yaml, from a few questions or options."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from supervisor.cli.numbers import Number
+from supervisor.core.errors import UserError
+
+if TYPE_CHECKING:
+    from supervisor.config.draft import Draft
+    from supervisor.doctor.offered import Offered, OfferedPartition
+
+KINDS = ("torchtitan", "ddp", "command")
+
+
+@click.command()
+@click.argument("job_file", metavar="[FILE]", default="job.yaml", type=click.Path(path_type=Path))
+@click.option("--kind", metavar="|".join(KINDS), help="What trains.")
+@click.option("--name", help="The run's name; the folder's, if not given.")
+@click.option("--nodes", type=Number(1, 100_000, whole=True), help="Nodes that train.")
+@click.option("--spares", type=Number(0, 10_000, whole=True), help="Nodes that wait.")
+@click.option("--ranks", type=Number(1, 1024, whole=True), help="Ranks on each node.")
+@click.option("--local", is_flag=True, help="On this machine alone, without Slurm.")
+@click.option("--partition", help="Slurm's partition.")
+@click.option("--account", help="Slurm's account.")
+@click.option("--gres", help="Generic resources of each node, as gpu:8.")
+@click.option("--time", "limit", help="The allocation's limit, as 14-00:00:00.")
+@click.option("--python", help="The trainer's interpreter.")
+@click.option("--run", "program", metavar="WORDS", help="Module, script or command, and arguments.")
+@click.option("--save", "save_dir", metavar="DIRECTORY", help="Where checkpoints go.")
+@click.option("--yes", is_flag=True, help="Ask nothing: take what is usual.")
+@click.option("--dry-run", is_flag=True, help="Print the file; write nothing.")
+def init(job_file: Path, dry_run: bool, yes: bool, **given: Any) -> None:
+    """Write a commented job file, and never over another one.
+
+    What is not given is asked for on a terminal; partitions, GPUs and the account come from Slurm
+    where it answers.
+    """
+    from supervisor.config import draft as drafts
+    from supervisor.config import parse_job
+
+    if not dry_run and job_file.exists():
+        raise UserError(f"{job_file}: there already; name another file, or remove it")
+    if given["kind"] not in (None, *KINDS):
+        raise UserError(f"--kind {given['kind']}: expected one of {', '.join(KINDS)}")
+    asked = Questions(given, ask=sys.stdin.isatty() and not yes)
+    made = drafted(asked, job_file)
+    text = drafts.text(made, job_file)
+    parse_job(text, job_file)  # raises for values that no job file takes
+    if dry_run:
+        click.echo(text, nl=False)
+        return
+    try:
+        with job_file.open("x") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{job_file}: can't be written: {error.strerror}") from error
+    click.echo(f"wrote {job_file}; look at it, then `superv doctor {job_file}`")
+
+
+class Questions:
+    """What options say, and what is asked for where they don't."""
+
+    def __init__(self, given: dict[str, Any], *, ask: bool) -> None:
+        self._given, self._ask = given, ask
+
+    def given(self, key: str) -> Any:
+        return self._given[key]
+
+    def answer(self, key: str, question: str, usual: Any, type_: Any = str) -> Any:
+        """The option's value, else the answer on the terminal, else what is usual."""
+        if self._given[key] is not None:
+            return self._given[key]
+        if not self._ask:
+            return usual
+        return click.prompt(question, default=usual, type=type_, err=True)
+
+
+def drafted(asked: Questions, job_file: Path) -> Draft:
+    """The job, as far as options, Slurm and a person say. Raises UserError."""
+    import asyncio
+
+    from supervisor.config.draft import KINDS as MEANINGS
+    from supervisor.config.draft import Draft
+    from supervisor.doctor.offered import Offered, ask
+
+    listed = "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANINGS.items())
+    kind = asked.answer("kind", f"What trains ({listed})", "torchtitan", click.Choice(KINDS))
+    name = asked.answer("name", "The run's name", _name(job_file))
+    offered = Offered(why="as asked") if asked.given("local") else asyncio.run(ask())
+    slurm, there = _slurm(asked, offered)
+    size = there.nodes if there else 0
+    spare = 0 if 0 < size < 3 else 3 if size > 40 else 1
+    spares = asked.answer("spares", "Spare nodes, which wait", spare, Number(0, 10_000, whole=True))
+    usual = max(1, size - spares) if size else 2
+    nodes = asked.answer("nodes", "Nodes that train", usual, Number(1, 100_000, whole=True))
+    ranks = asked.answer(
+        "ranks",
+        "Ranks on each node, usually its GPUs",
+        (there.gpus if there else 0) or 1,
+        Number(1, 1024, whole=True),
+    )
+    program, args = _program(asked, kind)
+    handoff, more = _handoff(kind, program, job_file)
+    saves = asked.given("save_dir") or ("checkpoint" if kind == "torchtitan" or handoff else "")
+    if saves and kind != "torchtitan" and not handoff:
+        handoff = "env"
+    return Draft(
+        name=name,
+        kind=kind,
+        nodes=nodes,
+        spares=spares,
+        ranks=ranks,
+        program=program,
+        args=[*args, *(more if saves else ())],
+        python=_python(asked) if kind != "command" else "",
+        slurm=slurm,
+        notes=_notes(offered, there),
+        save_dir=saves,
+        handoff=handoff or "none",
+    )
+
+
+def _name(job_file: Path) -> str:
+    import re
+
+    folder = job_file.absolute().parent.name.lower()
+    return re.sub(r"[^a-z0-9-]+", "-", folder).strip("-")[:41] or "run"
+
+
+def _slurm(
+    asked: Questions, offered: Offered
+) -> tuple[dict[str, str] | None, OfferedPartition | None]:
+    """Options of sbatch, and the partition that they ask for; None: this machine alone."""
+    wanted = any(asked.given(key) for key in ("partition", "account", "gres", "limit"))
+    if asked.given("local") and wanted:
+        raise UserError("--local: there is no partition, account, gres or time without Slurm")
+    if asked.given("local") or (not offered.partitions and not wanted):
+        return None, None
+    known = {partition.name: partition for partition in offered.partitions}
+    usual = next((p.name for p in offered.partitions if p.default), next(iter(known), ""))
+    name = asked.answer("partition", f"Partition ({', '.join(known)})", usual)
+    if known and name not in known:
+        raise UserError(f"--partition {name}: Slurm has no such one; there: {', '.join(known)}")
+    there = known.get(name)
+    found = {
+        "partition": name,
+        "account": asked.answer("account", "Account", offered.account)
+        if offered.account or asked.given("account")
+        else "",
+        "gres": asked.given("gres") or (there.gres if there else ""),
+        "time": asked.given("limit") or (there.time if there else "") or "1-00:00:00",
+    }
+    return {key: value for key, value in found.items() if value}, there
+
+
+def _notes(offered: Offered, there: OfferedPartition | None) -> dict[str, str]:
+    notes = {
+        "nodes": "that train",
+        "spares": "that wait to take a lost one's place",
+        "time": "the allocation's limit; superv asks for the next one by itself",
+        "ranks_per_node": "usually one for each GPU",
+        "python": "the environment that has torch, where all nodes see it",
+        "dir": "where all nodes see it; each attempt saves into a folder of its own",
+    }
+    if there is not None:
+        notes["partition"] = f"{there.nodes} nodes; there: " + ", ".join(
+            partition.name for partition in offered.partitions
+        )
+    return notes
+
+
+_USUAL: dict[str, str] = {
+    "torchtitan": "torchtitan.train --module llama3 --config llama3_8b",
+    "ddp": "train.py",
+    "command": "./train.sh",
+}
+_ASKED: dict[str, str] = {
+    "torchtitan": "Module and arguments",
+    "ddp": "Script and arguments",
+    "command": "Command",
+}
+
+
+def _program(asked: Questions, kind: str) -> tuple[list[str], list[str]]:
+    """The module, script or command, and its arguments. Raises UserError."""
+    line = asked.answer("program", _ASKED[kind], _USUAL[kind])
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"--run {line}: {str(error).lower()}") from error
+    if not words:
+        raise UserError(f"--run: expected {_ASKED[kind].lower()}, as {_USUAL[kind]!r}")
+    return (words, []) if kind == "command" else (words[:1], words[1:])
+
+
+def _python(asked: Questions) -> str:
+    import os
+
+    venv = os.environ.get("VIRTUAL_ENV", "")
+    usual = f"{venv}/bin/python" if venv.startswith("/") else "python3"
+    return str(asked.answer("python", "The trainer's Python", usual))
+
+
+def _handoff(kind: str, program: list[str], job_file: Path) -> tuple[str, list[str]]:
+    """How a script is told where to save, where its text shows that; and arguments for it."""
+    from supervisor.doctor.look_at_files import script_options
+
+    if kind != "ddp":
+        return "", []
+    script = job_file.absolute().parent / program[0]
+    try:
+        text, options = script.read_text(errors="replace"), script_options(str(script)) or []
+    except (OSError, SyntaxError, ValueError):
+        return "", []
+    if {"--save-dir", "--resume-path"} <= {*options}:
+        words = ["--save-dir", "{save_dir}", "--resume-path", "{resume_path}"]
+        step = ["--resume-step", "{resume_step}"] if "--resume-step" in options else []
+        return "args", [*words, *step]
+    return ("env", []) if "SUPERV_SAVE_DIR" in text else ("", [])
