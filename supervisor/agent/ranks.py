@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from supervisor import proc
-from supervisor.agent import tree
+from supervisor.agent import containers, tree
 from supervisor.agent.warm import Cold, Starter, write_files
 from supervisor.channel.wire import RankJob
 from supervisor.core import names
 from supervisor.core.actions import Start
+from supervisor.core.container import RUNTIMES, Container
+from supervisor.core.errors import TransientError
 from supervisor.core.rank_contract import RankPlace, fill, placeholder_values, variables
 from supervisor.host import private, procfs
 
@@ -96,6 +98,8 @@ def rank_env(
             error_file(node_dir, order.attempt, order.slot * job.ranks_per_node + local)
         ),
     )
+    if job.container is not None:  # of the node's variables only Slurm's mean something in there
+        base = {name: value for name, value in base.items() if name.startswith("SLURM")}
     default = {"PYTHONUNBUFFERED": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     if job.ranks_per_node > 1:
         default["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks share the cores
@@ -161,6 +165,7 @@ class Ranks:
         self.ranks: dict[int, RankProcess] = {}
         self.resumed: tuple[int, str] | None = None  # step and path; (0, ""): none
         self.stopping = False
+        self.container: Container | None = None  # what they run in, where this agent started them
         # Processes of the run that are no ranks: the starter's own.
         self.exclude_pids: Callable[[], frozenset[int]] = frozenset
         self.cgroup = ""  # what ranks write their pid to; empty: nothing
@@ -187,7 +192,12 @@ class Ranks:
         """
         try:
             return await self._start(job, order, node, starter)
-        except (OSError, CantStart, ValueError) as error:  # ValueError: a NUL in an argument
+        except (
+            OSError,
+            CantStart,
+            TransientError,
+            ValueError,
+        ) as error:  # ValueError: a NUL in an argument
             self.watch()
             await self.stop(0)
             what = getattr(error, "filename", None) or ""
@@ -200,6 +210,7 @@ class Ranks:
 
     async def _start(self, job: RankJob, order: Start, node: str, starter: Starter | None) -> str:
         _remove_old_logs(self._dir, self.attempt)
+        self.container = job.container
         self.resumed = order.resume_step or 0, order.resume_path or ""
         attempt_dir(self._dir, self.attempt).mkdir(mode=0o700, exist_ok=True)
         base = dict(os.environ)  # decoded once: it costs 0.5 ms
@@ -222,7 +233,7 @@ class Ranks:
         if why:
             await self._check_paths(job, specs[0])
             for spec in specs:
-                self._start_cold(job, spec)
+                self._start_cold(job, spec, base, node)
         private.write(self._dir / TABLE, self._table())
         self.watch()
         return why
@@ -240,7 +251,7 @@ class Ranks:
             "ranks": job.ranks_per_node,
             "argv": [fill(word, values) for word in words],
             "env": rank_env(job, order, local, self._dir, node, base),
-            "cwd": job.workdir,
+            "cwd": job.container.workdir if job.container else job.workdir,
             "path": job.path,
             "log": str(log_file(self._dir, self.attempt, rank)),
             "hook": str(hook) if job.hook else "",
@@ -258,10 +269,14 @@ class Ranks:
         """
         program = job.python or spec["argv"][0]
         home = spec["env"]["SUPERV_SAVE_DIR"].rpartition("/")[0]
+        env = spec["env"]
+        if job.container is not None:
+            await containers.check(job.container, home)
+            program, env = RUNTIMES[job.container.runtime].program, dict(os.environ)
         argv = ("/bin/sh", "-c", _CHECK_PATHS, "sh", job.workdir, program, home)
         if proc.stuck(argv):
             raise CantStart(f"{job.workdir}: an earlier look at it still hangs")
-        done = await proc.run(argv, deadline_s=PATHS_S, env=spec["env"])
+        done = await proc.run(argv, deadline_s=PATHS_S, env=env)
         if done.timed_out:
             raise CantStart(f"{job.workdir} or {program} did not answer within {PATHS_S:.0f} s")
         if done.rc == 3:
@@ -273,8 +288,10 @@ class Ranks:
         if done.rc != 0:
             raise CantStart(f"looking for {program}: {done.why()}")
 
-    def _start_cold(self, job: RankJob, spec: dict[str, Any]) -> None:
-        """Start one rank in an interpreter of its own."""
+    def _start_cold(
+        self, job: RankJob, spec: dict[str, Any], base: Mapping[str, str], node: str
+    ) -> None:
+        """Start one rank in an interpreter of its own, in a container where the job says so."""
         rank = spec["rank"]
         argv = ([job.python] if job.python else []) + spec["argv"]
         if job.hook or job.path:  # for `-m`, Python itself would look into the directory first
@@ -283,10 +300,14 @@ class Ranks:
             public = {k: v for k, v in spec.items() if k != "env"}
             private.write(path, json.dumps(public).encode())
             argv = [job.python, str(script), "rank", str(path)]
+        env, cwd = spec["env"], job.workdir
+        if job.container is not None:
+            argv, env = containers.wrapped(job.container, spec, argv, base, node, self._dir)
+            cwd = "/"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         log = os.open(spec["log"], flags, 0o600)
         try:
-            child = proc.spawn(argv, env=spec["env"], cwd=job.workdir, stdout=log)
+            child = proc.spawn(argv, env=env, cwd=cwd, stdout=log)
         finally:
             os.close(log)
         if self.cgroup:
@@ -341,6 +362,8 @@ class Ranks:
             await proc.exited(rank.pid)
         rank.alive = False
         rc = await rank.exit_code()
+        if (number := containers.signal_of(self.container, rc)) is not None:
+            rc = -number
         self._on_end(
             RankEnd(
                 rank=rank.rank,

@@ -27,7 +27,7 @@ async def dump(node: str, ranks: dict[int, tuple[int, Path]]) -> list[Evidence]:
     for rank, (pid, path) in ranks.items():
         with contextlib.suppress(OSError):
             sizes[rank] = path.stat().st_size
-            os.kill(pid, STACKS_SIGNAL)
+            os.kill(_handles(pid), STACKS_SIGNAL)
     deadline = time.monotonic() + ANSWER_S
     texts: dict[int, str] = {}
     while len(texts) < len(sizes) and time.monotonic() < deadline:
@@ -45,6 +45,19 @@ async def dump(node: str, ranks: dict[int, tuple[int, Path]]) -> list[Evidence]:
             Evidence(node=node, at=time.time(), source="stack", text=f"rank {rank}: {text}")
         )
     return seen
+
+
+def _handles(pid: int) -> int:
+    """Which process the signal is for: in a container the rank is a child of the runtime's own.
+
+    Raises ProcessLookupError where none has a handler: the signal would end it.
+    """
+    family = [pid]
+    for one in family:
+        if procfs.catches(one, STACKS_SIGNAL):
+            return one
+        family += sorted(procfs.children(one))
+    raise ProcessLookupError
 
 
 def main_thread(dump: str) -> list[str]:

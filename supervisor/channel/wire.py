@@ -19,6 +19,7 @@ import msgspec
 
 from supervisor.channel import spelling
 from supervisor.core.actions import Action
+from supervisor.core.container import Container
 from supervisor.core.errors import UserError
 from supervisor.core.events import Event
 from supervisor.core.signs_of_life import Signs
@@ -78,6 +79,7 @@ class RankJob(
     engine_lost_timeout_s: float
     code: str = ""  # names the copy of the trainer's code; empty: it is read where it is
     path: str = ""  # where a module of the trainer is looked for first; empty: as Python does
+    container: Container | None = None  # what ranks run in; None: nothing but the node
     health: Health | None = None  # which health checks the agent runs; None: none
     # The engine is no 0.1, which refuses what it does not know: Signs in heartbeats, RanksExited.
     newer_than_0_1: bool = False

@@ -12,6 +12,9 @@ from supervisor.core.errors import UserError
 from supervisor.host import terminal
 
 if TYPE_CHECKING:
+    from supervisor.channel.wire import RankJob
+
+if TYPE_CHECKING:
     from supervisor.config import Job, Site
 
 
@@ -60,6 +63,21 @@ def look(job: Job) -> list[str]:
     from supervisor.doctor import before_launch
 
     return before_launch.notes(asyncio.run(before_launch.look(job)), job)
+
+
+def _container(job: RankJob, node_dir: Path) -> None:
+    """The line that starts one rank in its container, with words for what each node knows."""
+    if job.container is None:
+        return
+    import shlex
+
+    from supervisor.core.container import NVIDIA, ContainerPlace, inside
+
+    folder = f"{node_dir}/AGENT"
+    place = ContainerPlace(node="NODE", job_id="JOB", folder=folder, gpus=NVIDIA)
+    line = inside(job.container, place, f"{folder}/ATTEMPT/RANK.env", ["RANK-COMMAND"])
+    click.echo("# started cold, in a container; on a node with NVIDIA GPUs as")
+    click.echo(shlex.join(line))
 
 
 def _suites(found: dict[str, tuple[str, ...]], running_s: float) -> None:
@@ -113,6 +131,7 @@ def _dry_run(job_file: Path) -> None:
     python = [would.job.python] if would.job.python else []
     click.echo(f"\n# rank command, {would.job.ranks_per_node} on each node, in {would.job.workdir}")
     click.echo(shlex.join([*python, *would.job.entry]))
+    _container(would.job, site.node_dir)
     for when, fields in would.fields.items():
         click.echo(f"# in its configuration the hook sets, {when}:")
         for field, set_to in fields.items():

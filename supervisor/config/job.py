@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from supervisor import hooks
+from supervisor.config.container import ContainerOf, check_path
 from supervisor.config.document import At, YamlMapping, named, parse, read_text
 from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_rest
@@ -123,6 +124,12 @@ class Job:
         ),
     )
     trainer: Trainer = field(metadata=about("What every rank runs.", read=read_trainer))
+    container: ContainerOf | None = field(
+        default=None,
+        metadata=about(
+            "Ranks run in a container, agents outside (docs/containers.md).", default="none"
+        ),
+    )
     progress: ProgressPatterns = field(
         default=NAMED_PROGRESS["plain"],
         metadata=about(
@@ -211,6 +218,7 @@ def _read_job(text: str, path: Path) -> tuple[Job | None, list[UserError]]:
         try:
             _check_launcher(job, table, at)
             _check_handoff(job, table, at)
+            _check_container(job, table, at)
         except UserError as error:
             wrong = [error]
     return job, wrong
@@ -245,6 +253,21 @@ def _hook_defaults(job: Job, table: YamlMapping) -> Job:
         keys = hooks.ADAPTERS[job.trainer.hook].STATE_KEYS
         job = replace(job, checkpoints=replace(job.checkpoints, required=keys))
     return job
+
+
+def _check_container(job: Job, table: YamlMapping, at: At) -> None:
+    """Paths of superv's own that have to be mounted can be."""
+    if job.container is None:
+        return
+    inner = at.inside("container", table.entries["container"])
+    if job.container.runtime == "pyxis" and not job.on_slurm:
+        raise inner.error("runtime: pyxis is Slurm's: without it write enroot or apptainer")
+    trainer = at.inside("trainer", table.entries["trainer"])
+    for path in (job.trainer.workdir, job.trainer.script):
+        if path is not None:
+            check_path(str(path), trainer)
+    if job.checkpoints is not None:
+        check_path(str(job.checkpoints.dir), at.inside("checkpoints", table.entries["checkpoints"]))
 
 
 def _check_handoff(job: Job, table: YamlMapping, at: At) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from supervisor.config.container import ContainerOf
 from supervisor.config.job import Checkpoints, Job
 from supervisor.config.preflight import Preflight
 from supervisor.config.renamed import RENAMED
@@ -64,6 +65,7 @@ def page() -> str:
     parts += [_keys(Trainer), "#### Placeholders\n", _PLACEHOLDERS]
     rows = [(f"`{{{name}}}`", p.doc) for name, p in PLACEHOLDERS.items()]
     parts += [_table(("placeholder", "stands for"), rows)]
+    parts += ["### container\n", _keys(ContainerOf)]
     parts += ["### progress\n", "One of these names, or a mapping of one's own patterns.\n"]
     named = [
         (f"`{name}`", _code(p.step), _code(p.resumed or ""))

@@ -12,6 +12,7 @@ import shutil
 from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding
 from supervisor.config import Job
+from supervisor.core.container import RUNTIMES
 from supervisor.core.errors import SeveralError, UserError
 from supervisor.doctor import arguments, modules
 from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
@@ -28,19 +29,29 @@ async def look(job: Job, *, deadline_s: float = LOOK_S) -> list[Finding]:
     program = program_of(job)
     if "/" in program:
         wanted.append(program)
+    wanted += _in_container(job)
     seen = await ask({"paths": wanted, "script": str(trainer.script or "")}, deadline_s)
     found = [hangs(seen.hangs, deadline_s)] if seen.hangs else []
     found += _workdir(job, seen) + _program(job, program, seen) + _script(job, seen)
+    found += _container(job, seen)
     found += arguments.named(job, seen) + arguments.options(job, seen)
     here = seen.path(str(trainer.workdir))
-    if not trainer.command and not seen.hangs and not any(f.check == "trainer" for f in found):
+    inside = job.container is not None  # nothing of the image can be imported here
+    if (
+        not inside
+        and not trainer.command
+        and not seen.hangs
+        and not any(f.check == "trainer" for f in found)
+    ):
         cwd = str(trainer.workdir) if here and here["enter"] else "/"
         found += await modules.look(job, cwd, deadline_s)
     return found
 
 
 def program_of(job: Job) -> str:
-    """The trainer's interpreter, or its command, as ranks start it."""
+    """The trainer's interpreter, or its command, as ranks start it; or what starts containers."""
+    if job.container is not None:
+        return RUNTIMES[job.container.runtime].program
     first = job.trainer.command[0] if job.trainer.command else job.trainer.python
     if "/" in first and not first.startswith("/"):
         return str(job.trainer.workdir / first)
@@ -66,6 +77,7 @@ def _workdir(job: Job, seen: SeenFiles) -> list[Finding]:
 
 def _program(job: Job, program: str, seen: SeenFiles) -> list[Finding]:
     key = "trainer.command" if job.trainer.command else "trainer.python"
+    key = key if job.container is None else "container.runtime"
     fix = f"fix {key} in the job file"
     if "{" in program:
         return []
@@ -97,6 +109,27 @@ def _script(job: Job, seen: SeenFiles) -> list[Finding]:
         what = {"file": "can't be read by you", "dir": "is a directory"}
         text = f"trainer.script: {path} {what.get(there['kind'], 'is no file')}"
     return [judge(job, there.get("near", path), "trainer", text, fix)]
+
+
+def _in_container(job: Job) -> list[str]:
+    """The paths that `container` names on the nodes."""
+    if job.container is None:
+        return []
+    image = [job.container.image] if job.container.image.startswith("/") else []
+    return image + [mount.path for mount in job.container.mounts]
+
+
+def _container(job: Job, seen: SeenFiles) -> list[Finding]:
+    found = []
+    for path in _in_container(job):
+        there = seen.path(path)
+        if there is not None and there["kind"] == "missing":
+            assert job.container is not None
+            key = "image" if path == job.container.image else "mounts"
+            text = f"container.{key}: {path}: {why(path, there)}"
+            fix = f"fix container.{key} in the job file"
+            found.append(judge(job, there.get("near", path), "container", text, fix))
+    return found
 
 
 def notes(found: list[Finding], job: Job) -> list[str]:

@@ -9,12 +9,15 @@ from typing import Any
 from healthchecks.frame.report import Finding
 from supervisor import hooks, proc
 from supervisor.config import Job
+from supervisor.config.container import ContainerOf
+from supervisor.core.container import RUNTIMES
 from supervisor.doctor import before_launch
 from supervisor.doctor.finding import fail, ok, unknown, warn
 from supervisor.doctor.machine import LOCAL, file_system
 from supervisor.engine.hook_notes import MOVE, on_network
 from supervisor.host import procfs
 
+RUNTIME_S = 20.0
 IMPORT_S = 120.0  # torch and TorchTitan take 9 s where nothing is cached
 
 # Runs in the trainer's python: prints one JSON line at its end, whatever modules print.
@@ -67,6 +70,8 @@ async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     found += [one for one in await _directories(job) if one.check not in told]
     if "trainer" in told:
         return found  # what is not found can't be imported
+    if job.container is not None:
+        return [*found, await _runtime(job.container)]
     argv = python_command(job)
     if argv is None:
         return [*found, ok("trainer", f"{job.trainer.command[0]} is here")]
@@ -74,6 +79,23 @@ async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
     done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
     return [*found, *judge("trainer", "here", done), *configuration(job, _printed(done))]
+
+
+async def _runtime(container: ContainerOf) -> Finding:
+    """Whether what starts containers is here, and does. What is in the image is not looked at."""
+    check, program = "container", RUNTIMES[container.runtime].program
+    asks = "--help" if container.runtime == "pyxis" else "version"
+    if container.runtime == "apptainer":
+        asks = "--version"
+    done = await proc.run((program, asks), deadline_s=RUNTIME_S)
+    if done.rc != 0:
+        return unknown(check, f"{program} {asks}: {done.why()}", "see whether nodes have it")
+    if container.runtime == "pyxis" and "--container-image" not in done.out:
+        return fail(check, "srun has no --container-image: pyxis is not there", "ask the site")
+    version = "srun has pyxis" if container.runtime == "pyxis" else done.out.strip()[:40]
+    return ok(
+        check, f"{container.runtime} is here ({version}); the image's content is not looked at"
+    )
 
 
 def configuration(job: Job, seen: dict[str, Any]) -> list[Finding]:

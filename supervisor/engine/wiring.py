@@ -17,6 +17,7 @@ from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.groups import NodeGroup, narrowed
 from supervisor.config.site import NODE_DIR
+from supervisor.core.container import Container, Mount
 from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES, REPAIRS
 from supervisor.core.types import RunSpec
 from supervisor.engine.effects import Setup
@@ -67,7 +68,7 @@ def wire_job(
         fresh=fresh,
         resumed=resumed,
         entry=entry,
-        preload=trainer.preload,
+        preload=() if job.container else trainer.preload,  # forks would leave the container
         hook="" if trainer.hook == "none" else trainer.hook,
         workdir=str(trainer.workdir),
         env={**env, **secrets},
@@ -80,8 +81,26 @@ def wire_job(
         engine_lost_timeout_s=job.policy.engine_lost_timeout_s,
         code=code.digest if code is not None else "",
         path=code.path if code is not None else "",
+        container=_container(job),
         health=_health(job, site, repairs),
         newer_than_0_1=True,
+    )
+
+
+def _container(job: Job) -> Container | None:
+    """What ranks run in, with the paths that superv hands to them."""
+    wanted = job.container
+    if wanted is None:
+        return None
+    own = [job.trainer.workdir, *([job.trainer.script.parent] if job.trainer.script else [])]
+    own += [job.checkpoints.dir] if job.checkpoints is not None else []
+    mounts = {mount.to: mount for mount in (Mount(path=str(p), to=str(p)) for p in own)}
+    mounts |= {mount.to: mount for mount in wanted.mounts}  # who names one knows better
+    return Container(
+        runtime=wanted.runtime,
+        image=wanted.image,
+        mounts=tuple(mounts.values()),
+        workdir=wanted.workdir or str(job.trainer.workdir),
     )
 
 

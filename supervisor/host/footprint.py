@@ -179,6 +179,14 @@ CLAIMS = (
 # On every node.
 NODE = (
     _folder(_HOME, "an allocation; its name can't be foreseen; all below goes with it", AGED),
+    FileRow(
+        path=f"{_HOME}/torchx",
+        mode=None,
+        until=STAYS,
+        holds="TorchX's logs of its replicas, empty (torchx: local_cwd)",
+        kind="folder",
+        shown_by=RARE,
+    ),
     _file(f"{_HOME}/allocation.log", "what its script and shells say"),
     _file(f"{_HOME}/key", "**secret**: keys and the engine's address", ENDS),
     _file(f"{_HOME}/key.{{hex}}", "**secret**: the same, just delivered", ENDS, RARE),
@@ -208,6 +216,12 @@ NODE = (
     _file(f"{_ATTEMPT}/rank{{rank}}.stacks", "stacks that were asked for", shown_by=WARM),
     _file(f"{_ATTEMPT}/rank{{rank}}.state", "step and phase, mapped by the hook", shown_by=HOOK),
     _file(f"{_ATTEMPT}/rank{{rank}}.order.json", "how a cold rank starts", shown_by=RARE),
+    _file(
+        f"{_ATTEMPT}/rank{{rank}}.env",
+        "environment of a rank in a container, secrets too: its shell removes it at its start",
+        MOMENT,
+        RARE,
+    ),
     FileRow(
         path=f"{_ATTEMPT}/rank{{rank}}.error.json",
         mode=None,

@@ -163,6 +163,15 @@ def children(pid: int, root: str = ROOT) -> set[int]:
     return found
 
 
+def catches(pid: int, number: int, root: str = ROOT) -> bool:
+    """Whether the process has a handler for a signal (proc(5), status: SigCgt)."""
+    for line in (_read(f"{root}/{pid}/status") or b"").splitlines():
+        name, _, mask = line.partition(b":")
+        if name == b"SigCgt":
+            return bool(int(mask, 16) >> (number - 1) & 1)
+    return False
+
+
 def cgroups(pid: int, root: str = ROOT) -> list[str]:
     """The lines of its cgroup file, "NUMBER:CONTROLLERS:PATH"; cgroups(7)."""
     return (_read(f"{root}/{pid}/cgroup") or b"").decode(errors="replace").split("\n")

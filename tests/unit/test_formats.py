@@ -145,6 +145,7 @@ def test_every_message_is_spelled_as_before(text: str) -> None:
     assert job.pop("secret", []) == []  # new, and read by nobody who does not know it
     assert job.pop("newer_than_0_1", False) is False
     assert job.pop("entry", []) == []
+    assert job.pop("container", None) is None
     assert msgspec.msgpack.encode(written) == frame
 
 
