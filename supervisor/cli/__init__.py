@@ -15,6 +15,7 @@ COMMANDS = {
     "init": ("supervisor.cli.init:init", "Write a first job file, from a few questions."),
     "launch": ("supervisor.cli.launch:launch", "Start the run of a job file, or attach to it."),
     "attach": ("supervisor.cli.attach:attach", "Watch a run; start its engine if none is running."),
+    "watch": ("supervisor.cli.dashboard:watch", "Watch a run over the whole terminal."),
     "status": ("supervisor.cli.status:status", "Show a run, or all that live."),
     "runs": ("supervisor.cli.runs:runs", "List all runs; remove what old ones left behind."),
     "logs": ("supervisor.cli.logs:logs", "Print what a rank wrote."),
@@ -42,6 +43,12 @@ COMMANDS = {
 
 # Work on no storage that could hang, or have children of their own for it.
 AT_HOME = ("lab", "demo")
+
+
+def _at_home(command: str, words: list[str]) -> bool:
+    """Whether this very process does the work: `watch` draws, and lets `watch --json` read."""
+    return command in AT_HOME or (command == "watch" and "--json" not in words)
+
 
 # What an option takes, and where what there is stands.
 LISTED = {
@@ -112,7 +119,8 @@ def main() -> None:
     try:
         _refuse_bytes(words)
         command = next((word for word in words if not word.startswith("-")), "")
-        if command in COMMANDS and command not in AT_HOME and not {"-h", "--help"} & set(words):
+        asks = {"-h", "--help"} & set(words)
+        if command in COMMANDS and not asks and not _at_home(command, words):
             from supervisor.cli.expendable import in_a_child
 
             in_a_child(command)

@@ -49,7 +49,7 @@ def status(run: str | None, ended_too: bool, as_json: bool) -> None:
             terminal.show(_page(one, _older_engine(found, one)))
         return
     every = all_listed(home)
-    shown = every if ended_too else [one for one in every if not _is_over(one)]
+    shown = every if ended_too else [one for one in every if not is_over(one)]
     if as_json:
         click.echo(json.dumps(shown, indent=2))
     elif shown:
@@ -61,7 +61,7 @@ def status(run: str | None, ended_too: bool, as_json: bool) -> None:
         click.echo(none_there(home))
 
 
-def _is_over(run: dict[str, Any]) -> bool:
+def is_over(run: dict[str, Any]) -> bool:
     """Nothing of it goes on, and nobody has to act: what can't be read may go on."""
     return run["phase"] in (Phase.DONE, Phase.STOPPED) or (
         run["phase"] in ENDED and run["replaced"]

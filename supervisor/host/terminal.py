@@ -286,6 +286,13 @@ def rendered(page: Iterable[str | RenderableType], *, colour: bool, columns: int
     return "".join(f"{line.rstrip(' ')}\n" for line in captured.get().split("\n")[:-1])
 
 
+def padded(line: str, columns: int) -> str:
+    """A line of `rendered`, with blanks at its end up to so many columns."""
+    from rich.cells import cell_len
+
+    return line + " " * (columns - cell_len(_STYLE.sub("", line)))
+
+
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
