@@ -13,10 +13,10 @@ from healthchecks.sources.kernel_patterns import (
     Wording,
     report_matches,
 )
+from healthchecks.sources.wordings_disk import BLOCK_ERRORS, NO_DATA
 from supervisor.core.setting import About
 
 _FIX = "drain the node; read nvme list and dmesg, reseat or replace the disk"
-_BLOCK_ERRORS = r"(?:I/O|critical medium|critical target|protection|timeout) error, dev "
 _PATTERNS = (
     KernelLogPattern(
         name="disabled",
@@ -62,6 +62,18 @@ _PATTERNS = (
                 regex=r"nvme (nvme\d+): Failed status: (?:0x)?[\da-f]+, reset controller",
                 example="nvme nvme0: Failed status: 0x3, reset controller",
             ),
+            Wording(
+                source="Linux 4.x to 6.12, drivers/nvme/host/pci.c nvme_error_detected",
+                substring="frozen state error detected",
+                regex=r"nvme (nvme\d+): frozen state error detected, reset controller",
+                example="nvme nvme0: frozen state error detected, reset controller",
+            ),
+            Wording(
+                source="Linux 6.0, drivers/nvme/host/core.c nvme_handle_aer_persistent_error",
+                substring="resetting controller due to ",
+                regex=r"nvme (nvme\d+): resetting controller due to (?:AER|persistent internal)",
+                example="nvme nvme0: resetting controller due to AER",
+            ),
         ),
         status=Status.WARN,
         what="the disk's controller went down and was reset",
@@ -71,10 +83,11 @@ _PATTERNS = (
         name="timeout",
         wordings=(
             Wording(
-                source="Linux 4.4 to 6.10, drivers/nvme/host/pci.c nvme_timeout",
-                substring="timeout, ",
-                regex=r"nvme (nvme\d+): I/O (?:tag )?\d+ (?:[^\[\]]* )?QID \d+ timeout, "
-                r"(?:reset|disable|aborting)",
+                source="Linux 4.4 to 6.10, drivers/nvme/host/pci.c nvme_timeout; of fabrics "
+                "(tcp.c, rdma.c) without what is done",
+                substring=" timeout",
+                regex=r"nvme (nvme\d+): I/O (?:tag )?\d+ (?:[^\[\]]* )?QID \d+ timeout"
+                r"(?:, (?:reset|disable|aborting|completion polled)|\Z)",
                 example="nvme nvme0: I/O tag 12 (100c) opcode 0x2 (Read) QID 3 timeout, aborting "
                 "req_op:READ(0) size:4096",
             ),
@@ -89,14 +102,15 @@ _PATTERNS = (
             Wording(
                 source="Linux 5.16, block/blk-mq.c blk_print_req_error",
                 substring=" error, dev nvme",
-                regex=_BLOCK_ERRORS + r"(nvme\w+), sector \d",
+                regex=BLOCK_ERRORS + NO_DATA + r"(nvme\w+), sector \d",
                 example="critical medium error, dev nvme0n1, sector 0 op 0x0:(READ) flags 0x80700",
             ),
             Wording(
                 source="Linux 4.x to 5.15, block/blk-core.c print_req_error",
                 substring=" error, dev nvme",
                 regex=r"(?:blk_update_request|print_req_error): "
-                + _BLOCK_ERRORS
+                + BLOCK_ERRORS
+                + NO_DATA
                 + r"(nvme\w+), sector \d",
                 example="blk_update_request: I/O error, dev nvme0n1, sector 1234 op 0x0:(READ)",
             ),

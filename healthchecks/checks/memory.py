@@ -48,6 +48,13 @@ _MEMORY_PATTERNS = (
                 regex=r"(?:mce: )?Uncorrected hardware memory error in user-access at [\da-f]+",
                 example="mce: Uncorrected hardware memory error in user-access at 1c0f2a3000",
             ),
+            Wording(
+                source="Linux 2.6 to 6.12, arch/x86/mm/fault.c do_sigbus",
+                substring="MCE: Killing ",
+                regex=r"MCE: Killing .{1,15}:\d+ due to hardware memory corruption fault at ",
+                example="MCE: Killing python3:4242 due to hardware memory corruption fault at "
+                "7f21c0de0000",
+            ),
         ),
         status=Status.FAIL,
         what="a page of memory was lost to an uncorrected error",
@@ -71,6 +78,21 @@ _MEMORY_PATTERNS = (
         status=Status.FAIL,
         what="uncorrected memory error",
         fix=_MEMORY_FIX,
+        until_boot=True,
+    ),
+    KernelLogPattern(
+        name="uncorrected_cache",
+        wordings=(
+            Wording(
+                source="Linux 2.6 to 6.12, drivers/edac/edac_device.c (caches of arm64)",
+                substring="EDAC DEVICE",
+                regex=r"EDAC (DEVICE\d+): UE: \w+ instance: \S+ block: ",
+                example="EDAC DEVICE0: UE: cpu_cache instance: cpu3 block: L2 count: 1 'L2'",
+            ),
+        ),
+        status=Status.FAIL,
+        what="uncorrected error in a cache",
+        fix="drain the node; have the processor looked at where it comes again",
         until_boot=True,
     ),
     KernelLogPattern(
@@ -173,6 +195,19 @@ _MEMORY_PATTERNS = (
                 regex=r"SError Interrupt on CPU\d+, code 0x[\da-f]+ -- ",
                 example="SError Interrupt on CPU5, code 0x00000000be000011 -- SError",
             ),
+            Wording(
+                source="Linux before 5.15, arch/arm64/kernel/traps.c bad_mode",
+                substring="Bad mode in Error handler",
+                regex=r"Bad mode in Error handler detected on CPU\d+, code 0x[\da-f]+ -- SError",
+                example="Bad mode in Error handler detected on CPU1, code 0xbf000002 -- SError",
+            ),
+            Wording(
+                source="Linux 5.13 to 6.12, arch/x86/kernel/cpu/mce/core.c mce_timed_out",
+                substring="CPUs not responding to MCE broadcast",
+                regex=r"mce: CPUs not responding to MCE broadcast \(may include false positives\)",
+                example="mce: CPUs not responding to MCE broadcast (may include false "
+                "positives): 24-47,72-95",
+            ),
         ),
         status=Status.FAIL,
         what="a machine check that was not corrected",
@@ -200,6 +235,22 @@ _MEMORY_PATTERNS = (
         status=Status.WARN,
         what="machine check",
         fix=_MACHINE_CHECK_FIX,
+    ),
+    KernelLogPattern(
+        name="storm",
+        wordings=(
+            Wording(
+                source="Linux 3.5 to 6.12, mce/intel.c, mce/threshold.c; since 6.9 by bank",
+                substring="CMCI storm detected",
+                regex=r"(?:mce: )?(?:CPU\d+ BANK\d+ )?CMCI storm() detected",
+                example="mce: CMCI storm detected: switching to poll mode",
+            ),
+        ),
+        status=Status.WARN,
+        what="a storm of machine checks that were corrected",
+        fix=_MACHINE_CHECK_FIX,
+        cleared_by="CMCI storm subsided",
+        cleared_regex=r"(?:mce: )?(?:CPU\d+ BANK\d+ )?CMCI storm() subsided",
     ),
 )
 _RECORD = re.compile(r"(\{\d+\})?\[Hardware Error\]: +(.*)", re.DOTALL)

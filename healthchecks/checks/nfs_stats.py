@@ -22,6 +22,9 @@ _SERVER = re.compile(
 _GAVE_UP = "not responding, timed out"
 _RECLAIM = "Lock reclaim failed"
 _LOST = re.compile(rf"NFS: \w+: {_RECLAIM}!")
+# linux/fs/nfs/nfs4state.c nfs4_state_manager: leases and sessions that can't be renewed.
+_MANAGER = "NFS: state manager: "
+_STATE = re.compile(rf"{_MANAGER}[\w ]+ failed on NFSv4 server (\S+) with error (\d+)")
 _LATELY_S = 3600.0  # the first look sees the log since the boot
 _MIN_CALLS = 100  # below that a share or a mean says little
 # Options that differ between nodes though all is well, or follow from others.
@@ -194,7 +197,7 @@ def _log(
 ) -> None:
     """The kernel's log. `answers`: calls ended since the last look, so no silence lasts."""
     try:
-        lines = new_lines(ctx, ": server ", _RECLAIM)
+        lines = new_lines(ctx, ": server ", _RECLAIM, _MANAGER)
     except Unknown as why:
         found.unmeasured(why)
         return
@@ -226,6 +229,7 @@ def _log(
             fix=f"look at {server}, at nfs.gate and at the path to it; mount it hard (nfs.options)",
             shared=server,
         )
+    _no_lease(ctx, found, server, host, lines)
     lately = [x for x in lines if _LOST.match(x.text) and x.last > ctx.now - _LATELY_S]
     lost = sum(line.count for line in lately)
     if lost:
@@ -236,6 +240,20 @@ def _log(
             "package manager)",
             shared=server,
         )
+
+
+def _no_lease(ctx: Ctx, found: Findings, server: str, host: str, lines: list[KernelLine]) -> None:
+    for line in lines:
+        match = _STATE.match(line.text)
+        if match is not None and match[1] == host and line.last > ctx.now - _LATELY_S:
+            found.warn(
+                f"kernel: {line.text[len(_MANAGER) - len('state manager: ') :][:100]}",
+                expected="a lease that the server renews",
+                fix=f"look at {server}: exports, Kerberos tickets, another client of this name "
+                "(nfs4_unique_id)",
+                shared=server,
+            )
+            return
 
 
 def _of_server(line: KernelLine, host: str) -> str:

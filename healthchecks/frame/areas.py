@@ -18,7 +18,7 @@ AREAS = {
     "roce": ("roce",),
     "network": ("nic", "path"),
     "nfs": ("nfs", "storage"),
-    "disk": ("fs", "nvme", "md"),
+    "disk": ("fs", "nvme", "md", "disk"),
     "cpu": ("cpu", "numa", "governor"),
     "memory": ("mem",),
     "kernel": ("kernel", "kmsg", "dstate", "clock"),

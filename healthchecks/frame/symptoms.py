@@ -24,12 +24,14 @@ SYMPTOMS = {
         *("fabric", "nvlink.links", "versions", "gpu.recovery_action"),
     ),
     "A library is missing, or not of the version that the driver wants": ("cuda.libs", "versions"),
-    "`df`, `ls` or saving hangs; processes in state D": ("nfs.alive", "nfs.gate", "dstate"),
+    "`df`, `ls` or saving hangs; processes in state D": (
+        *("nfs.alive", "nfs.gate", "storage.kmsg", "dstate"),
+    ),
     "`Stale file handle`, `Permission denied`, an empty mount point": (
         *("nfs.mounted", "nfs.alive", "nfs.options"),
     ),
     "`No space left on device`, `Read-only file system`, I/O errors": (
-        *("fs", "nvme", "nvme.smart", "md"),
+        *("fs", "nvme", "nvme.smart", "md", "disk"),
     ),
     "NCCL times out, or the watchdog ends ranks": (
         *("ib.port", "ib.flap", "ib.counters", "nvlink", "fabric", "xid", "nic.kmsg"),
@@ -45,7 +47,7 @@ SYMPTOMS = {
         *("ib.port", "ib.flap", "ib.cable", "ib.counters", "ib.missing", "nic"),
     ),
     "A node rebooted by itself, or `dmesg` is full": (
-        *("kernel", "kmsg", "ipmi", "mem.poison", "thermal", "pcie.errors"),
+        *("kernel", "kmsg", "ipmi", "mem.poison", "thermal", "pcie.errors", "pcie.kmsg"),
     ),
     "The OOM killer ends ranks or data loaders": ("kernel", "mem", "nccl.shm"),
     "Slurm drains a node, or its jobs don't start there": ("services", "slurm", "host.name"),

@@ -37,9 +37,11 @@ _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 # Formats of the kernel that begin with a program's name (TASK_COMM_LEN is 16, one of them zero):
 # show_unhandled_signal of the architectures ("NAME[PID]: segfault at"), signal frames ("NAME[PID]
 # bad frame in"), print_fatal_signal, warn_alloc, dump_header of the OOM killer, fs/drop_caches.c,
-# check_stack_usage, mm/vmscan.c, block/bdev.c, net/socket.c.
+# check_stack_usage, mm/vmscan.c, block/bdev.c, net/socket.c. BeeGFS names a program second; no
+# name has room for its words, too.
 _PROGRAM_FIRST = re.compile(
-    r"\A.{0,15}(?:\[\d+\]| ?\(\d+\)| \(pid |: page allocation |: vmalloc |: vmap |"
+    r"\A(?!beegfs: .{0,15}\(\d+\): (?:Messaging|Retrying) )"
+    r".{0,15}(?:\[\d+\]| ?\(\d+\)(?=[: ]|\Z)| \(pid |: page allocation |: vmalloc |: vmap |"
     r": potentially unexpected fatal signal | invoked oom-killer|"
     r": attempt to access beyond|: unhandled |: used | uses | tried | is using )",
     re.DOTALL,

@@ -50,6 +50,7 @@ class KernelLogPattern:
     fix: str
     until_boot: bool = False  # until the node boots; others are over after the check's window
     while_booting: bool = True  # whether a line of the first minutes of a boot says anything
+    shared: str = ""  # what its device is that other nodes have too, as "ceph server"
     cleared_by: str = ""  # a substring of a later line that takes it back …
     cleared_regex: str = ""  # … and that line from its beginning; group 1 is the device again
 
@@ -91,6 +92,7 @@ def report_matches(
             expected="none in the kernel's log",
             fix=pattern.fix,
             device=named(device) if device else "",
+            shared=f"{pattern.shared} {device}".strip() if pattern.shared else "",
         )
         seen[key] = [count, first, last, text]
     kept = sorted(seen.items(), key=lambda row: float(row[1][2]))[-_MAX_KEPT:]

@@ -13,9 +13,9 @@ KERNEL_PATTERNS = (
         wordings=(
             Wording(
                 source="Linux 4.x to 6.12, kernel/watchdog.c, watchdog_perf.c (x86, arm64), "
-                "powerpc",
+                "powerpc; since 6.10 with the CPU that saw it",
                 substring="hard LOCKUP",
-                regex=r"(?:NMI )?watchdog: (?:Watchdog detected hard LOCKUP on cpu \d"
+                regex=r"(?:NMI )?watchdog: (?:(?:CPU\d+: )?Watchdog detected hard LOCKUP on cpu \d"
                 r"|CPU \d+ (?:self-)?detected hard LOCKUP (?:@|on other CPUs))",
                 example="NMI watchdog: Watchdog detected hard LOCKUP on cpu 31",
             ),
@@ -49,6 +49,14 @@ KERNEL_PATTERNS = (
                 regex=r"(?:Internal error: )?Oops: (?:[\da-f]{4,16}|[\w ]+(?:, probably for "
                 r"non-canonical address 0x[\da-f]+)?: [\da-f]{4,16}) \[#\d+\] [A-Z]",
                 example="Oops: 0000 [#1] PREEMPT SMP NOPTI",
+            ),
+            Wording(
+                source="Linux before 6.9, arch/x86/kernel/traps.c do_trap",
+                substring=" [#",
+                regex=r"(?:divide error|invalid opcode|stack segment|segment not present|bounds"
+                r"|invalid TSS|alignment check|double fault|int3|simd exception): [\da-f]{4} "
+                r"\[#\d+\] [A-Z]",
+                example="divide error: 0000 [#1] PREEMPT SMP PTI",
             ),
             Wording(
                 source="Linux, arch/arm64/kernel/traps.c __die: aborts, undefined instructions, "
@@ -131,6 +139,19 @@ KERNEL_PATTERNS = (
                 regex=r"(?:rcu: )?rcu_\w+ kthread starved for \d+ jiffies!",
                 example="rcu: rcu_sched kthread starved for 60000 jiffies!",
             ),
+            Wording(
+                source="Linux 5.10 to 6.12, tree_stall.h rcu_check_gp_kthread_expired_fqs_timer",
+                substring="kthread timer wakeup didn't happen",
+                regex=r"(?:rcu: )?rcu_\w+ kthread timer wakeup didn't happen for \d+ jiffies!",
+                example="rcu: rcu_preempt kthread timer wakeup didn't happen for 5251 jiffies!",
+            ),
+            Wording(
+                source="Linux 5.11 to 6.12, kernel/smp.c csd_lock_wait_toolong",
+                substring="non-responsive CSD lock",
+                regex=r"smp: csd: Detected non-responsive CSD lock \(#\d+\) on CPU#\d+, waiting ",
+                example="smp: csd: Detected non-responsive CSD lock (#1) on CPU#3, waiting "
+                "5000000042 ns for CPU#07 do_flush_tlb_all+0x0/0x30(0x0).",
+            ),
         ),
         status=Status.WARN,
         what="a CPU did not answer the kernel",
@@ -152,12 +173,62 @@ KERNEL_PATTERNS = (
         fix="look what it waited for in the stack below that line (dmesg): disk, NFS, driver",
     ),
     KernelLogPattern(
+        name="cpu_heat",
+        wordings=(
+            Wording(
+                source="Linux 2.6 to 6.12, arch/x86 therm_throt.c (Intel); 5.6 with `is`, where "
+                "it lasts",
+                substring=" throttled (total events",
+                regex=r"(?:mce: )?(CPU\d+): (?:Core|Package) temperature (?:is )?above threshold, "
+                r"cpu clock (?:is )?throttled \(total events",
+                example="mce: CPU3: Core temperature above threshold, cpu clock throttled (total "
+                "events = 12)",
+            ),
+        ),
+        status=Status.WARN,
+        what="slowed itself down for heat",
+        fix="look at the node's fans and air flow (BMC); compare with its neighbours in the rack",
+        cleared_by="temperature",
+        cleared_regex=r"(?:mce: )?(CPU\d+): (?:Core|Package) temperature(?:/speed)? (?:is )?normal",
+    ),
+    KernelLogPattern(
+        name="critical_heat",
+        wordings=(
+            Wording(
+                source="Linux 3.x to 6.12, drivers/thermal/thermal_core.c",
+                substring="critical temperature reached",
+                regex=r"thermal \S+: (?:\S+: )?critical temperature reached",
+                example="thermal thermal_zone0: acpitz: critical temperature reached, shutting "
+                "down",
+            ),
+        ),
+        status=Status.WARN,
+        what="a part of the node was as hot as it may be",
+        fix="look at the node's fans and air flow (BMC) before it is used again",
+    ),
+    KernelLogPattern(
+        name="nmi",
+        wordings=(
+            Wording(
+                source="Linux 3.x to 6.12, arch/x86/kernel/nmi.c pci_serr_error, io_check_error",
+                substring="NMI: ",
+                regex=r"NMI: (?:PCI system error \(SERR\)|IOCK error \(debug interrupt\?\)) for "
+                r"reason [\da-f]+ on CPU \d",
+                example="NMI: PCI system error (SERR) for reason a1 on CPU 0.",
+            ),
+        ),
+        status=Status.WARN,
+        what="a device asked for help by a non-maskable interrupt: a bus or memory error",
+        fix="look in the BMC's log (superv check ipmi.sel) and at pcie.kmsg for which",
+    ),
+    KernelLogPattern(
         name="oom",
         wordings=(
             Wording(
                 source="Linux 5.x to 6.12, mm/oom_kill.c oom_kill_process",
                 substring="Killed process ",
-                regex=r"(?:Out of memory|Memory cgroup out of memory): Killed process \d+ \(",
+                regex=r"(?:Out of memory|Memory cgroup out of memory|Out of memory "
+                r"\(oom_kill_allocating_task\)): Killed process \d+ \(",
                 example="Out of memory: Killed process 4242 (python3) total-vm:8kB, anon-rss:4kB",
             ),
             Wording(

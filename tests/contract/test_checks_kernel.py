@@ -769,7 +769,74 @@ NOVELTY = [
     Case(check="kmsg.novelty", name="", status=Status.SKIP, none="every node has a kernel"),
 ]
 
-CASES: list[Case] = [*XID, *FLAP, *NIC, *POISON, *KERNEL, *NOVELTY]
+_LUSTRE = "42 29 0:60 / /lustre rw,relatime shared:9 - lustre 10.0.0.9@o2ib:/fs1 rw,flock"
+
+
+def lustre(tree: Tree) -> None:
+    table = tree.read("proc/self/mountinfo")
+    tree.write("proc/self/mountinfo", f"{table}\n{_LUSTRE}")
+
+
+DEVICES = [
+    *(
+        Case(check=check, name="healthy", status=Status.OK, seen="nothing about")
+        for check in ("pcie.kmsg", "disk.kmsg")
+    ),
+    *(
+        Case(check=check, name="no log", change=lost("dev/kmsg"), status=Status.UNKNOWN)
+        for check in ("pcie.kmsg", "disk.kmsg")
+    ),
+    *(
+        Case(check=check, name="no kernel", status=Status.SKIP, none="every node has a kernel")
+        for check in ("pcie.kmsg", "disk.kmsg")
+    ),
+    Case(
+        check="pcie.kmsg",
+        name="a card that was taken out and put in again",
+        change=both(
+            logged("pcieport 0000:17:01.0: pciehp: Slot(3): Card not present", ago_s=60),
+            logged("pcieport 0000:17:01.0: pciehp: Slot(3): Card present", ago_s=30),
+        ),
+        status=Status.OK,
+    ),
+    Case(
+        check="pcie.kmsg",
+        name="a card that was put into another slot",
+        change=both(
+            logged("pcieport 0000:17:01.0: pciehp: Slot(3): Card not present", ago_s=60),
+            logged("pcieport 0000:97:01.0: pciehp: Slot(4): Card present", ago_s=30),
+        ),
+        status=Status.WARN,
+        seen="0000:17:01.0: a card or its link was lost",
+    ),
+    Case(
+        check="disk.kmsg",
+        name="a file system shut down long ago in this boot",
+        change=logged("XFS (dm-3): log I/O error -5", ago_s=9 * DAY_S),
+        status=Status.FAIL,
+        seen="dm-3: the file system was shut down",
+    ),
+    Case(check="storage.kmsg", name="NFS alone", status=Status.SKIP, seen="no shared file system"),
+    Case(check="storage.kmsg", name="quiet", change=lustre, status=Status.OK),
+    Case(
+        check="storage.kmsg",
+        name="no log",
+        change=both(lustre, lost("dev/kmsg")),
+        status=Status.UNKNOWN,
+    ),
+    Case(
+        check="storage.kmsg",
+        name="a server that many nodes miss",
+        change=logged(
+            "Lustre: fs1-OST0001-osc-ffff9d6153c91000: Connection to fs1-OST0001 (at "
+            "10.0.0.1@tcp) was lost; in progress operations using this service will wait"
+        ),
+        status=Status.WARN,
+        shared="lustre target fs1-OST0001",
+    ),
+]
+
+CASES: list[Case] = [*XID, *FLAP, *NIC, *POISON, *KERNEL, *NOVELTY, *DEVICES]
 
 
 @each_of(CASES)
