@@ -94,6 +94,10 @@ def document(result: Diagnosis, scanned: LogScan) -> dict[str, Any]:
         "other_causes": [
             {"cause": one.signature.cause.name, **_line(one)} for one in result.others
         ],
+        "alone": [
+            {"place": one.place, "file": one.source, "line": one.line, "text": one.text}
+            for one in scanned.alone
+        ],
         "last_step": scanned.shape.last_step,
         "do": result.cause.do,
         "runbook": f"{PAGE}#{result.cause.name}",
@@ -145,6 +149,9 @@ def _page(result: Diagnosis, scanned: LogScan) -> Iterator[Any]:
         yield terminal.entry("first", _shown(first), 10)
     for one in result.others:
         yield terminal.entry("also", f"{one.signature.cause.name}: {_shown(one)}", 10)
+    for line in scanned.alone:
+        where = f"{line.source.rpartition('/')[2]}:{line.line}"
+        yield terminal.entry("only", f"{line.place}: {line.text[:200]} [{where}]", 10)
     yield ""
     step = scanned.shape.last_step
     yield (

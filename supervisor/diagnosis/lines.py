@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 MAX_LINE = 4096  # characters of a line that are looked at
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NUMBER = re.compile(r"\s*(\d{1,6}): ?")
-_HOST = re.compile(r"([A-Za-z][\w.-]{0,62}): ?")
+_HOST = re.compile(r"([A-Za-z][\w.-]{0,62}|\d{1,3}(?:\.\d{1,3}){3}): ?")
 _RANK = re.compile(r"\s*\[?\[?rank ?(\d{1,6})\]?\]?:? ?", re.IGNORECASE)
 _LOCAL = re.compile(r"\s*\[(?:default|trainer|worker)[\w|]*?(\d{1,4})\]:? ?")
 _RAY = re.compile(r"\s*\(\w+ (?:pid|rank)=\d+[^)]*\) ?")

@@ -13,10 +13,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
+from pathlib import Path
 
 from healthchecks.sources import xid
+from supervisor.checkpoints.metadata import BadError
 from supervisor.core.sighting import JobShape, Sighting
 from supervisor.core.step_lines import MAX_STEP, STEP, number
+from supervisor.diagnosis.alone import LINES, AloneLine, Templates
+from supervisor.diagnosis.flight_recorder import MAX_BYTES, RecordedStanding, rank_of, read
 from supervisor.diagnosis.inputs import FoundLogs, JobLog, NotText, pieces
 from supervisor.diagnosis.lines import (
     LineHead,
@@ -51,6 +55,7 @@ class LogScan:
     files: int
     bytes: int
     lines: int
+    alone: tuple[AloneLine, ...]  # lines of one node only
 
 
 @dataclass(slots=True)
@@ -75,6 +80,8 @@ class _State:
     told: dict[bytes, _Template] = field(default_factory=dict)
     found: dict[tuple[object, ...], Sighting] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    standings: list[tuple[JobLog, RecordedStanding]] = field(default_factory=list)
+    templates: Templates = field(default_factory=Templates)
     read: int = 0
     lines: int = 0
     order: int = 0
@@ -100,11 +107,13 @@ def scan(
         places=RankPlaces(nodes),
         problems=list(found.problems),
     )
-    hows = {one.path: _sampled(one, state) for one in found.files}
+    logs = [one for one in found.files if not _recorder(one, state)]
+    hows = {one.path: _sampled(one, state) for one in logs}
     if not state.year:
         newest = max((one.mtime for one in found.files), default=0.0)
         state.year = time.gmtime(newest).tm_year
-    for one in found.files:
+    _recorded(state)
+    for one in logs:
         if (how := hows[one.path]) is not None:
             _file(one, how, state)
     sightings = state.places.settle(list(state.found.values()))
@@ -120,7 +129,51 @@ def scan(
         files=len(found.files),
         bytes=state.read,
         lines=state.lines,
+        alone=state.templates.alone(lambda rank: shape.node_of.get(rank, "")),
     )
+
+
+def _recorder(one: JobLog, state: _State) -> bool:
+    """Take in a dump of torch's flight recorder; False where the file is none."""
+    if rank_of(one.path) is None or one.size > MAX_BYTES:
+        return False
+    try:
+        standings = read(one.path, Path(one.path).read_bytes())
+    except OSError:
+        return False  # said when it is read as a log
+    except BadError as error:
+        state.problems.append(f"{one.path}: a flight recorder's dump: {error}")
+        return True
+    if standings is None:
+        return False
+    state.standings += [(one, standing) for standing in standings]
+    return True
+
+
+def _recorded(state: _State) -> None:
+    """Where ranks stood, if any of them waited."""
+    if not any(standing.waits_in for _, standing in state.standings):
+        return
+    for file, standing in state.standings:
+        signature, match = state.signatures.find(standing.text(), LogKind.RECORDER)
+        if signature is None or match is None:
+            continue
+        facts = {"pg": standing.group, "last": str(standing.enqueued)}
+        if standing.waits_in:
+            facts |= {"seq": str(standing.number), "op": standing.waits_in}
+        state.order += 1
+        sighting = Sighting(
+            signature=signature,
+            source=file.path,
+            line=1,
+            text=standing.text(),
+            order=state.order,
+            rank=standing.rank,
+            node=file.node,
+            facts=facts,
+        )
+        key = (signature.id, file.path, standing.group)
+        state.found[key] = state.places.label(sighting, LineHead(message=""), file)
 
 
 def _sampled(one: JobLog, state: _State) -> LineLabels | None:
@@ -162,6 +215,7 @@ def _file(one: JobLog, how: LineLabels, state: _State) -> None:
     except (NotText, OSError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
         state.problems.append(f"{one.path}: {said}; read up to line {reader.before}")
+    reader.compare()
     state.lines += reader.before
     state.places.file_ended(one, how, wrote=reader.before > 0, node=reader.kernel_node)
 
@@ -197,6 +251,20 @@ class _Reader:
         self.before = 0  # lines read
         self.last_time: float | None = None
         self.kernel_node = ""
+        self._last: tuple[bytes, ...] = ()  # lines
+
+    def compare(self) -> None:
+        """Have the last lines compared with other ranks'."""
+        if self._how.kernel:
+            return
+        begin = self.before - len(self._last)
+        for line, raw in enumerate(self._last, begin + 1):
+            found = head(clean(raw), self._how)
+            rank = self._one.rank if found.rank is None else found.rank
+            rank = found.task if rank is None else rank
+            node = found.node or self._one.node
+            if found.message and (rank is not None or node):
+                self._state.templates.add(rank, node, self._one.path, line, found.message)
 
     def piece(self, data: bytes) -> None:
         """Take in whole lines."""
@@ -213,6 +281,7 @@ class _Reader:
         self._last_step(lines, temps)
         self.last_time = self._time_before(lines, len(lines)) or self.last_time
         self.before += len(lines)
+        self._last = (*self._last[-LINES:], *lines[-LINES:])[-LINES:]
 
     def _told_lines(self, lines: list[bytes], temps: list[bytes]) -> None:
         told, counts = self._state.told, self._counts

@@ -18,7 +18,8 @@ stands in every line that it finds, and holds no digit: lines are looked through
 their digits removed. `general: true` is for wordings of anything (`ValueError:`), which count only
 where a line holds nothing more particular. `log: kernel` holds it against the kernel's lines alone,
 from their beginning: everybody can print a kernel's words. `log: xid` is held against what the
-table of Xids (healthchecks/sources/xid.py) says of a line: `reset the GPU: Xid 95: its meaning`.
+table of Xids (healthchecks/sources/xid.py) says of a line: `reset the GPU: Xid 95: its meaning`;
+`log: recorder` against what superv reads in torch's flight recorder.
 
 Only the standard library and the YAML reader are used here.
 """
@@ -75,6 +76,7 @@ class LogKind(StrEnum):
 
     JOB = "job"
     KERNEL = "kernel"
+    RECORDER = "recorder"  # where a rank stands, by torch's flight recorder
     XID = "xid"  # what the table of Xids says of one: `reset the GPU: Xid 95: its meaning`
 
 

@@ -105,3 +105,27 @@ def test_nothing_known_is_status_3(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line(argv: list[str], says: str) -> None:
     done = CliRunner().invoke(cli, ["diagnose", *argv])
     assert says in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_a_recorder_s_dump_runs_nothing(tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    (tmp_path / "rank_0").write_bytes(
+        b"\x80\x02cos\nsystem\nX" + len(f"touch {witness}").to_bytes(4, "little")
+        + f"touch {witness}".encode() + b"\x85R."
+    )  # fmt: skip
+    (tmp_path / "rank_1").write_bytes(b"\x80\x02}(X\xff\xff")
+    (tmp_path / "rank_3.log").write_text(GOOD)
+    said = run(tmp_path)
+    assert said["cause"] == "cuda-out-of-memory" and not witness.exists()
+    assert ["os.system: refused" in line for line in said["problems"]] == [True, False]
+
+
+def test_lines_that_one_node_alone_printed_are_shown_and_blame_nobody(tmp_path: Path) -> None:
+    for rank in range(6):
+        lines = [f"[rank{rank}]: loaded shard {n} in {n}.5 s" for n in range(50)]
+        if rank == 4:
+            lines.insert(30, f"[rank{rank}]: retry 3 of read /shared/data/7: it took 88 s")
+        (tmp_path / f"rank_{rank}.log").write_text("\n".join(lines) + "\n")
+    said = run(tmp_path, "--nodes", "n[1-6]")
+    assert [(one["place"], one["line"]) for one in said["alone"]] == [("n5", 31)]
+    assert said["culprits"] == []
