@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launchers.slurm import Slurm
 from launchers.slurm_answers import refusal
+from launchers.slurm_reasons import explained
 from launchers.slurm_rows import Partition
 from sbatch_templates import render
 from supervisor.channel.delivery import VARIABLE
@@ -163,6 +164,7 @@ class Sbatch:
             return {job: JobStatus.unknown(job, str(error)) for job in jobs}
         if missing := [job for job in jobs if job not in seen]:
             seen |= await self._past(missing)
+        seen |= await self._queued([j for j in seen.values() if j.state is JobState.PENDING])
         running = [job for job in seen.values() if job.state is JobState.RUNNING]
         try:
             nodes = await self._slurm.nodes_of({node for job in running for node in job.nodes})
@@ -175,6 +177,18 @@ class Sbatch:
                 drained = tuple(node.name for node in there if node.drains)
                 seen[job.job_id] = replace(job, down=down, drained=drained)
         return {job: seen[job] for job in jobs}
+
+    async def _queued(self, waiting: Sequence[JobStatus]) -> dict[str, JobStatus]:
+        """Jobs that wait, with what their reason means and when Slurm expects their start."""
+        try:
+            starts = await self._slurm.starts([job.job_id for job in waiting])
+        except (TransientError, UserError):  # why it waits is known all the same
+            starts = {}
+        found = {}
+        for job in waiting:
+            why, start = explained(job.reason, job.job_id), starts.get(job.job_id)
+            found[job.job_id] = replace(job, means=why.means, do=why.do, starts_at=start)
+        return found
 
     async def _past(self, jobs: Collection[str]) -> dict[str, JobStatus]:
         try:

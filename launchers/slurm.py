@@ -24,6 +24,7 @@ from launchers.slurm_rows import (
     parse_jobs,
     parse_nodes,
     parse_partitions,
+    parse_time,
 )
 from supervisor import proc
 from supervisor.core.errors import TransientError, UserError
@@ -128,6 +129,16 @@ class Slurm:
         if done.rc != 0:
             raise TransientError(done.why())
         return marked_rows(done.out, mark)
+
+    async def starts(self, ids: Collection[str]) -> dict[str, float]:
+        """When Slurm expects jobs that wait to start; those of which it says nothing are left out.
+
+        Seconds since the epoch. Slurm says so once its backfill has planned the job.
+        """
+        if not ids:
+            return {}
+        rows = [row.split("|", 1) for row in await self.queue("%i|%S", f"--jobs={','.join(ids)}")]
+        return {job: at for job, text in rows if (at := parse_time(text)) is not None}
 
     async def accounting(self) -> bool:
         """Whether this cluster has accounting, and so sacct."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from supervisor.core.errors import TransientError
 from supervisor.core.nodeset import expand
@@ -211,3 +212,14 @@ def parse_nodes(text: str) -> dict[str, SlurmNode]:
             reason="" if reason.strip() in ("none", "(null)") else reason.strip(),
         )
     return found
+
+
+def parse_time(text: str) -> float | None:
+    """A time of Slurm's client, which is asked for UTC, in seconds since the epoch.
+
+    None where it says none: N/A, Unknown, NONE.
+    """
+    try:
+        return datetime.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None

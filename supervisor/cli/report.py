@@ -10,8 +10,11 @@ import click
 from supervisor.host.terminal import is_coloured
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from supervisor.report.model import Page
 
+SLURM_S = 5.0
 FORMATS = ("text", "html", "json", "md")
 _ENDINGS = {
     **{".html": "html", ".htm": "html", ".json": "json", ".md": "md"},
@@ -74,17 +77,35 @@ def _gathered(run_name: str | None, since: str) -> Page:
     site = load_site(os.environ)
     now = clock()
     start = now - duration(since, "--since")
-    status, need = None, 0
+    status, need, launcher = None, 0, ""
     if run_name is not None:
         run = folder.find(site.state_dir, run_name)
         status = document(run)
         need = len(status["slots"]) or run.load().spec.nodes
+        launcher = folder.read_job(run).launcher
     with Fleet(site.fleet, write=False) as fleet:
         claims, notes = beside(site.claims_dir, fleet.exclusions(now).values(), now)
-        page = gather(fleet, now, start, status, need, claims)
-        for note in [*notes, *fleet.notes]:
+        shut, unknown = _shut(launcher) if status is not None else ((), [])
+        page = gather(fleet, now, start, status, need, claims, shut)
+        for note in [*notes, *unknown, *fleet.notes]:
             click.echo(f"superv: note: {note}", err=True)
         return page
+
+
+def _shut(launcher: str) -> tuple[Collection[str], list[str]]:
+    """The nodes that Slurm gives no jobs, and why that is not known."""
+    import asyncio
+
+    from launchers.slurm import Slurm
+    from supervisor.core.errors import TransientError, UserError
+
+    if launcher == "local":
+        return (), []
+    try:
+        there = asyncio.run(Slurm(deadline_s=SLURM_S).nodes())
+    except (TransientError, UserError) as error:
+        return (), [f"which nodes Slurm gives no jobs is not known: {error}"]
+    return [name for name, node in there.items() if not node.in_service], []
 
 
 def _shown(page: Page, form: str, *, colour: bool) -> str:

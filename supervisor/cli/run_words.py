@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.core.nodeset import compress
-from supervisor.host.terminal import duration
+from supervisor.core.types import AllocationState
+from supervisor.host.terminal import day_time, duration
 
 SLOW_PER_S = 0.5  # slower than this is said a minute
 
@@ -27,10 +28,20 @@ def waited_for(run: dict[str, Any], now: float) -> str:
     if not awaited:
         return ""
     if awaited["until"] is None:
-        return str(awaited["what"])
+        return f"{awaited['what']}{expected_start(run, now)}"
     left = awaited["until"] - now
     when = f"for {duration(left)} more" if left > 0 else "its time is up"
     return f"{awaited['what']} ({when}, then {awaited['then']})"
+
+
+def expected_start(run: dict[str, Any], now: float) -> str:
+    """When Slurm expects the start of what it was asked for last; empty where it does not say."""
+    asked = [job for job in run["allocations"] if job["state"] == AllocationState.REQUESTED]
+    at = asked[-1].get("starts_at") if asked else None  # an engine of an older superv tells none
+    if at is None:
+        return ""
+    left = f", in {duration(at - now)}" if at > now else ""
+    return f"; Slurm expects to start it {day_time(at)}{left}"
 
 
 def rank_phases(run: dict[str, Any]) -> str:

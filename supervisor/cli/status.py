@@ -260,6 +260,7 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "resume", "no verified checkpoint yet: a restart begins at step 0"
     for job in run["allocations"]:
         reason = f": {job['reason']}" if job["reason"] not in ("", "None") else ""
+        reason += f", {job['means']}" if job.get("means") else ""  # not by an older engine
         yield "job", f"{job['job_id']} {job['raw']} ({len(job['nodes'])} nodes){reason}"
     if slots := [slot["node"] for slot in run["slots"] if slot["node"]]:
         yield "slots", compress(slots)

@@ -138,15 +138,19 @@ def _queue(run: Run) -> Iterator[Attention]:
                 "many, and nodes that may be innocent are used again by themselves",
             )
         elif job.state is AllocationState.REQUESTED and not _only_queued(job):
+            means = f": {job.means}" if job.means else ""
             yield Attention(
                 what="queue",
                 since=run.since,
-                text=f"job {job.job_id} is {job.raw}: {job.reason}",
-                fix=f"`scontrol show job {job.job_id}` tells what Slurm waits for",
+                text=f"job {job.job_id} is {job.raw}: {job.reason}{means}",
+                fix=job.do or f"`scontrol show job {job.job_id}` tells what Slurm waits for",
             )
 
 
 def _only_queued(job: Allocation) -> bool:
+    """Whether it waits as jobs do. Who did not say what the reason means, is of superv 0.1."""
+    if job.means or job.do:
+        return not job.do
     return job.reason.strip("()") in QUEUED
 
 

@@ -149,6 +149,9 @@ class AllocationSeen(Event):
     down: tuple[str, ...] = ()
     reason: str = ""
     drained: tuple[str, ...] = ()
+    means: str = ""  # of a job that waits: the reason in words
+    do: str = ""  # … and what to do about it; empty where the queue does its work
+    starts_at: float | None = None  # … and when Slurm expects its start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

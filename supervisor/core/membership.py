@@ -114,7 +114,8 @@ def allocation_seen(t: Transition, event: ev.AllocationSeen) -> None:
     if before is None or before.state is AllocationState.ENDED:
         return
     shut = {"down": event.down, "drained": event.drained}
-    change_allocation(t, event.job_id, raw=event.raw, reason=event.reason, **shut)
+    told = {"means": event.means, "do": event.do, "starts_at": event.starts_at}
+    change_allocation(t, event.job_id, raw=event.raw, reason=event.reason, **shut, **told)
     match event.state:
         case JobState.RUNNING:
             _granted(t, event, before)

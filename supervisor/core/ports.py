@@ -67,6 +67,9 @@ class JobStatus:
     drained: tuple[str, ...] = ()  # nodes of it that are to take no new work
     nodes_read: bool = True  # else nobody could say which are down or drained
     reason: str = ""
+    means: str = ""  # of one that waits: the reason in words
+    do: str = ""  # … and what to do about it; empty where the queue does its work
+    starts_at: float | None = None  # … and when the scheduler expects its start; epoch seconds
 
     @staticmethod
     def forgotten(job: str, why: str) -> JobStatus:

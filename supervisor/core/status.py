@@ -120,6 +120,9 @@ def _allocations(run: Run) -> dict[str, Any]:
                 "raw": a.raw,
                 "nodes": list(a.nodes),
                 "reason": a.reason,
+                "means": a.means,
+                "do": a.do,
+                "starts_at": a.starts_at,
                 "folder": a.folder,
             }
             for a in run.allocations.values()

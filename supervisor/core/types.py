@@ -227,6 +227,9 @@ class Allocation:
     down: tuple[str, ...] = ()  # those that Slurm reports DOWN or not responding
     drained: tuple[str, ...] = ()  # those that people or superv drain in Slurm
     reason: str = ""
+    means: str = ""  # while it waits: the reason in words
+    do: str = ""  # while it waits: what to do about it; empty where the queue does its work
+    starts_at: float | None = None  # while it waits: when Slurm expects its start
     lacking: int = 0  # while it waits: nodes that Slurm has too few in service for it
     cancelled: bool = False  # superv asked for its end
     folder: str = ""  # on its nodes; empty: submitted by a superv that had none

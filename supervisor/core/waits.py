@@ -53,7 +53,8 @@ def _slurm(run: Run) -> str:
     asked = [a for a in run.allocations.values() if a.state is AllocationState.REQUESTED]
     if not asked:
         return "Slurm to take the request for nodes"
-    reasons = {a.reason.strip("()") for a in asked} - {"", "None"}
+    named = {a.reason.strip("()"): a.means for a in asked if a.reason not in ("", "None")}
+    reasons = {f"{reason}: {means}" if means else reason for reason, means in named.items()}
     why = f" ({', '.join(sorted(reasons))})" if reasons else ""
     jobs = ", ".join(a.job_id for a in asked)
     return f"nodes from Slurm: job {jobs} is {asked[-1].raw or 'submitted'}{why}"

@@ -20,6 +20,8 @@ LOOKS = 3  # a job is forgotten after so many looks, …
 FORGOTTEN_S = 30.0  # … over so long, with none of its agents heard for so long
 SHORTAGE_EVERY_S = 30.0  # a shortage counts when the look after says the same
 TWINS_EVERY_S = 30.0
+START_MOVED_S = 300.0  # an expected start is told anew where it has moved so far, …
+START_MOVED_SHARE = 0.1  # … and by so much of the wait for it
 LOOK_AGAIN_S = 2.0  # a node is down once looks so far apart say so, and none between says otherwise
 DOUBT_S = 600.0  # a submission that was not answered may still become a job within this
 DOUBT_AT_THE_END_S = 60.0  # so long a run that has ended is kept for it
@@ -90,7 +92,7 @@ class SlurmLooks:
         if status.nodes_read:
             shut = (self._lasting(job, status.down, known.down), status.drained)
         seen = (status.state, status.raw, status.nodes, shut, status.reason)
-        if self._seen.get(job) == seen:
+        if self._seen.get(job) == seen and not self._moved(known.starts_at, status.starts_at):
             return None
         self._seen[job] = seen
         return ev.AllocationSeen(
@@ -102,7 +104,16 @@ class SlurmLooks:
             down=shut[0],
             drained=shut[1],
             reason=status.reason,
+            means=status.means,
+            do=status.do,
+            starts_at=status.starts_at,
         )
+
+    def _moved(self, before: float | None, now: float | None) -> bool:
+        """Whether the expected start is another one: Slurm moves it a little at every round."""
+        if before is None or now is None:
+            return before is not now
+        return abs(now - before) > max(START_MOVED_S, START_MOVED_SHARE * abs(now - self._now()))
 
     def _lasting(self, job: str, down: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
         """Of the nodes that are down at this look, those that were so at one before."""

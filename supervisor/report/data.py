@@ -5,7 +5,7 @@ Decides what belongs together and what comes first; how it looks is for text, ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from healthchecks.many.causes import FindingCause, causes_of, urgency
 from supervisor.core.check_status import NOT_FINE, WORST_FIRST, Status, worst
 from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.status import state_word
+from supervisor.core.types import AllocationState
 from supervisor.fleet.claims import Claim
 from supervisor.fleet.record import DAY_S, STRIKES_OVER_S, Fleet
 from supervisor.fleet.types import Change, CurrentFinding, NodeHealth
@@ -30,6 +31,7 @@ from supervisor.report.model import (
     Offender,
     Page,
     Problem,
+    QueuedJob,
     Row,
     RunAttention,
     RunIncident,
@@ -61,12 +63,13 @@ def gather(
     status: Mapping[str, Any] | None = None,
     need: int = 0,
     claims: Iterable[Claim] = (),
+    shut: Collection[str] = (),
 ) -> Page:
     """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
 
     `status` is the document of docs/status.md of the run that is asked about, which needs `need`
-    nodes; `claims` what users keep out by their own word. Raises TransientError where the record
-    does not answer.
+    nodes; `claims` what users keep out by their own word, `shut` the nodes that Slurm gives no
+    jobs. Raises TransientError where the record does not answer.
     """
     standing: dict[str, dict[str, CurrentFinding]] = {}
     for item in fleet.current_findings():
@@ -83,7 +86,7 @@ def gather(
         if n.drain is not None
     )
     groups = groups_of(every, old)
-    answer = answer_of(run, groups) if run is not None else None
+    answer = answer_of(run, groups, shut) if run is not None else None
     items = [] if run is None or answer is None else list(run_action_items(run, answer))
     items += action_items_of(problems, every, exclusions, old, now)
     rows = _rows(every, standing, old, now)
@@ -365,6 +368,20 @@ def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
     return tuple(sorted(found, key=lambda o: (-o.strikes, natural_sort_key(o.node))))
 
 
+def _queued(allocations: Sequence[Mapping[str, Any]]) -> QueuedJob | None:
+    """The newest job that waits."""
+    for job in reversed(allocations):
+        if job["state"] == AllocationState.REQUESTED:
+            return QueuedJob(
+                job=job["job_id"],
+                reason=one_line(job["reason"]),
+                means=one_line(job.get("means", "")),
+                do=one_line(job.get("do", "")),
+                starts_at=job.get("starts_at"),
+            )
+    return None
+
+
 def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
     incidents = [
         RunIncident(
@@ -395,6 +412,8 @@ def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
             **{n["node"]: one_line(f"excluded: {n['reason']}") for n in status["excluded"]},
         },
         incidents=tuple(i for i in reversed(incidents) if i.at >= since),
+        queued=_queued(status["allocations"]),
+        drained=tuple(status.get("drained", ())),  # an engine of an older superv does not tell
         attention=tuple(
             RunAttention(
                 what=one["what"],

@@ -14,7 +14,7 @@ from supervisor.host.terminal import day_time, duration, one_line, printable
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
 from supervisor.report.model import Cell, Page, count, names, some
 from supervisor.report.text import LETTERS
-from supervisor.report.words import amount, claimed, ends, fallen, point, zone
+from supervisor.report.words import amount, claimed, ends, fallen, point, waiting, zone
 
 MAX_CHANGES = 200
 MAX_OFFENDERS = 30
@@ -61,6 +61,7 @@ def _environment() -> jinja2.Environment:
         "amount": amount,
         "point": point,
         "claimed": claimed,
+        "waiting": waiting,
         "ends": ends,
         "fallen": fallen,
         "count": count,

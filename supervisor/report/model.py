@@ -237,6 +237,17 @@ class RunAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedJob:
+    """What Slurm says of a run's job that waits."""
+
+    job: str
+    reason: str  # Slurm's word
+    means: str
+    do: str  # empty: nothing, the queue does its work
+    starts_at: float | None  # when Slurm expects its start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPart:
     """The run that was asked for, from its status document."""
 
@@ -252,6 +263,8 @@ class RunPart:
     unusable: Mapping[str, str]  # node → why
     incidents: tuple[RunIncident, ...]  # of the period, newest first
     attention: tuple[RunAttention, ...] = ()
+    queued: QueuedJob | None = None
+    drained: tuple[str, ...] = ()  # in Slurm: no ranks begin there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

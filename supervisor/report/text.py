@@ -27,7 +27,7 @@ from supervisor.report.model import (
     names,
     some,
 )
-from supervisor.report.words import amount, claimed, ends, fallen, point, zone
+from supervisor.report.words import amount, claimed, ends, fallen, point, waiting, zone
 
 if TYPE_CHECKING:
     from supervisor.host.terminal import Text
@@ -116,7 +116,9 @@ def _run(run: RunPart | None) -> Lines:
     waits = ", ".join(slot for slot, node in run.slots.items() if not node)
     rows = [("slots", names(node for node in run.slots.values() if node) or "none")]
     rows += [("waiting", waits)] if waits else []
+    rows += [("job", waiting(run.queued))] if run.queued else []
     rows += [("spares", names(run.spares) or "none")]
+    rows += [("drained", f"{names(run.drained)}, in Slurm")] if run.drained else []
     rows += [("not used", f"{node} {reason}") for node, reason in run.unusable.items()]
     for incident in run.incidents:
         who = names(incident.culprits) or "nobody named"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from supervisor.core.check_status import Status, worst
@@ -19,6 +19,7 @@ from supervisor.report.model import (
     count,
     names,
 )
+from supervisor.report.words import waiting
 
 _TRAINS = (Phase.RUNNING, Phase.STARTING, Phase.CHECKING)
 
@@ -43,18 +44,14 @@ def groups_of(every: Sequence[NodeHealth], old: set[str]) -> Groups:
     return {state: tuple(nodes) for state, nodes in of.items()}
 
 
-def answer_of(run: RunPart, groups: Groups) -> RunAnswer:
-    """A run that trains can run. Others need enough nodes: their own, or before and after a run
-    those of the fleet."""
-    bad = {*groups.get("failed", ()), *groups.get("excluded", ())}
+def answer_of(run: RunPart, groups: Groups, shut: Collection[str] = ()) -> RunAnswer:
+    """A run that trains can run. One that is held or waits for its job can't; others need enough
+    nodes, without those that are excluded, or that Slurm gives no jobs (`shut`): their own, or
+    before and after a run those of the fleet.
+    """
+    bad = {*groups.get("failed", ()), *groups.get("excluded", ()), *shut, *run.drained}
     if run.phase in ENDED or run.phase == Phase.PENDING:
-        usable = len(groups.get("healthy", ())) + len(groups.get("degraded", ()))
-        doubtful = len(groups.get("stale", ())) + len(groups.get("unknown", ()))
-        text = f"{run.name} is {run.phase} and needs {count(run.need, 'node')}"
-        if usable >= run.need:
-            return RunAnswer(can_run="yes", text=text)
-        answer = "unknown" if usable + doubtful >= run.need else "no"
-        return RunAnswer(can_run=answer, text=text, nodes_short=run.need - usable)
+        return _of_the_fleet(run, groups, bad)
     filled = [node for node in run.slots.values() if node]
     spares = [node for node in run.spares if node not in bad]
     text = (
@@ -63,13 +60,29 @@ def answer_of(run: RunPart, groups: Groups) -> RunAnswer:
     )
     if run.phase in _TRAINS:
         unhealthy = bad & set(filled)
-        text += f", {names(unhealthy)} in it failed or excluded" if unhealthy else ""
+        text += f", {names(unhealthy)} in it failed, excluded or drained" if unhealthy else ""
         return RunAnswer(can_run="yes", text=text)
     out = bad | run.unusable.keys()
     fit = len({*filled, *spares} - out)
     if fit >= run.need:
         return RunAnswer(can_run="yes", text=text)
     return RunAnswer(can_run="no", text=text, nodes_short=run.need - fit)
+
+
+def _of_the_fleet(run: RunPart, groups: Groups, bad: Collection[str]) -> RunAnswer:
+    """Of a run without nodes: would enough be there?"""
+    out = {*bad, *run.unusable}
+    usable = {*groups.get("healthy", ()), *groups.get("degraded", ())} - out
+    doubtful = {*groups.get("stale", ()), *groups.get("unknown", ())} - out
+    short = max(0, run.need - len(usable))
+    if run.phase in (Phase.HELD, Phase.PENDING):
+        why = run.reason if run.phase == Phase.HELD or not run.queued else waiting(run.queued)
+        there = f"{len(usable)} of {count(run.need, 'node')} that it needs could be used"
+        text = f"{run.name} is {run.phase}: {why}; {there}"
+        return RunAnswer(can_run="no", text=text, nodes_short=short)
+    answer = "yes" if not short else "unknown" if len(doubtful) >= short else "no"
+    text = f"{run.name} is {run.phase} and needs {count(run.need, 'node')}"
+    return RunAnswer(can_run=answer, text=text, nodes_short=short)
 
 
 def verdict_of(

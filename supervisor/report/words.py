@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from supervisor.host.terminal import day_time, duration
-from supervisor.report.model import NodeClaim, NodeExclusion, Point, Slower
+from supervisor.report.model import NodeClaim, NodeExclusion, Point, QueuedJob, Slower
 
 _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 
@@ -30,6 +30,13 @@ def claimed(one: NodeClaim) -> str:
     by = f"{one.by}, run {one.run}" if one.run else one.by
     end = f", until {day_time(one.until)}" if one.until else ", until superv include"
     return f"{by}, since {day_time(one.since)}{end}: {one.reason}"
+
+
+def waiting(one: QueuedJob) -> str:
+    """What Slurm says of a job that waits."""
+    why = f" ({one.reason}{f': {one.means}' if one.means else ''})" if one.reason else ""
+    start = f"; Slurm expects to start it {day_time(one.starts_at)}" if one.starts_at else ""
+    return f"job {one.job} waits{why}{start}"
 
 
 def amount(value: float, unit: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,31 @@ def test_a_job_cancelled_by_hand_is_not_restarted(runs: Runs, state: str) -> Non
     assert status["reason"].startswith(f"job {job_id} was cancelled by a person")
     assert len(status["allocations"]) == 1
     assert (run.jobs(), run.marked()) == ([], [])
+
+
+def test_what_slurm_says_of_a_job_that_waits_stands_where_people_look(runs: Runs) -> None:  # noqa: F811
+    held = runs.do("sbatch", "--exclusive", "--nodes=4", "--output=/dev/null", "--wrap=sleep 600")
+    run = runs.launch()
+    told = run.until(
+        lambda s: s["allocations"] and s["allocations"][0]["reason"] == "Resources", "its reason"
+    )
+    (job,) = told["allocations"]
+    assert (job["raw"], job["do"]) == ("PENDING", "") and "too few nodes are free" in job["means"]
+    said = " ".join(runs.superv("status", run.name).out.split())
+    assert "Resources: too few nodes are free, and it is next" in said
+    runs.superv("sweep", "--deadline=60")
+    page = " ".join(runs.superv("report", "--run", run.name).out.split())
+    assert "Can ring run? NO: ring is pending: job" in page and "(Resources: too few nodes" in page
+    expected = run.until(lambda s: s["allocations"][0]["starts_at"], "an expected start")
+    assert expected["allocations"][0]["starts_at"] > time.time()
+    assert "Slurm expects to start it" in runs.superv("status", run.name).out.replace("\n", " ")
+    runs.do("scontrol", "hold", run.job)
+    told = run.until(lambda s: s["allocations"][0]["reason"] == "JobHeldUser", "the hold")
+    (one,) = [one for one in told["attention"] if one["what"] == "queue"]
+    assert one["fix"] == f"`scontrol release {run.job}`"
+    runs.do("scontrol", "release", run.job)
+    runs.do("scancel", held.out.split()[-1])
+    run.until_step(3)
 
 
 # --- letting a node back in ---

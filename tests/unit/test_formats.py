@@ -46,7 +46,7 @@ def test_an_old_journal_gives_the_same_status_as_before() -> None:
         **dict.fromkeys(("waits_for", "steps_per_s", "target_step", "left_s")),
     }  # keys that are newer than the sample
     for allocation in before["allocations"]:
-        allocation["folder"] = ""
+        allocation |= {"folder": "", "means": "", "do": "", "starts_at": None}
     assert json.loads(json.dumps(status(run, before["now"]))) == before | added
 
 
@@ -63,6 +63,7 @@ def test_an_old_journal_tells_the_same_story_as_before() -> None:
 
 NEW_FIELDS: dict[str, set[str]] = {
     "Submitted": {"folder"},
+    "AllocationSeen": {"means", "do", "starts_at"},
     "SubmitRefused": {"definite"},
     "AgentJoined": {"key"},
     "Progress": {"loss_not_finite", "log", "per_epoch", "slow", "save", "finite_step"},

@@ -353,16 +353,66 @@ def test_a_run_whose_slot_waits_can_not_run(well):
     )  # node-007 is no good either
 
 
-@pytest.mark.parametrize(("need", "answer"), [(39, "yes"), (40, "no")])
-def test_a_held_run_can_go_on_with_enough_nodes(well, need, answer):
+@pytest.mark.parametrize(("need", "could"), [(39, 39), (40, 39)])
+def test_a_held_run_can_not_run_and_says_whether_nodes_are_there(well, need, could):
     told = verdict(well, need, phase="held", reason="3 restarts without a step", slots=[])
+    assert told.can_run == "no"
+    there = f"{could} of {need} nodes that it needs could be used"
+    assert told.text.startswith(f"pre is held: 3 restarts without a step; {there}")
+
+
+@pytest.mark.parametrize(("need", "answer"), [(39, "yes"), (40, "no")])
+def test_a_run_that_has_ended_is_judged_by_the_fleet(well, need, answer):
+    told = verdict(well, need, phase="stopped", reason="by ann", slots=[], spares=[])
     assert told.can_run == answer
-    assert "pre is held" in told.text
 
 
-def test_a_run_in_the_queue_is_judged_by_the_fleet(well):
-    told = verdict(well, 39, phase="pending", slots=[], spares=[])
-    assert (told.can_run, told.status) == ("yes", Status.WARN)
+QUEUED = {
+    "job_id": "12",
+    "state": "asked",
+    "raw": "PENDING",
+    "nodes": [],
+    "reason": "AssocGrpNodeLimit",
+    "means": "the account has reached its nodes",
+    "do": "ask for more",
+    "starts_at": NOW + HOUR_S,
+}
+
+
+def test_a_run_in_the_queue_can_not_run_and_slurm_says_why_and_until_when(well):
+    told = run_status(phase="pending", slots=[], spares=[], allocations=[QUEUED])
+    page = gather(well, NOW, NOW - DAY_S, told, 39)
+    assert (page.verdict.can_run, page.verdict.status) == ("no", Status.FAIL)
+    why = "job 12 waits (AssocGrpNodeLimit: the account has reached its nodes)"
+    for shown in (text(page, colour=False), html(page), markdown(page)):
+        words = " ".join(re.sub(r"<[^>]*>", "", shown).split())
+        assert why in words.replace("\\", "") and "Slurm expects to start it" in words
+    assert document(page)["run"]["queued"] == {
+        "job": "12",
+        **{key: QUEUED[key] for key in ("reason", "means", "do", "starts_at")},
+    }
+    old = [{k: v for k, v in QUEUED.items() if k in ("job_id", "state", "raw", "reason")}]
+    page = gather(well, NOW, NOW - DAY_S, {**told, "allocations": old}, 39)
+    assert "job 12 waits (AssocGrpNodeLimit)" in page.verdict.text
+
+
+def test_what_the_run_excludes_and_what_slurm_shuts_counts_as_not_there(well):
+    ended = {"phase": "stopped", "slots": [], "spares": []}
+
+    def answer(shut=(), **changes):
+        told = run_status(**ended, **changes)
+        return gather(well, NOW, NOW - DAY_S, told, 39, shut=shut).verdict.can_run
+
+    assert answer() == "yes"
+    assert answer(excluded=[{"node": node_name(1), "reason": "x", "since": NOW}]) == "no"
+    assert answer(shut=[node_name(1)]) == "no"
+    waits = {"phase": "gathering", "slots": run_status()["slots"], "spares": [node_name(61)]}
+    told = gather(well, NOW, NOW - DAY_S, run_status(**waits), 60)
+    assert told.verdict.can_run == "yes"
+    told = gather(well, NOW, NOW - DAY_S, run_status(**waits, drained=[node_name(2)]), 60)
+    assert told.verdict.can_run == "no" and f"drained   {node_name(2)}, in Slurm" in text(
+        told, colour=False
+    )
 
 
 def test_nodes_that_nobody_looked_at_may_or_may_not_do(empty):
