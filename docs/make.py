@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from healthchecks.frame import catalogue
+from ncclconf.lint import rules
 from supervisor import signatures
 from supervisor.config.page import page as configuration
 from supervisor.core import node_states, phases
@@ -39,9 +40,28 @@ def pages() -> dict[str, str]:
         "phases.md": phases.page(),
         "security-files.md": FILES_HEAD + footprint.page(),
         "runbooks.md": runbooks(),
+        "nccl-rules.md": nccl_rules(),
         "causes.md": causes(),
         **catalogue.pages(),
     }
+
+
+def nccl_rules() -> str:
+    """Every rule of `superv nccl lint`."""
+    rows = [
+        "# Rules of superv nccl lint",
+        "",
+        MADE,
+        "",
+        "What they are for, and how to ask: [nccl.md](nccl.md).",
+        "",
+        "| rule | severity | why | what to do | source |",
+        "|---|---|---|---|---|",
+    ]
+    for one in sorted(rules(), key=lambda rule: rule.id):
+        cells = (f"`{one.id}`", one.severity, one.why, one.fix, one.source)
+        rows.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def runbooks() -> str:

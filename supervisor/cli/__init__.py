@@ -36,6 +36,7 @@ COMMANDS = {
     "exclude": ("supervisor.cli.exclude:exclude", "Keep nodes out of runs."),
     "include": ("supervisor.cli.include:include", "Let nodes back in, or say what keeps them out."),
     "preflight": ("supervisor.cli.preflight:preflight", "Run health checks on many nodes."),
+    "nccl": ("supervisor.cli.nccl:nccl", "NCCL's variables, and what is wrong with them."),
     "doctor": ("supervisor.cli.doctor:doctor", "Examine this machine and the cluster."),
     "lab": ("supervisor.cli.lab:lab", "A real Slurm cluster on this machine, to try and test."),
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),

@@ -9,6 +9,7 @@ from pathlib import Path
 from supervisor import hooks
 from supervisor.config.container import ContainerOf, check_path
 from supervisor.config.document import At, YamlMapping, named, parse, read_text
+from supervisor.config.nccl import Nccl
 from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_rest
 from supervisor.config.slurm import read_slurm
@@ -145,6 +146,10 @@ class Job:
             "Without it every restart begins at step 0.",
             default="no checkpoints: restarts begin at step 0",
         ),
+    )
+    nccl: Nccl = field(
+        default_factory=Nccl,
+        metadata=about("NCCL's variables, which trainer.env sets.", default="see below"),
     )
     preflight: Preflight = field(
         default_factory=Preflight,

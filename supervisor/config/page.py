@@ -9,6 +9,7 @@ from typing import Any
 
 from supervisor.config.container import ContainerOf
 from supervisor.config.job import Checkpoints, Job
+from supervisor.config.nccl import Nccl
 from supervisor.config.preflight import Preflight
 from supervisor.config.renamed import RENAMED
 from supervisor.config.schema import Key, describe, keys
@@ -74,7 +75,14 @@ def page() -> str:
     ]
     named.insert(0, ("`plain`", *_PLAIN))
     parts += [_table(("name", "step", "resumed"), named), _keys(ProgressPatterns), _STEPS]
-    parts += ["### checkpoints\n", _keys(Checkpoints), "### preflight\n", _keys(Preflight)]
+    parts += [
+        "### checkpoints\n",
+        _keys(Checkpoints),
+        "### nccl\n",
+        _keys(Nccl),
+        "### preflight\n",
+        _keys(Preflight),
+    ]
     parts += ["### policy\n", _keys(Policy)]
     parts += ["## site.yaml\n", _SITE, _keys(Site)]
     parts += ["### drain\n", _DRAIN, _keys(DrainRule), "### ports\n", _PORTS, _keys(PortRoles)]

@@ -22,7 +22,15 @@ async def examine(
     """
     import os
 
-    from supervisor.doctor import cluster, logout, machine, node_probe, settings, trainer
+    from supervisor.doctor import (
+        cluster,
+        logout,
+        machine,
+        nccl_variables,
+        node_probe,
+        settings,
+        trainer,
+    )
 
     found = settings.look(job, site, wrong)
     found += machine.packages()
@@ -33,6 +41,7 @@ async def examine(
     found += machine.ports(site)
     if job is not None:
         found += await trainer.look(job)
+        found += nccl_variables.look(job, unset=True)
     if job is None or job.on_slurm:
         found += await cluster.look(job)
         found += await node_probe.look(job, site, probe=probe)

@@ -14,7 +14,7 @@ from healthchecks.frame.report import Finding
 from supervisor.config import Job
 from supervisor.core.container import RUNTIMES
 from supervisor.core.errors import SeveralError, UserError
-from supervisor.doctor import arguments, modules
+from supervisor.doctor import arguments, modules, nccl_variables
 from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
 
 LOOK_S = 10.0
@@ -35,6 +35,7 @@ async def look(job: Job, *, deadline_s: float = LOOK_S) -> list[Finding]:
     found += _workdir(job, seen) + _program(job, program, seen) + _script(job, seen)
     found += _container(job, seen)
     found += arguments.named(job, seen) + arguments.options(job, seen)
+    found += nccl_variables.look(job)
     here = seen.path(str(trainer.workdir))
     inside = job.container is not None  # nothing of the image can be imported here
     if (

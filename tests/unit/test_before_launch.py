@@ -15,7 +15,7 @@ from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding
 from supervisor.config import Job, parse_job
 from supervisor.core.errors import UserError
-from supervisor.doctor import before_launch, modules
+from supervisor.doctor import before_launch, modules, nccl_variables
 from supervisor.doctor.look_at_files import fields_in, script_options
 
 SCRIPT = """
@@ -210,3 +210,27 @@ def test_modules_are_found_by_an_old_python() -> None:
     import ast
 
     ast.parse(modules.FIND, feature_version=(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("lint", "refused"), [("refuse", True), ("tell", False), ("off", False)], ids=str
+)
+def test_variables_of_nccl_that_cannot_work_stop_a_launch(
+    tmp_path: Path, lint: str, refused: bool
+) -> None:
+    keys = {
+        "name": "ring",
+        "nodes": 2,
+        "trainer": {"module": "train", "env": {"NCCL_P2P_DISABLE": "true"}},
+        "nccl": {"lint": lint},
+    }
+    one = parse_job(json.dumps(keys), tmp_path / "job.yaml")
+    seen = nccl_variables.look(one)
+    assert [f.status for f in seen] == {
+        "refuse": [Status.FAIL],
+        "tell": [Status.WARN],
+        "off": [],
+    }[lint]
+    if refused:
+        with pytest.raises(UserError, match="NCCL_P2P_DISABLE='true' is read as 0"):
+            before_launch.notes(seen, one)

@@ -1,0 +1,1 @@
+"""Rules of `superv nccl lint`, by what they are about."""
