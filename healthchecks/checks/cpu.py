@@ -358,7 +358,8 @@ def _quota(ctx: Ctx) -> float | None:
 
 
 def _memory(ctx: Ctx, found: Findings, allowed: str) -> None:
-    missing = topology.nodes(ctx).keys() - parse_cpu_list(allowed)
+    with_cpus = {n for n, cpus in topology.nodes(ctx).items() if cpus}  # others are of devices
+    missing = with_cpus - parse_cpu_list(allowed)
     if allowed and missing:
         found.fail(
             f"memory of NUMA node {cpu_list_text(missing)} may not be used",

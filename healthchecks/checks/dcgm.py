@@ -97,8 +97,7 @@ def _judge(
     failed: bool,
     rows: list[tuple[str, int]] | None = None,
 ) -> None:
-    gpu = result.get("gpu_id", result.get("gpu_ids", result.get("entity_id", "")))
-    device = f"gpu{gpu}" if str(gpu).isdigit() else ""
+    device = _device(result)
     for text, severity in rows or _errors(result):
         fails = severity in _FAILS or (failed and severity not in _SEVERITIES)
         word = _SEVERITIES.get(severity, "")
@@ -109,6 +108,14 @@ def _judge(
             fix=_FAILS.get(severity, "see DCGM's user guide for this test; run it again"),
             device=device,
         )
+
+
+def _device(result: dict[str, Any]) -> str:
+    """What a result is of: since DCGM 4 also a CPU, a core, an NVSwitch (entity_group)."""
+    gpu = result.get("gpu_id", result.get("gpu_ids"))
+    number = result.get("entity_id", "") if gpu is None else gpu
+    kind = "gpu" if gpu is not None else str(result.get("entity_group") or "gpu").lower()
+    return f"{kind}{number}" if str(number).isdigit() else ""
 
 
 def _errors(result: dict[str, Any]) -> list[tuple[str, int]]:

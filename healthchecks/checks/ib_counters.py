@@ -37,6 +37,35 @@ class _Rule:
     meaning: str
     fix: str
     events: bool = False  # single ones count, however long the looks are apart
+    folder: str = "counters"  # of the port: the driver's own are in hw_counters
+
+
+# What drivers call packets that were sent again: they were lost, or came late, on the way. Not
+# those of connections that were given up: every node says so of a peer that died.
+_RETRIES = (
+    ("local_ack_timeout_err", "acknowledgements that timed out"),  # mlx5
+    ("packet_seq_err", "packets that the peer missed"),
+    ("implied_nak_seq_err", "answers that were missed"),
+    ("to_retransmits", "acknowledgements that timed out"),  # bnxt_re
+    ("seq_err_naks_rcvd", "packets that the peer missed"),
+    ("retrans_timeout_events", "acknowledgements that timed out"),  # efa
+)
+_RETRIES_PER_S = 1.0
+
+
+def _retries(fix: str) -> tuple[_Rule, ...]:
+    return tuple(
+        _Rule(
+            name=name,
+            window_s=60.0,
+            most=60.0 * _RETRIES_PER_S,
+            status=Status.WARN,
+            meaning=meaning,
+            fix=fix,
+            folder="hw_counters",
+        )
+        for name, meaning in _RETRIES
+    )
 
 
 @check("ib.counters", tags={"preflight", "running"}, drains=False)
@@ -57,8 +86,9 @@ def ib_counters(
     """InfiniBand ports lose no link and no symbols; the counters' totals since boot mean nothing.
 
     Thresholds: NVIDIA/NVSentinel's NIC monitor (link_downed 1, link error recovery 5 a minute,
-    symbol errors 120 an hour, which is the IBTA's bit error rate of 1e-12). A link lost between two
-    looks that are further apart than an hour is a WARN: it may be long over. A counter that has
+    symbol errors 120 an hour, which is the IBTA's bit error rate of 1e-12). Packets sent again
+    (hw_counters of mlx5) are a WARN at one a second for a minute, a proposal. A link lost between
+    two looks that are further apart than an hour is a WARN: it may be long over. A counter that has
     reached its width no longer tells; those of 4 bits are not spoken of then. LPF ports are never
     asked: that floods the kernel's log.
     """
@@ -108,7 +138,8 @@ def ib_counters(
         ),
     )
     ports = traffic_ports(ctx, layer="InfiniBand", ignore=ignore)
-    return _judge(ctx, ports, "counters", rules)
+    fix = "look at this port's cable and at congestion in the fabric; compare with its neighbours"
+    return _judge(ctx, ports, "counters", rules + _retries(fix))
 
 
 @check("roce.counters", tags={"preflight", "running"}, drains=False)
@@ -124,28 +155,32 @@ def roce_counters(
         About(doc="Packets out of order (lost, or on other paths) that are tolerated.", unit="/s"),
     ] = 10.0,
 ) -> Result:
-    """RoCE ports are not choked by congestion and lose no packets.
+    """RoCE and EFA ports are not choked by congestion and lose no packets.
 
-    Thresholds: NVIDIA/NVSentinel's NIC monitor for roce_slow_restart (10/s); out_of_sequence and
-    local_ack_timeout_err likewise, a proposal. Counters: hw_counters of mlx5 (NVIDIA,
-    "Understanding mlx5 Linux counters").
+    Thresholds: NVIDIA/NVSentinel's NIC monitor for roce_slow_restart (10/s); out_of_sequence
+    likewise, and packets sent again (1/s), a proposal. Counters: hw_counters of mlx5 (NVIDIA,
+    "Understanding mlx5 Linux counters"), of Broadcom's bnxt_re and of AWS's efa (their drivers).
     """
-    rules = tuple(
+    fix = "compare PFC and ECN with the switch (check roce.qos); look for drops there"
+    rules = _retries(fix) + tuple(
         _Rule(
             name=name,
             window_s=60.0,
             most=60.0 * most,
             status=Status.WARN,
             meaning=meaning,
-            fix="compare PFC and ECN with the switch (check roce.qos); look for drops there",
+            fix=fix,
+            folder="hw_counters",
         )
         for name, most, meaning in (
             ("roce_slow_restart", slow_restarts_per_s, "slow restarts"),
             ("out_of_sequence", out_of_sequence_per_s, "packets out of sequence"),
-            ("local_ack_timeout_err", 1.0, "acknowledgements that timed out"),
+            ("oos_drop_count", out_of_sequence_per_s, "packets out of sequence"),  # bnxt_re
         )
     )
-    ports = traffic_ports(ctx, layer="Ethernet", ignore=ignore)
+    ports = [p for p in traffic_ports(ctx, ignore=ignore) if p.layer != "InfiniBand"]
+    if not ports:
+        raise Skip("no Ethernet port that carries data")
     return _judge(ctx, ports, "hw_counters", rules, extra=("np_cnp_sent", "rp_cnp_handled"))
 
 
@@ -154,18 +189,21 @@ def _judge(
 ) -> Result:
     """Judge what the ports show. What no port of its board shows is not there to be judged."""
     found = Findings()
-    names = {port: set(ctx.names(f"{port.at}/{folder}")) for port in ports}
-    of_board: dict[str, set[str]] = {}
-    for port in ports:
-        of_board.setdefault(port.kind, set()).update(names[port])
+    folders = dict.fromkeys([folder, *(rule.folder for rule in rules)])
+    shown = {(port, f): set(ctx.names(f"{port.at}/{f}")) for port in ports for f in folders}
+    of_board: dict[tuple[str, str], set[str]] = {}
+    for (port, f), names in shown.items():
+        of_board.setdefault((port.kind, f), set()).update(names)
     judged = 0
     for port in ports:
-        if not names[port] and of_board[port.kind]:
+        if not shown[port, folder] and of_board[port.kind, folder]:
             found.unknown(f"shows no {folder}, unlike its siblings", device=port.name)
             continue
-        counted = [rule for rule in rules if rule.name in of_board[port.kind]]
-        judged += any([_one(ctx, found, port, f"{folder}/{rule.name}", rule) for rule in counted])
-        for name in names[port].intersection(extra):
+        counted = [rule for rule in rules if rule.name in of_board[port.kind, rule.folder]]
+        judged += any(
+            [_one(ctx, found, port, f"{rule.folder}/{rule.name}", rule) for rule in counted]
+        )
+        for name in shown[port, folder].intersection(extra):
             _rate(ctx, found, port, f"{folder}/{name}")
     if not judged and found.result("").status is Status.OK:
         raise Skip(f"no port counts errors in {folder} (virtual functions and other makes don't)")

@@ -37,6 +37,10 @@ _MEANINGS: tuple[tuple[Status, str, str], ...] = (
     ),
     (Status.FAIL, "System Event|System Firmware", "Undetermined system hardware|Unrecoverable"),
     (Status.FAIL, "Voltage", "Non-recoverable"),
+    (Status.WARN, "Watchdog", "Timer expired|Hard reset|Power down|Power cycle"),
+    (Status.WARN, "Battery", "Low|Failed"),
+    (Status.WARN, "Memory", "Configuration Error"),
+    (Status.WARN, "Event Logging Disabled", "Log full"),  # it notes no error any more
     (
         Status.WARN,
         "",

@@ -364,16 +364,18 @@ def mem_size(
 ) -> Result:
     """All memory is there, evenly on its NUMA nodes, and /dev/shm has its share.
 
-    MemTotal within 3 % as in Azure's node health checks; NUMA nodes with CPUs within 3 % of each
-    other. NCCL and data loaders keep buffers in /dev/shm, whose default is half of the memory; less
-    than 10 % and than 8 GiB (nccl.shm) is our own threshold. The cohort's fact is MemTotal, rounded
-    to 1 or 2 %.
+    MemTotal within 3 % as in Azure's node health checks, of what site.yaml says and of the most
+    that this node had (a module that is no longer seen; `superv accept` forgets it); NUMA nodes
+    with CPUs within 3 % of each other. NCCL and data loaders keep buffers in /dev/shm, whose
+    default is half of the memory; less than 10 % and than 8 GiB (nccl.shm) is our own threshold.
+    The cohort's fact is MemTotal, rounded to 1 or 2 %.
     """
     found = Findings()
     total = _meminfo(ctx.text("proc/meminfo"), "MemTotal:")
     found.metric("total", total, "B")
     step = 1 << (total // 100).bit_length()
     found.fact("memory", f"{round(total / step) * step / _GIB:g} GiB")
+    _as_before(ctx, found, total, within_percent)
     if expected_gib and abs(total / _GIB / expected_gib - 1) * 100 > within_percent:
         found.fail(
             f"{total / _GIB:.0f} GiB of memory",
@@ -400,6 +402,31 @@ def mem_size(
     return found.result(f"{total / _GIB:.0f} GiB of memory")
 
 
+def _as_before(ctx: Ctx, found: Findings, total: int, within_percent: float) -> None:
+    """Against the node's own past. Memory of devices, which comes with a driver, does not count."""
+    sizes = _sizes(ctx)
+    size = sum(sizes.values()) or total
+    most = max(size, int(ctx.memory.get("most") or 0))
+    ctx.memory.put("most", most, lasting=True)
+    if (1 - size / most) * 100 > within_percent:
+        found.fail(
+            f"{size / _GIB:.0f} GiB of memory, and {most / _GIB:.0f} were here before",
+            expected=f"{most / _GIB:.0f} GiB, {within_percent:g} % less at most",
+            fix="drain the node and look for a module that is not seen (dmidecode -t memory, BMC); "
+            "where it was taken out on purpose: superv nodes NODE --repaired NOTE --check mem.size",
+        )
+
+
+def _sizes(ctx: Ctx) -> dict[str, int]:
+    """NUMA nodes with CPUs, in bytes; those without are memory of devices."""
+    base = "sys/devices/system/node"
+    return {
+        name: _meminfo(ctx.text(f"{base}/{name}/meminfo"), "MemTotal:")
+        for name in ctx.names(base)
+        if name[4:].isdigit() and ctx.maybe(f"{base}/{name}/cpulist")
+    }
+
+
 def _meminfo(text: str, name: str) -> int:
     """A value of meminfo in bytes. Raises Unknown where it is not there."""
     for line in text.splitlines():
@@ -410,13 +437,7 @@ def _meminfo(text: str, name: str) -> int:
 
 
 def _even(ctx: Ctx, found: Findings, within_percent: float) -> None:
-    """NUMA nodes with CPUs; those without are memory of devices."""
-    base = "sys/devices/system/node"
-    sizes = {
-        name: _meminfo(ctx.text(f"{base}/{name}/meminfo"), "MemTotal:")
-        for name in ctx.names(base)
-        if name[4:].isdigit() and ctx.maybe(f"{base}/{name}/cpulist")
-    }
+    sizes = _sizes(ctx)
     most = max(sizes.values(), default=0)
     for name, size in sizes.items():
         if (1 - size / most) * 100 > within_percent:

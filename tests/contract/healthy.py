@@ -244,7 +244,7 @@ def nvswitch(bdf: str) -> Change:
     )
 
 
-def _mounts(*rows: str) -> Change:
+def mounts(*rows: str) -> Change:
     """Lines of mountinfo, beside those of the healthy node."""
 
     def do(tree: Tree) -> None:
@@ -257,7 +257,7 @@ def mount(
     number: int, device: str, point: str, kind: str, source: str, inner: str = "rw"
 ) -> Change:
     def do(tree: Tree) -> None:
-        _mounts(f"{number} 29 {device} / {point} rw,relatime shared:9 - {kind} {source} {inner}")(
+        mounts(f"{number} 29 {device} / {point} rw,relatime shared:9 - {kind} {source} {inner}")(
             tree
         )
         tree.path(point).mkdir(parents=True, exist_ok=True)

@@ -371,7 +371,13 @@ COUNTERS = [
     Case(
         check="ib.counters",
         name="virtual functions",
-        change=both(*(lost(f"{IB}/{d}/ports/1/counters") for d in FABRIC)),
+        change=both(
+            *(
+                lost(f"{IB}/{d}/ports/1/{what}")
+                for d in FABRIC
+                for what in ("counters", "hw_counters")
+            )
+        ),
         status=SKIP,
         seen="virtual functions",
     ),

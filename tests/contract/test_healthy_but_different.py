@@ -15,13 +15,14 @@ from unittest.mock import patch
 import pytest
 from checks import NOW, looked
 from healthy import NODES, HealthyNode
+from healthy_more import MORE
 
 from healthchecks.frame.check import Check, Result, Status
 from healthchecks.frame.registry import registered, settings_for
 from tests.hardware.nvml import Worker, build
 from tests.hardware.tree import Tree, borrowed
 
-CASES = NODES  # for the worker
+CASES = [*NODES, *MORE]  # for the worker
 APART_S = 60.0
 # Judged by more than a tree holds: this machine's clock, the network, a C library.
 ELSEWHERE = {"clock", "path.mtu", "ib.mtu", "roce.mtu", "nfs.gate", "nfs.alive", "gpu.leftover"}
@@ -77,7 +78,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     one.close()
 
 
-@pytest.mark.parametrize("node", NODES, ids=str)
+@pytest.mark.parametrize("node", CASES, ids=str)
 def test_no_check_cries(node: HealthyNode, worker: Worker, tmp_path: Path) -> None:
     assert node.source
     said = worker.ask(str(node), tmp_path)
