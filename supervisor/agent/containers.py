@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from supervisor import proc
 from supervisor.agent import tree
@@ -53,28 +52,33 @@ def gpus(root: Path = Path("/")) -> str:
     return AMD if (root / "dev/kfd").exists() else ""
 
 
+def of_node(base: Mapping[str, str]) -> dict[str, str]:
+    """Of an agent's variables those that mean something in a container: Slurm's."""
+    return {name: value for name, value in base.items() if name.startswith("SLURM")}
+
+
 def wrapped(
     container: Container,
-    spec: Mapping[str, Any],
     argv: list[str],
+    env: Mapping[str, str],
+    env_file: Path,
     base: Mapping[str, str],
     node: str,
     folder: Path,
 ) -> tuple[list[str], dict[str, str]]:
-    """A rank's command in its container, and the environment of the runtime's own process.
+    """A command in its container, and the environment of the runtime's own process.
 
-    The rank's environment goes through a file of mode 0600 beside its log. Raises OSError.
+    Its own environment goes through a file of mode 0600, which its shell removes. Raises OSError.
     """
-    path = Path(spec["log"]).with_suffix(".env")
-    private.write(path, environment_file(spec["env"]).encode())
+    private.write(env_file, environment_file(env).encode())
     place = ContainerPlace(
         node=node,
         job_id=base.get("SLURM_JOB_ID", ""),
         folder=str(folder),
         gpus=gpus(),
     )
-    own = {**RUNTIMES[container.runtime].env, **base, tree.MARK: spec["env"][tree.MARK]}
-    return inside(container, place, str(path), argv), own
+    own = {**RUNTIMES[container.runtime].env, **base, tree.MARK: env[tree.MARK]}
+    return inside(container, place, str(env_file), argv), own
 
 
 def signal_of(container: Container | None, code: int | None) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from supervisor import proc
 from supervisor.agent import containers, tree
-from supervisor.agent.warm import Cold, Starter, write_files
+from supervisor.agent.warm import LOADING_ENV, Cold, Starter, write_files
 from supervisor.channel.wire import RankJob
 from supervisor.core import names
 from supervisor.core.actions import Start
@@ -99,7 +99,7 @@ def rank_env(
         ),
     )
     if job.container is not None:  # of the node's variables only Slurm's mean something in there
-        base = {name: value for name, value in base.items() if name.startswith("SLURM")}
+        base = containers.of_node(base)
     default = {"PYTHONUNBUFFERED": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     if job.ranks_per_node > 1:
         default["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks share the cores
@@ -227,6 +227,8 @@ class Ranks:
                 why = ""
                 for rank, pid in pids.items():
                     started = procfs.start_time(pid) or 0
+                    if job.container is not None:  # it may not see the cgroups itself
+                        self._enter_cgroup(pid)
                     self.ranks[rank] = RankProcess(
                         rank=rank, pid=pid, started=started, starter=starter
                     )
@@ -246,7 +248,8 @@ class Ranks:
         rank = order.slot * job.ranks_per_node + local
         words = job.entry or (job.resumed if order.resume_path else job.fresh)
         hook = self._dir / "starter" / f"superv_hook_{job.hook}.py"
-        return {
+        keeps = {"drop": sorted(LOADING_ENV)} if job.container else {}  # the image's variables
+        return keeps | {
             "rank": rank,
             "ranks": job.ranks_per_node,
             "argv": [fill(word, values) for word in words],
@@ -302,7 +305,8 @@ class Ranks:
             argv = [job.python, str(script), "rank", str(path)]
         env, cwd = spec["env"], job.workdir
         if job.container is not None:
-            argv, env = containers.wrapped(job.container, spec, argv, base, node, self._dir)
+            file = Path(spec["log"]).with_suffix(".env")
+            argv, env = containers.wrapped(job.container, argv, env, file, base, node, self._dir)
             cwd = "/"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         log = os.open(spec["log"], flags, 0o600)
@@ -310,11 +314,14 @@ class Ranks:
             child = proc.spawn(argv, env=env, cwd=cwd, stdout=log)
         finally:
             os.close(log)
-        if self.cgroup:
-            with contextlib.suppress(OSError):
-                Path(self.cgroup).write_text(str(child.pid))
+        self._enter_cgroup(child.pid)
         started = procfs.start_time(child.pid) or 0
         self.ranks[rank] = RankProcess(rank=rank, pid=child.pid, started=started, child=child)
+
+    def _enter_cgroup(self, pid: int) -> None:
+        if self.cgroup:
+            with contextlib.suppress(OSError):
+                Path(self.cgroup).write_text(str(pid))
 
     def _table(self) -> bytes:
         """Which processes are the ranks, for an agent that comes after this one."""

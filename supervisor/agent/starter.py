@@ -7,13 +7,14 @@ node-local disk and runs it there with the trainer's interpreter.
     starter.py rank ORDER         be one rank, without a preloaded parent
 
 ORDER is a JSON file: {argv, env, cwd, path, log, rank, ranks, hook, state, notify_socket,
-stacks, promised, cgroup};
-for `serve` {argv, cwd, path, preload, hook, quiet_s}. `argv` is what follows `python` on a command
-line: "-m", MODULE, … or SCRIPT, ….
+stacks, promised, cgroup}, in a container drop too;
+for `serve` {argv, cwd, path, preload, hook, quiet_s, stays}. `argv` is what follows `python` on a
+command line: "-m", MODULE, … or SCRIPT, ….
 
-On FD the agent sends orders, a JSON line each; the starter answers with lines: {"ready", "took_s",
-"files"}, {"failed"}, {"rank", "pid"}, {"unsafe"}, {"waiting"}, {"pid", "status"}. When the agent's
-end closes, the starter ends, and with it what waits for an order; its ranks go on.
+On FD the agent sends orders, a JSON line each; the starter answers with lines: {"serving"},
+{"ready", "took_s", "files"}, {"failed"}, {"rank", "pid"}, {"unsafe"}, {"waiting"}, {"pid",
+"status"}. When the agent's end closes, the starter ends, and with it what waits for an order; its
+ranks go on. In a container it stays until they have ended.
 """
 
 from __future__ import annotations
@@ -378,7 +379,10 @@ def apply_order(order: dict[str, Any]) -> None:
     import random
 
     os.chdir(order["cwd"])
-    replace_environ(order["env"])
+    env = order["env"]
+    if "drop" in order:  # in a container: over the image's variables
+        env = {n: v for n, v in os.environ.items() if n not in order["drop"]} | env
+    replace_environ(env)
     random.seed()
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if numpy is not None:
@@ -423,6 +427,7 @@ class StarterServer:
         import select
 
         began = time.monotonic()
+        self.send(serving=os.getpid())
         self._quiet_s = order["quiet_s"]
         first_path(order["argv"], order.get("path") or order["cwd"])
         load_hook(order.get("hook"))
@@ -451,13 +456,23 @@ class StarterServer:
                 self._reap()
             if self._link in ready:
                 data = self._link.recv(1 << 20)
-                if not data:
-                    return None  # the agent is gone; the ranks are not this process's to end
+                if not data:  # the agent is gone; the ranks are not this process's to end
+                    if order.get("stays"):
+                        self._outlive()
+                    return None
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     forked = self._handle(line)
                     if forked is not None:
                         return forked
+
+    def _outlive(self) -> None:
+        """Stay as long as ranks do: with this process a container may lose its files."""
+        while self._waiting:
+            os.close(self._waiting.pop()[1])
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
 
     def _reap(self) -> None:
         while True:

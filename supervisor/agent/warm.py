@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from supervisor import hooks, proc
-from supervisor.agent import tree
+from supervisor.agent import containers, tree
 from supervisor.channel.wire import RankJob
-from supervisor.host import private
+from supervisor.host import private, procfs
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ class Starter:
         self._why = ""  # why it can't fork, once that is known
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._status: dict[int, asyncio.Future[int]] = {}  # by pid of a rank
+        self._serving = 0  # its own pid in a container, where the child is the runtime's process
         self._waiting: set[int] = set()  # pids that were forked ahead and are no ranks yet
 
     @property
@@ -88,12 +89,23 @@ class Starter:
     @property
     def pids(self) -> frozenset[int]:
         """Its processes that are no ranks."""
-        own = () if self._child is None else (self._child.pid,)
-        return frozenset((*own, *self._waiting))
+        own = set() if self._child is None else {self._child.pid}
+        if self._job.container is not None:
+            own |= self._runtime_pids()
+        return frozenset(own | self._waiting)
+
+    def _runtime_pids(self) -> set[int]:
+        """Processes of its container that are neither ranks nor below them."""
+        found = [] if self._child is None else [self._child.pid]
+        for pid in found:
+            if pid != self._serving:  # whose children are the ranks
+                found += procfs.children(pid)
+        return set(found)
 
     def start(self) -> None:
         """Begin to preload; returns at once. Without room for its files, ranks start cold."""
         self._why, self._rest = "", b""
+        self._serving = 0
         self._waiting.clear()
         self._loaded = asyncio.get_running_loop().create_future()
         try:
@@ -119,14 +131,17 @@ class Starter:
         order = self._dir / "starter" / "serve.json"
         document = {
             "argv": self._job.entry or self._job.fresh,
-            "cwd": self._job.workdir,
+            "cwd": self._job.container.workdir if self._job.container else self._job.workdir,
+            "stays": self._job.container is not None,
             "path": self._job.path,
             "preload": self._job.preload,
             "hook": str(hook) if hook else "",
             "quiet_s": self._quiet_s,
         }
         private.write(order, json.dumps(document).encode())
-        env = LOADING_ENV | dict(os.environ) | self._job.env | {tree.MARK: self._mark + "starter"}
+        base, cwd = dict(os.environ), self._job.workdir
+        seen = base if self._job.container is None else containers.of_node(base)
+        env = LOADING_ENV | seen | self._job.env | {tree.MARK: self._mark + "starter"}
         if self._job.ranks_per_node > 1:
             env.setdefault("OMP_NUM_THREADS", "1")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -134,10 +149,22 @@ class Starter:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
+            argv = [self._job.python, str(script), "serve", str(theirs.fileno()), str(order)]
+            if self._job.container is not None:
+                node, cwd = self._mark.split("/")[1], "/"
+                argv, env = containers.wrapped(
+                    self._job.container,
+                    argv,
+                    env,
+                    self._dir / "starter" / "serve.env",
+                    base,
+                    node,
+                    self._dir,
+                )
             self._child = proc.spawn(
-                [self._job.python, str(script), "serve", str(theirs.fileno()), str(order)],
+                argv,
                 env=env,
-                cwd=self._job.workdir,
+                cwd=cwd,
                 stdout=log,
                 pass_fds=(theirs.fileno(),),
             )
@@ -183,7 +210,9 @@ class Starter:
             self._heard(json.loads(line))
 
     def _heard(self, words: dict[str, Any]) -> None:
-        if "waiting" in words:
+        if "serving" in words:
+            self._serving = words["serving"]
+        elif "waiting" in words:
             self._waiting.add(words["waiting"])
         elif "status" in words and words["pid"] in self._waiting:
             self._waiting.discard(words["pid"])

@@ -76,7 +76,8 @@ def _container(job: RankJob, node_dir: Path) -> None:
     folder = f"{node_dir}/AGENT"
     place = ContainerPlace(node="NODE", job_id="JOB", folder=folder, gpus=NVIDIA)
     line = inside(job.container, place, f"{folder}/ATTEMPT/RANK.env", ["RANK-COMMAND"])
-    click.echo("# started cold, in a container; on a node with NVIDIA GPUs as")
+    warm = "what ranks are forked from, and ranks that start cold," if job.preload else "each rank"
+    click.echo(f"# {warm} in a container; on a node with NVIDIA GPUs as")
     click.echo(shlex.join(line))
 
 

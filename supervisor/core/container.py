@@ -59,6 +59,7 @@ class Runtime:
     argv: Callable[[Container, ContainerPlace], list[str]]  # up to the command
     # Variables of its own process, which other users can't read.
     env: Mapping[str, str]
+    keeps_descriptors: bool = True  # so a process in the container can be told what to fork
     signal_as_code: bool = False  # it ends with 128 + N where its command was ended by a signal
 
 
@@ -107,6 +108,7 @@ RUNTIMES: Mapping[str, Runtime] = {
         program="srun",
         argv=_pyxis,
         env={"NVIDIA_VISIBLE_DEVICES": "all", "MELLANOX_VISIBLE_DEVICES": "all"},
+        keeps_descriptors=False,
         signal_as_code=True,
     ),
 }

@@ -17,7 +17,7 @@ from supervisor.channel import delivery, wire
 from supervisor.config import Job, Site
 from supervisor.config.groups import NodeGroup, narrowed
 from supervisor.config.site import NODE_DIR
-from supervisor.core.container import Container, Mount
+from supervisor.core.container import RUNTIMES, Container, Mount
 from supervisor.core.setting import FOR_ALL_CHECKS, GROUPS, OWN_CHECKS, PORT_ROLES, REPAIRS
 from supervisor.core.types import RunSpec
 from supervisor.engine.effects import Setup
@@ -68,7 +68,7 @@ def wire_job(
         fresh=fresh,
         resumed=resumed,
         entry=entry,
-        preload=() if job.container else trainer.preload,  # forks would leave the container
+        preload=trainer.preload if _can_fork(job) else (),
         hook="" if trainer.hook == "none" else trainer.hook,
         workdir=str(trainer.workdir),
         env={**env, **secrets},
@@ -85,6 +85,11 @@ def wire_job(
         health=_health(job, site, repairs),
         newer_than_0_1=True,
     )
+
+
+def _can_fork(job: Job) -> bool:
+    """Whether ranks can be forked where they are to run."""
+    return job.container is None or RUNTIMES[job.container.runtime].keeps_descriptors
 
 
 def _container(job: Job) -> Container | None:

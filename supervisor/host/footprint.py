@@ -233,6 +233,7 @@ NODE = (
     _file(f"{_STARTER}/superv_starter.py", "its code", ENDS, CODE),
     _file(f"{_STARTER}/superv_hook_{{hook}}.py", "the hook's code", ENDS, HOOK),
     _file(f"{_STARTER}/serve.json", "what it preloads", ENDS, WARM),
+    _file(f"{_STARTER}/serve.env", "its environment in a container", MOMENT, RARE),
     _file(f"{_STARTER}/log", "what it prints", ENDS, WARM),
     _file(f"{_STARTER}/.{{any}}.{{hex}}", "a file that is being written", MOMENT, RARE),
     _folder(f"{_NODE}/code", "copies of the trainer's code", ENDS),

@@ -29,6 +29,7 @@ from supervisor.core.container import (
 )
 from tests.processes import send
 
+LOOP = "superv-agent"  # the shell around each agent
 STAND_IN = REPO / "tests/local/container_runtime.py"
 ODD = {"A": "two words", "B": 'it\'s $HOME `id` "x"\nline', "C": "", "D": "ü\\n*"}
 
@@ -104,22 +105,22 @@ def test_ends_are_told_as_they_are(bin_dir: Path, runtime: str) -> None:
     assert run_inside(bin_dir, runtime, "nothing-like-it").returncode == 127
 
 
-def launched(home: RunHome, bin_dir: Path, runtime: str, **more: Any) -> dict[str, Any]:
+def launched(home: RunHome, bin_dir: Path, runtime: str, preload: str = "[]") -> dict[str, Any]:
     home.env["PATH"] = f"{bin_dir}:{home.env.get('PATH', os.defpath)}"
     image = bin_dir.parent / "image"
     mounts = [{"path": str(DCP), "read_only": True}]
-    path = home.job(container={"runtime": runtime, "image": str(image), "mounts": mounts}, **more)
+    path = home.job(container={"runtime": runtime, "image": str(image), "mounts": mounts})
     text = path.read_text().replace(f"python: {home.argv()[0]}", "python: /usr/bin/python3")
     secret = home.path / "secret"
     secret.write_text("hush-hush\n")
     secret.chmod(0o600)
     text = text.replace("trainer:\n", f"trainer:\n  env: {{TOKEN: {{secret: {secret}}}, A: b c}}\n")
-    path.write_text(text)
+    path.write_text(text.replace("trainer:\n", f"trainer:\n  preload: {preload}\n"))
     home.superv("launch", "--detach", str(path))
     return home.at_step(12)
 
 
-@pytest.mark.parametrize("runtime", ["apptainer", "enroot"])
+@pytest.mark.parametrize("runtime", ["enroot", pytest.param("apptainer", marks=pytest.mark.soak)])
 def test_a_run_whose_ranks_are_in_containers(home: RunHome, bin_dir: Path, runtime: str) -> None:
     launched(home, bin_dir, runtime)
     there = {
@@ -138,6 +139,39 @@ def test_a_run_whose_ranks_are_in_containers(home: RunHome, bin_dir: Path, runti
     [incident] = status["incidents"]
     assert "was ended by signal 9" in incident["evidence"][0]["text"]
     assert incident["resumed_from"] >= 10
+    home.superv("stop", "ring")
+    until(lambda: home.status()["phase"] == "stopped", "the end of the run")
+
+
+def in_containers(home: RunHome, words: str) -> list[int]:
+    """Processes that see the image's files, and whose command line holds the words."""
+    there = home.processes(words=words)
+    return [pid for pid in there if Path(f"/proc/{pid}/root/marker").exists()]
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", pytest.param("enroot", marks=pytest.mark.soak)])
+def test_ranks_are_forked_in_the_container_and_outlive_their_agent(
+    home: RunHome, bin_dir: Path, runtime: str
+) -> None:
+    launched(home, bin_dir, runtime, preload="[json]")
+    ranks = sorted(in_containers(home, "ring.py"))
+    assert len(ranks) >= 4
+    send(ranks[0], signal.SIGKILL)
+    status = home.at_step(22, attempt=2)
+    [incident] = status["incidents"]
+    assert incident["warm"] is True and status["attempt_cold"] == []
+    agents = {
+        p for p, argv in home.processes(words="-m supervisor.agent").items() if LOOP not in argv
+    }
+    assert len(agents) >= 2
+    for pid in agents:
+        send(pid, signal.SIGKILL)
+    until(lambda: not agents & home.processes().keys(), "the end of the agents")
+    status = home.at_step((home.status()["step"] or 0) + 40, attempt=2)
+    assert len(status["incidents"]) == 1, "the ranks have noticed nothing"
+    send(max(in_containers(home, "ring.py")), signal.SIGKILL)
+    status = home.at_step(status["step"] + 10, attempt=3)
+    assert [one["warm"] for one in status["incidents"]] == [True, True]
     home.superv("stop", "ring")
     until(lambda: home.status()["phase"] == "stopped", "the end of the run")
 
