@@ -14,7 +14,7 @@ BLOCK_ERRORS = (
 # DISCARD, SECURE_ERASE and WRITE_ZEROES that a disk does not know are no errors.
 NO_DATA = r"(?!\S+, sector \d+ op 0x[359]:)"
 _DISKS = r"((?:sd[a-z]+|hd[a-z]|x?vd[a-z]+|dm-|md|mmcblk|pmem)\d*p?\d*)"  # no CDs, no loops
-_DEVICE = r"([\w!-]{1,31})"
+_DEVICE = r"((?!loop)[\w!-]{1,31})"  # images that users bring (Apptainer's overlays) are theirs
 _REPLACE = "look at the disk (smartctl -a) and its cable; replace it"
 DISK_PATTERNS = (
     KernelLogPattern(
@@ -40,7 +40,7 @@ DISK_PATTERNS = (
             Wording(
                 source="jbd2, Linux 2.6 to 6.12, fs/jbd2/journal.c jbd2_journal_abort",
                 substring="Aborting journal on device ",
-                regex=r"Aborting journal on device ([\w!]{1,24})-\d+\.",
+                regex=r"Aborting journal on device ((?!loop)[\w!]{1,24})-\d+\.",
                 example="Aborting journal on device sda2-8.",
             ),
             Wording(

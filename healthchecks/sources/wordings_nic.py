@@ -11,7 +11,7 @@ _MLX5 = rf"mlx5_core {BDF}: "
 _BY = r"(?:\w+:\d+:\(pid \d+\): )?"  # function, line and process: mlx5_core_err, mlx5_core_warn
 _STARTED = "mlx5_core "  # the driver started it again, or got it back
 _STARTED_LINE = _MLX5 + rf"{_BY}(?:firmware version: \d|health recovery succeeded)"
-# Of others than mlx5: what says that they are well again differs, so a FAIL lasts until the boot.
+# Of others than mlx5, which say each in its own way that their driver has started again.
 _NETDEV = r"(?: [^ :]+| \(unnamed net_device\) \(uninitialized\))?: "
 NIC_PATTERNS = (
     KernelLogPattern(
@@ -42,6 +42,8 @@ NIC_PATTERNS = (
         fix="drain the node, reload the NIC's driver or power cycle the host; then flash its "
         "firmware",
         until_boot=True,
+        cleared_by="DDP package was successfully loaded",
+        cleared_regex=rf"ice {BDF}: The DDP package was successfully loaded",
     ),
     KernelLogPattern(
         name="no_answer",
@@ -72,6 +74,8 @@ NIC_PATTERNS = (
         what="a command to the NIC's firmware got no answer",
         fix="drain the node, reload the NIC's driver or power cycle the host",
         until_boot=True,
+        cleared_by="Ethernet found at mem",
+        cleared_regex=rf"bnxt_en {BDF} [^ :]+: Broadcom [\w /.-]+ Ethernet found at mem ",
     ),
     KernelLogPattern(
         name="reset",

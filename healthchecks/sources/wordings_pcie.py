@@ -118,6 +118,36 @@ PCIE_PATTERNS = (
         fix=f"{_LOOK}; reboot the node",
     ),
     KernelLogPattern(
+        name="iommu_fault",
+        wordings=(
+            Wording(
+                source="Linux 3.x to 6.12, drivers/iommu/intel/dmar.c dmar_fault_do_one",
+                substring="DMAR: [",
+                regex=r"DMAR: \[(?:DMA|INTR)[\w -]*\] Request device \[((?:[\da-f]{4}:)?"
+                r"[\da-f]{2}:[\da-f]{2}\.\d)\] ",
+                example="DMAR: [DMA Read NO_PASID] Request device [1b:00.0] fault addr "
+                "0xc0de000 [fault reason 0x06] PTE Read access is not set",
+            ),
+            Wording(
+                source="Linux 3.x to 6.12, drivers/iommu/amd/iommu.c amd_iommu_report_page_fault",
+                substring="AMD-Vi: Event logged [IO_PAGE_FAULT ",
+                regex=rf"AMD-Vi: Event logged \[IO_PAGE_FAULT device={BDF}",
+                example="AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:41:00.0 domain=0x0000 "
+                "address=0xc0de000 flags=0x0050]",
+            ),
+            Wording(
+                source="Linux 4.x to 6.12, the same where a driver has the device",
+                substring="AMD-Vi: Event logged [IO_PAGE_FAULT ",
+                regex=rf"(?:{_DRIVER}|{_NIC}) {BDF}: AMD-Vi: Event logged \[IO_PAGE_FAULT ",
+                example="mlx5_core 0000:41:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT "
+                "domain=0x0029 address=0xc0de000 flags=0x0000]",
+            ),
+        ),
+        status=Status.WARN,
+        what="reached for memory that the IOMMU does not let it have",
+        fix="update its driver; for GPUDirect set iommu=pt, or switch the IOMMU off in the BIOS",
+    ),
+    KernelLogPattern(
         name="inaccessible",
         wordings=(
             Wording(

@@ -240,6 +240,41 @@ HARMLESS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
                 "loop0: detected capacity change from 0 to 8",
             ),
         ),
+        (
+            "ext4 and XFS of an image that a user brought (Apptainer)",
+            (
+                "EXT4-fs (loop5): Remounting filesystem read-only",
+                "Aborting journal on device loop5-8.",
+                "XFS (loop6): log I/O error -5",
+                "EXT4-fs error (device loop5): ext4_lookup:1853: inode #12: comm python3: x",
+            ),
+        ),
+        (
+            "IOMMUs at boot",
+            (
+                "DMAR: Host address width 52",
+                "DMAR: [Firmware Bug]: No firmware reserved region can cover this RMRR",
+                "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+                "AMD-Vi: Interrupt remapping enabled",
+                "pci 0000:1b:00.0: Adding to iommu group 42",
+            ),
+        ),
+        (
+            "bnxt: a command without an answer, then a new start of the driver",
+            (
+                "bnxt_en 0000:3d:00.0 enp61s0f0np0: Error (timeout: 500015) msg {0x16 0x1bb} len:0",
+                "bnxt_en 0000:3d:00.0 eth0: Broadcom BCM57508 NetXtreme-E "
+                "10Gb/25Gb/40Gb/50Gb/100Gb/200Gb Ethernet found at mem 1fff, node addr 00:00",
+            ),
+        ),
+        (
+            "ice: recovery mode, then a new start of the driver",
+            (
+                "ice 0000:4b:00.0: Firmware recovery mode detected. Limiting functionality.",
+                "ice 0000:4b:00.0: The DDP package was successfully loaded: ICE OS Default "
+                "Package version 1.3.36.0",
+            ),
+        ),
         ("libata at boot", "ata1: SATA link up 6.0 Gbps (SStatus 133 SControl 300)"),
         ("libata: a port without a disk", "ata2: SATA link down (SStatus 0 SControl 300)"),
         (

@@ -124,6 +124,34 @@ BUSES = [
         ),
         (
             WARN,
+            "1b:00.0: reached for memory",
+            "Linux 5.15, intel/dmar.c",
+            "DMAR: [DMA Read NO_PASID] Request device [1b:00.0] fault addr 0x7f21c0de0000 [fault "
+            "reason 0x06] PTE Read access is not set",
+        ),
+        (
+            WARN,
+            "18:00.0: reached for memory",
+            "Linux 4.x, dmar.c",
+            "DMAR: [DMA Write] Request device [18:00.0] fault addr 7f21c0de0000 [fault reason 05] "
+            "PTE Write access is not set",
+        ),
+        (
+            WARN,
+            "0000:41:00.0: reached for memory",
+            "Linux, AMD",
+            "AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:41:00.0 domain=0x0000 "
+            "address=0x7f21c0de0000 flags=0x0050]",
+        ),
+        (
+            WARN,
+            "0000:1b:00.0: reached for memory",
+            "Linux, AMD, a device that has a driver",
+            "nvidia 0000:1b:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0029 "
+            "address=0x7f21c0de0000 flags=0x0000]",
+        ),
+        (
+            WARN,
             "0000:1b:00.0: does not answer on the PCIe bus",
             "Linux 4.18, pci_dev_wait",
             "vfio-pci 0000:1b:00.0: not ready 65535ms after FLR; giving up",
