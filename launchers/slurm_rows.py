@@ -103,6 +103,12 @@ class SlurmNode:
         return "*" in self.state or not said.isdisjoint(("down", "not_responding"))
 
     @property
+    def silent(self) -> bool:
+        """Not responding at this moment. A drained node that was silent and is back is not, and is
+        still down (`down+drain`) until its drain is lifted."""
+        return "*" in self.state or "not_responding" in self.complete
+
+    @property
     def drains(self) -> bool:
         """Drained, or about to be once its job has ended."""
         return self.state.startswith("drain")

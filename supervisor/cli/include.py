@@ -232,7 +232,7 @@ def _slurm(
 
     slurm = Slurm(deadline_s=SLURM_S)
     try:
-        said = asyncio.run(slurm.nodes_of(nodes))
+        said = asyncio.run(slurm.settled_nodes(nodes))
     except (TransientError, UserError) as error:
         done.notes.append(f"whether they are drained in Slurm is not known: {error}")
         return
@@ -268,12 +268,12 @@ def _own_drains(
 def _is_ours(drain: Drain, seen: SlurmNode) -> bool:
     from supervisor.fleet.drain import same_reason
 
-    return seen.drains and not seen.down and same_reason(seen.given_reason, drain.reason)
+    return seen.drains and not seen.silent and same_reason(seen.given_reason, drain.reason)
 
 
 def _out_of_service(seen: SlurmNode) -> str:
     said = f" ({seen.given_reason})" if seen.given_reason else ""
-    if seen.drains and not seen.down:
+    if seen.drains and not seen.silent:
         return f"drained in Slurm{said}, not by superv: {_resume_command(seen.name)}"
     return f"out of service in Slurm: {seen.state}{said}; scontrol show node {seen.name} says more"
 

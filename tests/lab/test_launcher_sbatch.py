@@ -182,7 +182,7 @@ def test_a_lost_reply_makes_one_job(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slurm", "kind", "says"),
+    ("options", "kind", "says"),
     [
         ({"partition": "nope"}, "RefusalError", "slurm: partition: 'nope' is unknown; valid: main"),
         ({"time": "bogus"}, "RefusalError", "Slurm refused the job: Invalid --time specification"),
@@ -192,8 +192,8 @@ def test_a_lost_reply_makes_one_job(cluster: Cluster) -> None:
         ({"colour": "red"}, "UserError", "slurm: 'colour': no sbatch option that superv passes on"),
     ],
 )
-def test_refusals(cluster: Cluster, slurm: dict[str, str], kind: str, says: str) -> None:
-    error, text = cluster.ask("submit", job_name=cluster.name, nodes=1, slurm=slurm)["error"]
+def test_refusals(cluster: Cluster, options: dict[str, str], kind: str, says: str) -> None:
+    error, text = cluster.ask("submit", job_name=cluster.name, nodes=1, slurm=options)["error"]
     assert (error, says in text, "\n" in text) == (kind, True, False), text
 
 

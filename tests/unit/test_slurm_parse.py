@@ -110,6 +110,23 @@ def test_down_is_down_or_silent_and_not_drained(states: str, down: bool) -> None
         assert SlurmNode(name="n1", state=state).down is down, state
 
 
+@pytest.mark.parametrize(
+    ("state", "complete", "silent", "down"),
+    [
+        ("drained", "down+drain", False, True),  # it was silent, and is back
+        ("drained", "down+drain+not_responding", True, True),
+        ("drained*", "", True, True),
+        ("drained", "idle+drain", False, False),
+        ("down", "", False, True),
+    ],
+)
+def test_a_drained_node_that_is_back_is_not_silent(
+    state: str, complete: str, silent: bool, down: bool
+) -> None:
+    node = SlurmNode(name="n1", state=state, complete=frozenset(complete.split("+")))
+    assert (node.silent, node.down) == (silent, down)
+
+
 def test_the_environment_is_an_allow_list() -> None:
     env = client_env(
         {
