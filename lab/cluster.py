@@ -118,6 +118,7 @@ class Lab:
         differ = [key for key in keys if new[key] != old[key]]
         if not differ:
             return True
+        old["slurm"], new["slurm"] = old["slurm"] or "(own)", new["slurm"] or "(own)"
         what = ", ".join(f"{key} {old[key]}, not {new[key]}" for key in differ)
         raise UserError(f"lab {self.name} is up with {what}; superv lab down --name {self.name}")
 

@@ -21,6 +21,10 @@ def load(name: str, **options: Any) -> Launcher:
 
 def launcher_of(job: Job, site: Site) -> Launcher:
     """The launcher that a job asks for. Raises UserError where the site lacks what it needs."""
+    if job.torchx is None and job.launcher == "sbatch" and site.pyslurm_python:
+        from launchers.pyslurm_client import PyslurmClient
+
+        return load(job.launcher, slurm=PyslurmClient(site.pyslurm_python))
     if job.torchx is None:
         return load(job.launcher)
     if site.torchx_python is None:

@@ -154,7 +154,7 @@ def marked_rows(text: str, mark: str) -> list[str]:
     return text.removeprefix(start).removesuffix("\n").split(f"\n{start}") if text else []
 
 
-def _expanded(hosts: str) -> tuple[str, ...]:
+def expanded(hosts: str) -> tuple[str, ...]:
     """Raises TransientError where Slurm's list of nodes is none: "(null)", half a bracket."""
     try:
         return expand(hosts)
@@ -177,7 +177,7 @@ def parse_jobs(rows: Iterable[str]) -> list[JobStatus]:
                 job_name=name,
                 state=state_of(raw),
                 raw=raw,
-                nodes=_expanded(named),
+                nodes=expanded(named),
                 reason="" if reason == "None" else reason,
             )
         )
@@ -192,7 +192,7 @@ def parse_partitions(text: str) -> list[Partition]:
         name, _, hosts = line.partition("|")
         if name.endswith("*"):
             default = name = name[:-1]
-        nodes.setdefault(name, set()).update(_expanded(hosts))
+        nodes.setdefault(name, set()).update(expanded(hosts))
     return [
         Partition(name=name, default=name == default, nodes=frozenset(members))
         for name, members in nodes.items()
@@ -229,3 +229,54 @@ def parse_time(text: str) -> float | None:
         return datetime.strptime(text.strip(), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
         return None
+
+
+# What sinfo writes behind a word for a flag of the complete state, the first that holds
+# (node_state_string in slurm_protocol_defs.c, 24.11.5).
+_SUFFIXES = (
+    *(("maintenance", "$"), ("reboot_requested", "@"), ("reboot_issued", "^")),
+    *(("powering_up", "#"), ("power_down", "!"), ("powering_down", "%"), ("powered_down", "~")),
+    ("not_responding", "*"),
+)
+_IN_USE = ("allocated", "mixed")
+
+
+def node_of_complete(
+    *,
+    name: str,
+    complete: str,
+    partitions: tuple[str, ...],
+    gres: str,
+    idle_cpus: int,
+    reason: str,
+) -> SlurmNode:
+    """A node by its complete state, as libslurm writes it: IDLE+DRAIN+NOT_RESPONDING.
+
+    >>> node_of_complete(name="n1", complete="MIXED+DRAIN+NOT_RESPONDING", partitions=("main",),
+    ...     gres="gpu:8", idle_cpus=0, reason="fan").state
+    'draining*'
+    """
+    base, *rest = complete.lower().split("+")
+    flags = {*rest}
+    used = base in _IN_USE or "completing" in flags
+    if "drain" in flags:
+        word = "draining" if used else "drained"
+    elif "fail" in flags:
+        word = "failing" if used else "fail"
+    elif "maintenance" in flags and base not in (*_IN_USE, "down"):
+        word = "maint"
+    elif "invalid_reg" in flags:
+        word = "inval"
+    else:
+        usually = {"completing", "reserved", "planned", "blocked"} if base == "idle" else set()
+        word = next(iter(sorted(usually & flags)), base)
+    suffix = next((sign for flag, sign in _SUFFIXES if flag in flags), "")
+    return SlurmNode(
+        name=name,
+        state=word + suffix,
+        partitions=partitions,
+        gres=gres,
+        idle_cpus=0 if "drain" in flags or base == "down" else idle_cpus,  # as sinfo counts
+        reason=reason,
+        complete=frozenset((base, *flags)) if "drain" in flags and suffix != "*" else frozenset(),
+    )

@@ -296,6 +296,16 @@ class Site:
             default="none",
         ),
     )
+    pyslurm_python: str | None = field(
+        default=None,
+        metadata=about(
+            "The Python of an environment with pyslurm of this Slurm's release: engines then read "
+            "jobs and nodes through it, not through squeue and sinfo (docs/pyslurm.md).",
+            pattern=r"/[^\0\n]*",
+            valid="an absolute path",
+            default="none: Slurm's commands",
+        ),
+    )
     log_cap_mb: int = field(
         default=256,
         metadata=about(

@@ -44,5 +44,7 @@ async def examine(
         found += nccl_variables.look(job, unset=True)
     if job is None or job.on_slurm:
         found += await cluster.look(job)
+        if site.pyslurm_python:
+            found.append(await cluster.reader(site.pyslurm_python))
         found += await node_probe.look(job, site, probe=probe)
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from healthchecks.frame.report import Finding
+from launchers.pyslurm_client import PyslurmClient
 from launchers.slurm import Slurm
 from launchers.slurm_answers import AwayError
 from launchers.slurm_rows import Partition
@@ -19,6 +21,9 @@ from supervisor.doctor.finding import fail, ok, unknown, warn
 ASK_S = 10.0
 TOOLS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "sbcast")
 ASK = "see what `scontrol show config` says here"
+PYSLURM_FIX = (
+    "build pyslurm for this Slurm (docs/pyslurm.md), or drop pyslurm_python from site.yaml"
+)
 OLDEST = (20, 11)  # srun --overlap came with it
 TESTED = ("22.05", "24.11", "26.05")  # docs/slurm-versions.md: what was tried on each
 
@@ -133,6 +138,18 @@ async def look(job: Job | None, *, deadline_s: float = ASK_S) -> list[Finding]:
     found += [judge(setting, config) for setting in SETTINGS]
     found += await _partition(slurm, job, partitions)
     return found
+
+
+async def reader(python: str, *, deadline_s: float = ASK_S) -> Finding:
+    """Whether pyslurm of site.yaml's `pyslurm_python` reads this Slurm."""
+    check = "pyslurm"
+    try:
+        with contextlib.closing(PyslurmClient(python, deadline_s=deadline_s)) as client:
+            version = await client.version()
+            nodes = len(await client.nodes())
+    except (TransientError, UserError) as error:
+        return fail(check, str(error), PYSLURM_FIX)
+    return ok(check, f"{version} reads this Slurm ({nodes} nodes)")
 
 
 def parse(text: str) -> dict[str, str]:

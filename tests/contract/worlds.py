@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from lab import packages
 from lab.cluster import Lab
 from launchers.local import Local, processes
 from supervisor.core.errors import TransientError, UserError
@@ -51,6 +52,18 @@ def torchx_python() -> str:
     if "SUPERV_TORCHX" not in os.environ and not made.exists():
         pytest.skip("SUPERV_TORCHX names no Python with torchx (make .venv-torchx)")
     return os.environ.get("SUPERV_TORCHX", str(made))
+
+
+def pyslurm_python() -> tuple[str, str]:
+    """A Python with pyslurm, and the release of Slurm that it is for; skips where there is none."""
+    if not (python := os.environ.get("SUPERV_PYSLURM", "")):
+        pytest.skip("SUPERV_PYSLURM names no Python with pyslurm (docs/pyslurm.md)")
+    code = "import importlib.metadata as m; print(m.version('pyslurm'))"
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
+    release = ".".join(f"{int(n):02}" for n in done.stdout.strip().split(".")[:2] if n.isdigit())
+    if release not in packages.SUITES:
+        pytest.skip(f"{python} has pyslurm for {release or 'nothing'}: no lab runs that Slurm")
+    return python, release
 
 
 class LauncherWorld(ABC):
@@ -172,9 +185,11 @@ class LocalWorld(LauncherWorld):
 
 
 class SbatchWorld(LauncherWorld):
-    def __init__(self, name: str, lab: Lab, torchx_python: str = "") -> None:
-        """With `torchx_python` it is TorchX that submits."""
-        self.torchx_python = torchx_python
+    def __init__(
+        self, name: str, lab: Lab, torchx_python: str = "", pyslurm_python: str = ""
+    ) -> None:
+        """With `torchx_python` it is TorchX that submits; with `pyslurm_python` pyslurm reads."""
+        self.pythons = {"torchx_python": torchx_python, "pyslurm_python": pyslurm_python}
         folder = lab.home / name
         folder.mkdir()
         uid = lab.home.stat().st_uid
@@ -186,7 +201,7 @@ class SbatchWorld(LauncherWorld):
     def ask(self, method: str, *args: Any, **spec: Any) -> Any:
         words = [base64.b64encode(a).decode() if isinstance(a, bytes) else a for a in args]
         order = {"method": method, "args": words, "kwargs": spec, "deadline_s": 30}
-        order["torchx_python"] = self.torchx_python
+        order |= self.pythons
         done = self.lab.run(
             "login",
             [sys.executable, str(REPO / "tests/lab/launcher_driver.py")],

@@ -1,7 +1,8 @@
 """Calls one method of the sbatch launcher, as the lab's user on a node of the lab.
 
 Standard input: {"method", "args", "kwargs", "deadline_s"}; `submit` takes a LaunchSpec's fields.
-With "torchx_python" it is the one that submits through TorchX.
+With "torchx_python" it is the one that submits through TorchX, with "pyslurm_python" the one that
+reads through pyslurm.
 "script_path" may give another PATH for the batch script.
 Standard output: {"result"} or {"error": [type, text]}.
 """
@@ -15,6 +16,7 @@ import json
 import sys
 from typing import Any
 
+from launchers.pyslurm_client import PyslurmClient
 from launchers.sbatch import SCRIPT_PATH, Sbatch
 from launchers.slurm import Slurm
 from launchers.torchx import TorchxSlurm
@@ -27,6 +29,8 @@ FOLDER = "/tmp/sv-none"  # of jobs that are refused, or never start
 async def call(order: dict[str, Any]) -> Any:
     path = order.get("script_path") or SCRIPT_PATH
     slurm = Slurm(deadline_s=order["deadline_s"])
+    if python := order.get("pyslurm_python"):
+        slurm = PyslurmClient(python, deadline_s=order["deadline_s"])
     if python := order.get("torchx_python"):
         sbatch: Sbatch = TorchxSlurm(python=python, slurm=slurm)
     else:

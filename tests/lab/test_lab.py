@@ -316,14 +316,16 @@ def test_unknown_names_say_what_is_valid(lab: Lab) -> None:
 
 
 @pytest.mark.both
-def test_up_again_changes_nothing_and_another_shape_is_refused(lab: Lab, strict: bool) -> None:
+def test_up_again_changes_nothing_and_another_shape_is_refused(
+    lab: Lab, strict: bool, slurm: str
+) -> None:
     before = boot_pids(lab.layout)
-    lab.up(3, settings=SETTINGS, strict=strict)
+    lab.up(3, settings=SETTINGS, strict=strict, slurm=slurm)
     assert boot_pids(lab.layout) == before
     with pytest.raises(UserError, match="is up with nodes 3, not 4"):
-        lab.up(4, settings=SETTINGS, strict=strict)
+        lab.up(4, settings=SETTINGS, strict=strict, slurm=slurm)
     with pytest.raises(UserError, match=f"is up with strict {strict}, not {not strict}"):
-        lab.up(3, settings=SETTINGS, strict=not strict)
+        lab.up(3, settings=SETTINGS, strict=not strict, slurm=slurm)
 
 
 @pytest.mark.both
