@@ -167,6 +167,8 @@ def _problem(error: Any) -> str:
     text = re.sub(r"'(.|<[^']*>)'", "\0\\1\0", text)  # single characters, names of tokens
     said = re.sub(r" *'[^']*'", "", text)
     hint = "" if said == text else "; quote a text that begins with *, & or !"
+    if "unknown escape character" in text:
+        hint = "; a backslash in double quotes begins an escape: write the text in single quotes"
     return said.replace("\0", "'") + hint
 
 

@@ -36,7 +36,7 @@ class OwnCheck:
     output: str = field(
         default="",
         metadata=about(
-            "What its standard output holds; all of it with ^ and $.",
+            "What its standard output holds; ^ and $ are the ends of a line.",
             valid="a regular expression",
             default="anything",
             read=_pattern,

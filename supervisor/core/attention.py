@@ -170,8 +170,15 @@ def _nodes(run: Run, now: float) -> Iterator[Attention]:
             what="nodes",
             since=run.since,
             text=shortage,
-            fix="repair what is said of them below; they are taken as soon as they are usable",
+            fix=_way_back(run),
         )
+
+
+def _way_back(run: Run) -> str:
+    if not run.excluded:
+        return "repair what is said of them below; they are taken as soon as they are usable"
+    back = f"`superv include {run.spec.name} {compress(run.excluded)}`"
+    return f"repair them; {back} lets back in what the run excluded"
 
 
 def _drained(run: Run) -> Iterator[Attention]:

@@ -34,6 +34,7 @@ from supervisor.engine.lost_run import active_jobs
 from supervisor.engine.request import AdoptionRequest, Request
 from supervisor.engine.spawn import EngineRefused, ensure_engine, lives
 from supervisor.engine.wiring import code_question, run_spec, suites
+from supervisor.fleet import claims
 from supervisor.host import emptied
 from supervisor.run import folder, snapshot
 from supervisor.run.journal import Journal, LostJournalError, readable
@@ -379,6 +380,11 @@ def resume(
         with tempfile.TemporaryDirectory(dir=run_dir.path, prefix="launch-") as made:
             notes += _snapshot_notes(_keep(folder.RunDir(Path(made)), job, site, config, env))
             started = ensure_engine(run_dir, Request(event=event, launch=Path(made)))
+    if event.include and site.claims_dir is not None:
+        try:
+            claims.take_back(site.claims_dir, event.include, name)
+        except (UserError, TransientError) as error:  # others see them claimed for 28 days
+            notes.append(f"this run's claims are not taken back: {error}")
     return Launch(run=run_dir, engine_started=started, notes=tuple(notes))
 
 

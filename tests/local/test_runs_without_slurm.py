@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from home import RunHome, until
 
 
@@ -85,6 +87,25 @@ def test_a_frozen_node_is_replaced_by_the_spare(home: RunHome) -> None:
     home.superv("stop", "ring")
     until(lambda: not home.processes(), "the end of all processes, the frozen ones too")
     assert home.status()["phase"] == "stopped"
+
+
+@pytest.mark.soak
+def test_a_resumed_run_claims_no_longer_whom_it_includes(home: RunHome) -> None:
+    claims = home.path / "claims"
+    claims.mkdir()
+    with (home.path / "site.yaml").open("a") as site:
+        site.write(f"claims_dir: {claims}\n")
+    home.launched()
+    home.at_step(15)
+    home.signal("local-2", signal.SIGSTOP)
+    home.reached(lambda s: s["attempt"] == 2 and s["step"] is not None, "new steps")
+    home.superv("stop", "ring")
+    until(lambda: not home.processes(), "the end of all processes, the frozen ones too")
+    (told,) = claims.glob("*.json")
+    assert [c["run"] for c in json.loads(told.read_text())["claims"]] == ["ring"]
+    home.superv("resume", "ring", "--include", "local-2", "--detach")
+    assert json.loads(told.read_text())["claims"] == []
+    assert home.status()["excluded"] == []
 
 
 def test_all_of_a_node_is_killed_and_its_agent_is_started_again(home: RunHome) -> None:

@@ -140,6 +140,29 @@ def test_a_slot_that_waits_for_a_node() -> None:
     p.lose("n2")
     p.finish_stop_and_scan()
     assert said(p) == {"nodes": "no node for slot 1: no spare is left"}
+    (one,) = attention(p.run, p.now)
+    assert (
+        one.fix == f"repair them; `superv include {p.run.spec.name} n2` lets back in what the "
+        "run excluded"
+    )
+
+
+def test_what_slurm_says_of_a_job_is_told_in_words_with_what_helps() -> None:
+    p = Scenario()
+    p.answer(act.Submit)
+    told = {"means": "it is held, by you", "do": "`scontrol release 101`", "starts_at": p.now + 60}
+    p.seen("pending", "PENDING", reason="JobHeldUser", **told)
+    (one,) = attention(p.run, p.now)
+    assert (one.text, one.fix) == (
+        "job 101 is PENDING: JobHeldUser: it is held, by you",
+        told["do"],
+    )
+    assert p.run.allocations["101"].starts_at == told["starts_at"]
+    p.seen("pending", "PENDING", reason="Licenses", means="a licence is in use")
+    assert said(p) == {}  # not one of the words that are known here, and the launcher knows it
+    p.seen("running", nodes=("n1", "n2", "n3"))
+    job = p.run.allocations["101"]
+    assert (job.means, job.do, job.starts_at) == ("", "", None)
 
 
 def test_agents_that_all_came_and_are_all_unusable() -> None:
