@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import click
 from supervisor.host.terminal import is_coloured
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
-    from supervisor.report.model import Page
+    from supervisor.config import Site
+    from supervisor.fleet.record import Fleet
+    from supervisor.report.model import CurvePoint, Page
 
 SLURM_S = 5.0
 FORMATS = ("text", "html", "json", "md")
@@ -70,23 +73,25 @@ def _gathered(run_name: str | None, since: str) -> Page:
     from supervisor.config import load_site
     from supervisor.engine.clock import clock
     from supervisor.fleet.claims import beside
-    from supervisor.fleet.record import Fleet
     from supervisor.report.data import gather
+    from supervisor.report.run_history import curve_of
     from supervisor.run import folder
 
     site = load_site(os.environ)
     now = clock()
     start = now - duration(since, "--since")
     status, need, launcher = None, 0, ""
+    curve: tuple[CurvePoint, ...] = ()
     if run_name is not None:
         run = folder.find(site.state_dir, run_name)
         status = document(run)
         need = len(status["slots"]) or run.load().spec.nodes
         launcher = folder.read_job(run).launcher
-    with Fleet(site.fleet, write=False) as fleet:
+        curve = curve_of(run.journal)
+    with _record(site, needed=run_name is None) as fleet:
         claims, notes = beside(site.claims_dir, fleet.exclusions(now).values(), now)
         shut, unknown = _shut(launcher) if status is not None else ((), [])
-        page = gather(fleet, now, start, status, need, claims, shut)
+        page = gather(fleet, now, start, status, need, claims, shut, curve)
         for note in [*notes, *unknown, *fleet.notes]:
             click.echo(f"superv: note: {note}", err=True)
         return page
@@ -106,6 +111,25 @@ def _shut(launcher: str) -> tuple[Collection[str], list[str]]:
     except (TransientError, UserError) as error:
         return (), [f"which nodes Slurm gives no jobs is not known: {error}"]
     return [name for name, node in there.items() if not node.in_service], []
+
+
+@contextlib.contextmanager
+def _record(site: Site, *, needed: bool) -> Iterator[Fleet]:
+    """The fleet record; an empty one where there is none and a run can be told without."""
+    from supervisor.fleet.record import Fleet
+
+    if needed or site.fleet.exists():
+        with Fleet(site.fleet, write=False) as fleet:
+            yield fleet
+        return
+    import tempfile
+
+    click.echo(f"superv: note: no fleet record yet ({site.fleet}): nodes are not told of", err=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="superv-") as folder,
+        Fleet(Path(folder) / "empty.db") as fleet,
+    ):
+        yield fleet
 
 
 def _shown(page: Page, form: str, *, colour: bool) -> str:

@@ -59,7 +59,7 @@ class Chart:
 
 def chart(trend: Trend, since: float, until: float) -> Chart:
     """`since` and `until`: the ends of the time axis, in seconds since the epoch."""
-    y_values = _nice(trend.lowest.value, trend.highest.value, trend.unit)
+    y_values = nice(trend.lowest.value, trend.highest.value, trend.unit)
     bottom, top = y_values[0], y_values[-1]
     every = [*trend.rest.values(), *(o.points for o in trend.outliers)]
     first = min(points[0].at for points in every)
@@ -93,7 +93,7 @@ def chart(trend: Trend, since: float, until: float) -> Chart:
         ),
         x_ticks=tuple(
             Tick(at=place(Point(at=at, value=bottom, on=""))[0], text=text)
-            for at, text in _times(since, until)
+            for at, text in times(since, until)
         ),
         y_ticks=tuple(
             Tick(at=place(Point(at=since, value=value, on=""))[1], text=amount(value, trend.unit))
@@ -153,7 +153,7 @@ def _apart(heights: Sequence[float]) -> list[float]:
     return moved
 
 
-def _nice(low: float, high: float, unit: str) -> list[float]:
+def nice(low: float, high: float, unit: str) -> list[float]:
     """Round values from below the lowest to above the highest."""
     if low >= 0 and low < high / 2:
         low = 0.0
@@ -167,7 +167,7 @@ def _nice(low: float, high: float, unit: str) -> list[float]:
     return [step * n for n in range(first, last + 1)]
 
 
-def _times(since: float, until: float) -> list[tuple[float, str]]:
+def times(since: float, until: float) -> list[tuple[float, str]]:
     """Round local times, three to six of them."""
     step = next((s for s in _STEPS_S if (until - since) / s <= 5), _STEPS_S[-1])
     shift = time.localtime(since).tm_gmtoff

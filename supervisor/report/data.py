@@ -24,6 +24,7 @@ from supervisor.host.terminal import one_line
 from supervisor.report.model import (
     Cell,
     ChangeGroup,
+    CurvePoint,
     Drained,
     EvidenceLine,
     NodeClaim,
@@ -39,6 +40,7 @@ from supervisor.report.model import (
     names,
     some,
 )
+from supervisor.report.run_history import attempts_of
 from supervisor.report.slower import slower_than_accepted
 from supervisor.report.trends import trends_of
 from supervisor.report.verdict import (
@@ -64,12 +66,13 @@ def gather(
     need: int = 0,
     claims: Iterable[Claim] = (),
     shut: Collection[str] = (),
+    curve: tuple[CurvePoint, ...] = (),
 ) -> Page:
     """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
 
     `status` is the document of docs/status.md of the run that is asked about, which needs `need`
-    nodes; `claims` what users keep out by their own word, `shut` the nodes that Slurm gives no
-    jobs. Raises TransientError where the record does not answer.
+    nodes, and `curve` its steps over time; `claims` what users keep out by their own word, `shut`
+    the nodes that Slurm gives no jobs. Raises TransientError where the record does not answer.
     """
     standing: dict[str, dict[str, CurrentFinding]] = {}
     for item in fleet.current_findings():
@@ -78,7 +81,7 @@ def gather(
     old = {n.name for n in every if now - n.looked_at > STALE_S}
     healthy = [n.name for n in every if n.state == "healthy" and n.name not in old]
     problems = problems_of(standing, {n.name for n in every if n.excluded is not None})
-    run = _run(status, since, need) if status is not None else None
+    run = _run(status, since, need, curve) if status is not None else None
     exclusions = _exclusions(fleet, every, since, now)
     drains = tuple(
         Drained(node=names([n.name]), since=n.drain.at, reason=one_line(n.drain.reason))
@@ -382,7 +385,9 @@ def _queued(allocations: Sequence[Mapping[str, Any]]) -> QueuedJob | None:
     return None
 
 
-def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
+def _run(
+    status: Mapping[str, Any], since: float, need: int, curve: tuple[CurvePoint, ...]
+) -> RunPart:
     incidents = [
         RunIncident(
             at=i["confirmed"] or i["suspected"],
@@ -423,4 +428,7 @@ def _run(status: Mapping[str, Any], since: float, need: int) -> RunPart:
             )
             for one in status.get("attention", [])  # an engine of an older superv has none
         ),
+        launched=status.get("launched"),
+        attempts=attempts_of(status, curve),
+        curve=curve,
     )

@@ -15,6 +15,8 @@ def document(page: Page) -> dict[str, Any]:
     """Plain values only: the fields of the model, but of the plots only who stands out."""
     values = {KEYS.get(name, name): value for name, value in asdict(page).items()}
     values["trends"] = [_trend(trend) for trend in page.trends]
+    if page.run is not None:
+        del values["run"]["curve"]  # the journal has it
     values["verdict"] |= {"usable": page.verdict.usable, "nodes": page.verdict.nodes}
     return {"schema": SCHEMA, **values}
 

@@ -13,11 +13,14 @@ from healthchecks.frame.registry import registered
 from supervisor.host.terminal import day_time, duration, one_line, printable
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
 from supervisor.report.model import Cell, Page, count, names, some
+from supervisor.report.run_chart import bars, plots
+from supervisor.report.runbooks import as_html, runbook
 from supervisor.report.text import LETTERS
 from supervisor.report.words import amount, claimed, ends, fallen, point, waiting, zone
 
 MAX_CHANGES = 200
 MAX_OFFENDERS = 30
+MAX_ATTEMPTS = 20
 LABEL = 12  # characters of a node's name beside its line
 
 
@@ -32,8 +35,11 @@ def html(page: Page) -> str:
             checks=_checks(page),
             place=_Places(page),
             max_changes=MAX_CHANGES,
+            max_attempts=MAX_ATTEMPTS,
             max_offenders=MAX_OFFENDERS,
             letters=LETTERS,
+            run_plots=plots(page.run) if page.run else (),
+            attempt_bars=bars(page.run, page.at) if page.run else (),
         )
     )
 
@@ -55,6 +61,7 @@ def _environment() -> jinja2.Environment:
         "duration": duration,
         "names": names,
         "some": some,
+        "runbook": lambda cause: as_html(runbook(cause)),
         "label": lambda name: one_line(name, LABEL),
     }
     environment.globals |= {

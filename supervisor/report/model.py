@@ -248,6 +248,32 @@ class QueuedJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """Where the run was at a time."""
+
+    at: float
+    step: int
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpan:
+    """An attempt from its start to its end, and what ended it."""
+
+    number: int
+    began: float | None  # None: an adopted run's first
+    first_step: float | None
+    resumed_from: int | None
+    ended: float | None  # None: it goes on
+    last_step: int | None
+    cause: str  # empty: no incident ended it
+    culprits: tuple[str, ...]
+    why: str
+    remedy: str  # what was done; where no incident ended it, the run's phase
+    said: tuple[str, ...]  # the evidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPart:
     """The run that was asked for, from its status document."""
 
@@ -265,6 +291,9 @@ class RunPart:
     attention: tuple[RunAttention, ...] = ()
     queued: QueuedJob | None = None
     drained: tuple[str, ...] = ()  # in Slurm: no ranks begin there
+    launched: float | None = None
+    attempts: tuple[AttemptSpan, ...] = ()  # all of them, the newest first
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

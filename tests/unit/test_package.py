@@ -20,6 +20,7 @@ from packaging.version import Version
 
 REPO = Path(__file__).resolve().parents[2]
 PACKAGES = ("healthchecks", "lab", "launchers", "ncclconf", "sbatch_templates", "supervisor")
+NAMESPACES = ("torchx_plugins",)  # others put modules there, too: it has no files of its own
 LOCKS = ("runtime", "dev")
 RENEW = "run: make lock"
 
@@ -111,7 +112,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in (*PACKAGES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*PACKAGES, *NAMESPACES, "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         if (REPO / name).is_dir():
             leave = shutil.ignore_patterns("__pycache__")
             shutil.copytree(REPO / name, source / name, ignore=leave)
@@ -130,8 +131,9 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: zipfile.ZipFile) -> N
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     there = {
         str(path.relative_to(REPO))
-        for package in PACKAGES
-        for path in (REPO / package).rglob("*")
+        for package in (*PACKAGES, *NAMESPACES)
+        for top in (REPO / package, *filter(Path.is_symlink, (REPO / package).rglob("*")))
+        for path in top.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == there
@@ -151,4 +153,4 @@ def test_every_folder_that_is_shipped_is_in_this_table() -> None:
     config = configparser.ConfigParser()
     config.read(REPO / "setup.cfg")
     names = config["options.packages.find"]["include"].split()
-    assert sorted(name.rstrip("*") for name in names) == sorted(PACKAGES)
+    assert sorted(name.rstrip("*") for name in names) == sorted((*PACKAGES, *NAMESPACES))

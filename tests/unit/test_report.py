@@ -430,6 +430,10 @@ def test_a_held_run_is_the_first_action_and_its_incidents_are_told(well):
         "why": "it ended first twice",
         "remedy": "held",
         "runbook": "docs/runbooks/rank-exit.md",
+        "attempt": 2,
+        "step": 900,
+        "evidence": [{"node": node_name(7), "at": NOW - 91, "source": "rank log", "text": "OOM"}],
+        **dict.fromkeys(("fault", "first_step", "relaunched", "resumed_from")),
     }
     old = {**incident, "confirmed": NOW - 9 * DAY_S, "cause": "hang"}
     told = run_status(phase="held", reason="no progress", incidents=[old, incident])
