@@ -29,6 +29,7 @@ async def examine(
         nccl_variables,
         node_probe,
         settings,
+        torchx,
         trainer,
     )
 
@@ -42,6 +43,7 @@ async def examine(
     if job is not None:
         found += await trainer.look(job)
         found += nccl_variables.look(job, unset=True)
+    found += await torchx.look(job, site)
     if job is None or job.on_slurm:
         found += await cluster.look(job)
         if site.pyslurm_python:

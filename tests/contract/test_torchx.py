@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from worlds import torchx_python
 
+from launchers import launcher_of
 from launchers.slurm import Slurm
 from launchers.torchx import TorchxLocal, TorchxSlurm
-from supervisor.core.errors import RefusalError
+from supervisor.config import Site, load_site, parse_job
+from supervisor.core.errors import RefusalError, UserError
 from supervisor.core.ports import JobState, LaunchSpec
+from supervisor.doctor import torchx as doctor
 
 SHOWS = ("sh", "-c", 'for w; do printf "%s\\n" "$w"; done >"$1.part"; mv "$1.part" "$1"', "x")
 ODD = ("${replica_id} ${img_root} $$ $HOME `id` '\"", "", "two words", "*", "{nodes}", "-rf", "ü\\")
@@ -68,6 +71,42 @@ def test_words_arrive_in_slurms_script(stand_ins: Path) -> None:
     words = (stand_ins / "srun").read_text().split("\0")[:-1]
     assert {"--no-kill", "--kill-on-bad-exit=0", "--wait=0"} < set(words)
     assert words[-4:] == ["bash", "-c", plan.script, "superv-allocation"]
+
+
+JOB = """name: x
+nodes: 1
+trainer: {module: train}
+launcher: torchx
+torchx: {scheduler: local_cwd}
+"""
+
+
+def site(tmp_path: Path, text: str) -> Site:
+    (tmp_path / "site.yaml").write_text(f"state_dir: {tmp_path}\n{text}")
+    return load_site({"SUPERV_SITE": str(tmp_path / "site.yaml")}, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("python", "state", "says"),
+    [
+        ("torchx", "OK", "version 0.7.0"),
+        (sys.executable, "FAIL", "No module named 'torchx'"),
+        ("/nowhere/python", "FAIL", "/nowhere/python"),
+        ("", "FAIL", "torchx_python is missing"),
+    ],
+)
+def test_doctor_asks_the_interpreter_that_the_site_names(
+    python: str, state: str, says: str, tmp_path: Path
+) -> None:
+    named = torchx_python() if python == "torchx" else python
+    there = site(tmp_path, f"torchx_python: {named}\n" if named else "")
+    (found,) = asyncio.run(doctor.look(parse_job(JOB, tmp_path / "job.yaml"), there))
+    assert found.status.name == state and says in found.result.seen
+
+
+def test_a_launch_says_what_the_site_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"site\.yaml: torchx_python: missing"):
+        launcher_of(parse_job(JOB, tmp_path / "job.yaml"), site(tmp_path, ""))
 
 
 @pytest.mark.parametrize(
