@@ -27,6 +27,7 @@ def named_files(job: Job) -> list[tuple[str, Path, bool]]:
     """Configurations that arguments name: the word, where ranks look for it, and whether the
     option says that it is read."""
     found, before = [], ""
+    inside = job.container
     for arg in job.trainer.args:
         option, equals, value = arg.partition("=") if arg.startswith("-") else (before, "", arg)
         before = arg if arg.startswith("-") and not equals else ""
@@ -35,6 +36,8 @@ def named_files(job: Job) -> list[tuple[str, Path, bool]]:
         if word.startswith("-") or not word.endswith(CONFIGS) or _BRACES.search(word) or written:
             continue
         path = job.trainer.workdir / Path(word).expanduser()
+        if inside and (inside.workdir or not path.is_relative_to(job.trainer.workdir)):
+            continue  # it may be the image's
         reads = _READ.search(option) is not None and ("/" in word or bool(option))
         found.append((word, path, reads))
     return found

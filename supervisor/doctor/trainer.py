@@ -50,9 +50,9 @@ print("\\n" + json.dumps(seen))
 
 
 def python_command(job: Job) -> list[str] | None:
-    """What looks at the trainer's modules; None for a trainer that is a command."""
+    """What looks at the trainer's modules; None for a command, and for what is in an image."""
     trainer = job.trainer
-    if trainer.command:
+    if trainer.command or job.container is not None:
         return None
     folder = str(trainer.script.parent) if trainer.script else ""
     modules = dict.fromkeys([*trainer.preload, *([trainer.module] if trainer.module else [])])

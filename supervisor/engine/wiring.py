@@ -207,7 +207,7 @@ def _settings_from_trainer(job: Job) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {
         "cpu.binding": {"ranks_per_node": trainer.ranks_per_node},
     }
-    if trainer.python.startswith("/") and not trainer.command:
+    if trainer.python.startswith("/") and not trainer.command and job.container is None:
         found["cuda.libs"] = {"python": trainer.python}
     if interfaces := trainer.env.get("NCCL_SOCKET_IFNAME"):
         found["nccl.interfaces"] = {"socket_ifname": interfaces}

@@ -17,6 +17,8 @@ from supervisor.config import Job, parse_job
 from supervisor.core.errors import UserError
 from supervisor.doctor import before_launch, modules, nccl_variables
 from supervisor.doctor.look_at_files import fields_in, script_options
+from supervisor.doctor.trainer import python_command
+from supervisor.engine.wiring import _settings_from_trainer
 
 SCRIPT = """
 import argparse
@@ -234,3 +236,23 @@ def test_variables_of_nccl_that_cannot_work_stop_a_launch(
     if refused:
         with pytest.raises(UserError, match="NCCL_P2P_DISABLE='true' is read as 0"):
             before_launch.notes(seen, one)
+
+
+def test_what_is_in_an_image_is_not_looked_for_here(folder: Path) -> None:
+    """Python, modules and paths of the image are not the machine's; what is mounted is."""
+    image = folder / "image.sif"
+    image.touch()
+    trainer = {
+        "module": "in_the_image",
+        "python": "/opt/in/the/image/python",
+        "args": ["--config", "/in/the/image.toml", "--config=none.toml"],
+    }
+    keys = {"name": "ring", "nodes": 1, "launcher": "local", "trainer": trainer}
+    keys |= {"container": {"runtime": "enroot", "image": str(image)}}
+    inside = parse_job(json.dumps(keys), folder / "job.yaml")
+    said = [one.result.seen for one in found(inside)]
+    assert [text for text in said if "enroot: not in PATH" in text]
+    assert [text for text in said if "none.toml" in text]
+    assert not [text for text in said if "in/the/image" in text or "in_the_image" in text]
+    assert python_command(inside) is None
+    assert "cuda.libs" not in _settings_from_trainer(inside)
