@@ -25,6 +25,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from supervisor import signatures
 from supervisor.agent import node, node_files
 from supervisor.agent.agent import ALREADY_RUNNING, Agent
 from supervisor.agent.mailbox import Mailbox, Mailbox01, forget_the_dead
@@ -79,6 +80,7 @@ def main(argv: list[str]) -> int:
     os.chdir("/")
     become_subreaper()
     memory = node.lock_memory()
+    signatures.load()  # while storage answers: a rank's last lines are held against them
     try:
         mailbox, node_dir = places(argv, os.environ)
         lock = node_files.take(node_dir)

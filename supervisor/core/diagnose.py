@@ -13,6 +13,7 @@ from supervisor.core.last_words import is_cascade, same_words
 from supervisor.core.lineage import last_finite
 from supervisor.core.policy import Policy
 from supervisor.core.step_lines import says_not_finite
+from supervisor.core.told import hardware, no_node_s_fault, told
 from supervisor.core.types import (
     Cause,
     Confidence,
@@ -25,6 +26,7 @@ from supervisor.core.types import (
     Run,
     Verdict,
 )
+from supervisor.core.verdict import Diagnosis
 
 SHARED_CAUSE_NODES = 3  # so many nodes at once mean a shared cause: nobody is blamed
 SHARED_CAUSE_WINDOW_S = 60.0
@@ -215,6 +217,9 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
             f"{last_finite(run)} is not resumed",
         )
     ended = _again_in_words(run, incident, first)
+    lines = told(bad_ends(run), run.attempt.slots if run.attempt else ())
+    if gpu := _gpu_failed(run, incident, first, lines):
+        return gpu
     if moved := _followed_its_slot(run, incident, first):
         return moved
     if elsewhere := _said_elsewhere(run, incident, first):
@@ -223,6 +228,10 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
         return Verdict(
             cause=Cause.RANK_EXIT,
             why=f"{ended}; ranks on other nodes ended alike, before the first step: {THE_CODES}",
+        )
+    if no_node_s_fault(lines):
+        return Verdict(
+            cause=Cause.RANK_EXIT, why=f"{ended}: {lines.cause.short}; that names no node"
         )
     if again and len(inferred_lately(run, first.node, incident.confirmed_at)) >= SHARED_CAUSE_NODES:
         return Verdict(
@@ -241,6 +250,21 @@ def _rank_exit(run: Run, incident: Incident) -> Verdict:
         )
     return Verdict(
         cause=Cause.RANK_EXIT, why=f"{first.text()}; once is not enough to name the node"
+    )
+
+
+def _gpu_failed(run: Run, incident: Incident, first: RankExit, lines: Diagnosis) -> Verdict | None:
+    """A rank's own words say that its GPU failed; not where they go from node to node."""
+    slots = run.attempt.slots if run.attempt else ()
+    others = {one.node for one in _alike_before(run, incident, first)} - {first.node}
+    nodes = tuple(name for name in hardware(lines) if name in slots)
+    if not nodes or len(others) >= SHARED_CAUSE_NODES - 1:
+        return None
+    return Verdict(
+        cause=Cause.RANK_EXIT,
+        culprits=nodes,
+        confidence=Confidence.WITNESSED,
+        why=f"{lines.why} ({lines.evidence[0].text})",
     )
 
 

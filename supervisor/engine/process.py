@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from launchers import launcher_of
+from supervisor import signatures
 from supervisor.channel import wire
 from supervisor.channel.link import CurveLink
 from supervisor.channel.router import Channel
@@ -243,6 +244,7 @@ def main(argv: list[str]) -> int:
     guard = Guard(run_dir, int(argv[2]) if len(argv) > 2 else None)
     log.start(run_dir.log)
     raise_descriptor_limit()
+    signatures.load()  # while storage answers: a verdict needs them
     try:
         request = unpack(sys.stdin.buffer.read())
         asyncio.run(engine_main(run_dir, ready, request, guard))

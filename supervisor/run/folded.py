@@ -16,7 +16,7 @@ from typing import Any, get_origin
 
 import msgspec
 
-from supervisor import core
+from supervisor import core, signatures
 from supervisor.core.actions import ACTIONS
 from supervisor.core.persistent import Names, PersistentSet
 from supervisor.core.types import Evidence, EvidenceLog, Exits, Node, Orders, Pool, RankExit, Run
@@ -132,7 +132,8 @@ def code() -> str:
     """Names the code that folds: another one may fold the same events into something else."""
     digest = hashlib.sha256()
     sources = sorted(Path(core.__path__[0]).glob("*.py"))
-    for source in (*sources, Path(__file__)):
+    known = sorted(Path(signatures.__path__[0]).glob("*.yaml"))
+    for source in (*sources, *known, Path(__file__)):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest() if sources else ""
 

@@ -35,8 +35,6 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
-import yaml
-
 CAUSES = "causes.yaml"
 UNKNOWN = "unknown"  # the cause where nothing is recognised
 _Word = TypeVar("_Word", bound=StrEnum)
@@ -197,6 +195,8 @@ def parse(files: Mapping[str, str]) -> Signatures:
 
 
 def _read(name: str, text: str) -> Any:
+    import yaml  # the rest of a command does without it
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return yaml.load(text, Loader=loader)  # noqa: S506 (a safe one)
