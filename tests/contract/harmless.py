@@ -275,6 +275,42 @@ HARMLESS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
                 "Package version 1.3.36.0",
             ),
         ),
+        (
+            "boots of workstations and servers, Linux 5.4 to 6.8: what only sounds bad",
+            (
+                'PCI: Using host bridge windows from ACPI; if necessary, use "pci=nocrs" and '
+                "report a bug",
+                "pci 0000:00:1c.0: BAR 13: failed to assign [io  size 0x1000]",
+                "pci 0000:00:1c.0: bridge window [io  size 0x1000]: failed to assign",
+                "thermal thermal_zone1: failed to read out thermal zone (-61)",
+                "ACPI: [Firmware Bug]: BIOS _OSI(Linux) query ignored",
+                "MMIO Stale Data CPU bug present and SMT on, data leak possible. See "
+                "https://www.kernel.org/doc/html/latest/admin-guide/hw-vuln/x.html",
+                "AMD-Vi: AMD IOMMUv2 functionality not available on this system - This is not a "
+                "bug.",
+                "check: Scanning for low memory corruption every 60 seconds",
+                "EXT4-fs (nvme0n1p2): re-mounted. Opts: errors=remount-ro",
+                "Disabling lock debugging due to kernel taint",
+                "md127: detected capacity change from 0 to 1953260544",
+                "x86/fpu: x87 FPU will use FXSAVE",
+                "blacklist: Problem blacklisting hash (-13)",
+                "nvidia: module verification failed: signature and/or required key missing - "
+                "tainting kernel",
+            ),
+        ),
+        (
+            "mlx5: a boot of DGX and HGX nodes",
+            (
+                _LINK + "firmware version: 28.43.2026",
+                _LINK + "504.112 Gb/s available PCIe bandwidth (32.0 GT/s PCIe x16 link)",
+                _LINK + "Port module event: module 0, Cable unplugged",
+                _LINK + "mlx5_pcie_event:301:(pid 9): PCIe slot advertised sufficient power (75W).",
+                _LINK + "MLX5E: StrdRq(1) RqSz(8) StrdSz(2048) RxCqeCmprss(0 enhanced)",
+                "mlx5_core 0000:18:00.0 ib0: Link up",
+                "mlx5_core 0000:18:00.0 mlx5_0: Port: 1 Link ACTIVE",
+                "infiniband mlx5_0: Couldn't open port 1",
+            ),
+        ),
         ("libata at boot", "ata1: SATA link up 6.0 Gbps (SStatus 133 SControl 300)"),
         ("libata: a port without a disk", "ata2: SATA link down (SStatus 0 SControl 300)"),
         (
