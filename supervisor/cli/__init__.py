@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 import click
@@ -133,6 +134,8 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
+    except click.BadParameter as error:
+        code = _fail(_expected(error), 2, debug)
     except click.UsageError as error:
         where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
         code = _fail(
@@ -149,6 +152,17 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         code = _fail(f"{where}{error.strerror or error}", 1, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _expected(error: click.BadParameter) -> str:
+    """What is wrong with a value, and what is valid, in the words of superv's own options."""
+    kind = error.param.type if error.param is not None else None
+    where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+    quoted = re.match(r"'(.*)' is not one of", error.message)
+    if not isinstance(kind, click.Choice) or error.param is None or quoted is None:
+        return f"{_sentence(error.format_message())}{where}"
+    choices = ", ".join(map(str, kind.choices))
+    return f"{error.param.opts[-1]} {quoted[1]}: expected one of {choices}{where}"
 
 
 def _sentence(text: str) -> str:

@@ -58,6 +58,12 @@ def _form_of(output: Path) -> str:
     """By the file's ending; what is no file that people name (/dev/stdout, a pipe) gets text."""
     from supervisor.core.errors import UserError
 
+    if output.suffix.lower() == ".pdf":
+        page = output.with_suffix(".html")
+        raise UserError(
+            f"--output {output}: superv writes no PDF; `superv report --output {page}`, and print "
+            f"that from a browser: chromium --headless --print-to-pdf={output} {page}"
+        )
     form = _ENDINGS.get(output.suffix.lower())
     if form is None:
         valid = ", ".join(ending for ending in _ENDINGS if ending)

@@ -13,6 +13,7 @@ from healthchecks.frame.areas import area_of, in_order, page_of
 from healthchecks.frame.registry import registered
 from healthchecks.frame.report import Report
 from healthchecks.many.causes import FindingCause, causes_of, urgency
+from healthchecks.many.remote import ANSWERS
 from supervisor.core.check_status import NOT_FINE, WORST_FIRST, Status, worst
 from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.status import state_word
@@ -205,7 +206,7 @@ def _rows(
             since=node.since,
             looked_at=node.looked_at,
             strikes=node.strikes,
-            cells=_cells(standing.get(node.name, {}), now),
+            cells=_cells(standing.get(node.name, {}), now, silent=_is_silent(node, standing)),
         )
         groups.setdefault(f"{row.state} {row.stale} {row.cells}", []).append(row)
     rows: list[Row] = []
@@ -239,7 +240,15 @@ def _joined(rows: Sequence[Row]) -> Row:
     )
 
 
-def _cells(items: Mapping[str, CurrentFinding], now: float) -> dict[str, Cell]:
+def _is_silent(node: NodeHealth, standing: Mapping[str, Mapping[str, CurrentFinding]]) -> bool:
+    """Whether nobody can ask it at present: what was fine before is not known to be so now."""
+    answers = standing.get(node.name, {}).get(ANSWERS)
+    return answers is not None and answers.finding.status is Status.FAIL
+
+
+def _cells(
+    items: Mapping[str, CurrentFinding], now: float, *, silent: bool = False
+) -> dict[str, Cell]:
     by_area: dict[str, list[CurrentFinding]] = {}
     for item in items.values():
         by_area.setdefault(area_of(item.finding.check), []).append(item)
@@ -253,7 +262,7 @@ def _cells(items: Mapping[str, CurrentFinding], now: float) -> dict[str, Cell]:
             findings=tuple(one_line(s.finding.name, 200) for s in telling)
             if status in NOT_FINE
             else (),
-            stale=all(now - s.at > STALE_S for s in telling),
+            stale=(silent and status not in NOT_FINE) or all(now - s.at > STALE_S for s in telling),
         )
     return cells
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import jinja2
 
 from healthchecks.frame.registry import registered
+from supervisor.core.check_status import Status
 from supervisor.host.terminal import day_time, duration, one_line, printable
 from supervisor.report.chart import BOTTOM, HEIGHT, LEFT, WIDTH, chart
 from supervisor.report.model import Cell, Page, count, names, some
@@ -21,6 +22,7 @@ from supervisor.report.words import amount, claimed, ends, fallen, point, waitin
 MAX_CHANGES = 200
 MAX_OFFENDERS = 30
 MAX_ATTEMPTS = 20
+SHOWN_WARNINGS = 4  # more at the end of the findings are folded
 LABEL = 12  # characters of a node's name beside its line
 
 
@@ -36,6 +38,7 @@ def html(page: Page) -> str:
             place=_Places(page),
             max_changes=MAX_CHANGES,
             max_attempts=MAX_ATTEMPTS,
+            folded=_folded(page),
             max_offenders=MAX_OFFENDERS,
             letters=LETTERS,
             run_plots=plots(page.run) if page.run else (),
@@ -85,6 +88,16 @@ def _environment() -> jinja2.Environment:
 def _finalized(value: object) -> object:
     """Names and words from outside steer nothing, whatever they hold."""
     return printable(value) if type(value) is str else value
+
+
+def _folded(page: Page) -> int:
+    """The first of many findings at the end that can wait, counted from 1; 0: none is folded."""
+    waits = 0
+    for problem in reversed(page.problems):
+        if problem.status is not Status.WARN and not problem.excluded:
+            break
+        waits += 1
+    return len(page.problems) - waits + 1 if waits > SHOWN_WARNINGS else 0
 
 
 def _checks(page: Page) -> Mapping[str, list[str]]:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from healthchecks.frame.check import Result, Status
+from healthchecks.frame.report import Finding, Report
 from supervisor.core.types import Cause
 from supervisor.fleet.record import Fleet
 from supervisor.report.data import gather
 from supervisor.report.document import document
-from supervisor.report.html import html
+from supervisor.report.html import SHOWN_WARNINGS, html
 from supervisor.report.model import CurvePoint, Page
 from supervisor.report.run_chart import BAR, bars, plots
 from supervisor.report.run_history import CURVE_POINTS, attempts_of, curve_of
@@ -100,3 +102,27 @@ def test_a_flat_curve_is_drawn(tmp_path: Path) -> None:
         told = gather(fleet, STATUS["now"], 0.0, STATUS, 2, curve=curve)
     assert told.run is not None and len(plots(told.run)) == 2
     assert "nan" not in html(told).lower().replace("dominant", "")
+
+
+def test_many_warnings_are_folded_and_nothing_green_stands_for_a_node_that_is_off(
+    tmp_path: Path,
+) -> None:
+    def finding(check: str, status: Status) -> Finding:
+        return Finding(check=check, result=Result(status=status, seen=f"seen by {check}"))
+
+    fine = [finding("fs.local", Status.OK)]
+    warns = [finding(f"own.check{n}", Status.WARN) for n in range(SHOWN_WARNINGS + 1)]
+    with Fleet(tmp_path / "f.db") as fleet:
+        fleet.record([Report(node="n1", at=1000.0, findings=fine)], "sweep")
+        off = [finding("node.answers", Status.FAIL)]
+        fleet.record([Report(node="n1", at=2000.0, findings=off)], "sweep")
+        told = gather(fleet, 2001.0, 0.0)
+        (row,) = told.rows
+        assert [cell.stale for cell in row.cells.values() if cell.status is Status.OK] == [True]
+        assert "warnings, and nodes" not in html(told)
+        fleet.record([Report(node="n2", at=2000.0, findings=warns)], "sweep")
+        shown = html(gather(fleet, 2001.0, 0.0))
+    before, _, folded = shown.partition('<details class="warnings">')
+    assert "5 more findings: warnings" in folded and "node.answers" in before
+    assert folded.count('class="finding WARN"') == len(warns)
+    assert 'class="finding WARN"' not in before
