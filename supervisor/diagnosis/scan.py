@@ -38,7 +38,8 @@ DIGITS = b"0123456789"
 MAX_TEMPLATES = 300_000  # remembered at once
 LOOKED_AT = 8192  # bytes of a template
 SAMPLE = 300  # lines by which a file's labels are told
-READ_OF_ONE = 20_000  # lines of one template in one file that are read; more of them are counted
+READ_OF_ONE = 5_000  # lines of one template that are read in one file, and …
+READ_OF_ALL = 50_000  # … in all: ranks that flood say the same again
 BACK = 60  # lines to look back for a time
 _STEP_WORDS = (b"step", b"Step", b"iter", b"Iter", b"loss")
 _MARKS = (b" nranks ", b"(local_rank: )", b"NCCL version ", b": Using ", b" OK", b"NVRM", b"SXid")
@@ -64,6 +65,7 @@ class _Template:
 
     signatures: tuple[Signature, ...]
     marked: bool
+    read: int = 0  # lines, in all files
 
 
 @dataclass(slots=True)
@@ -291,7 +293,8 @@ class _Reader:
             if what is None:
                 continue
             seen = counts[template] = counts.get(template, 0) + 1
-            if seen > READ_OF_ONE:
+            what.read += 1
+            if seen > READ_OF_ONE or (what.read > READ_OF_ALL and seen > 1):
                 continue
             text = clean(lines[index])
             if what.marked and not self._how.kernel:

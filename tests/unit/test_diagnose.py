@@ -75,6 +75,17 @@ def test_progress_bars_and_colours_hide_nothing(tmp_path: Path) -> None:
     assert run(log)["cause"] == "cuda-out-of-memory"
 
 
+def test_a_flood_of_one_line_hides_no_other_rank(tmp_path: Path) -> None:
+    for rank in range(3):
+        line = f"[rank{rank}]: NCCL WARN Call to ibv_modify_qp failed with error {rank} errno 110\n"
+        (tmp_path / f"rank_{rank}.log").write_text(line * 60_000)
+    with (tmp_path / "rank_2.log").open("a") as log:
+        log.write("[rank2]: RuntimeError: CUDA error: uncorrectable ECC error encountered\n")
+    said = run(tmp_path, "--nodes", "n[1-3]")
+    assert (said["cause"], said["culprits"][0]["node"]) == ("gpu-memory-error", "n3")
+    assert said["read"]["lines"] == 180_001
+
+
 def test_gzip_is_read(tmp_path: Path) -> None:
     (tmp_path / "slurm-1.out.gz").write_bytes(gzip.compress(GOOD.encode()))
     assert run(tmp_path)["cause"] == "cuda-out-of-memory"
