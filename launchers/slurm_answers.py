@@ -106,6 +106,7 @@ class AwayError(TransientError):
 
     def __init__(self, said: str, cause: AwayCause | None) -> None:
         """No cause: a command neither ended in time nor said anything."""
+        self.cause = cause
         self.seen = f"{cause.what}: {said}" if cause else said
         self.fix = cause.fix if cause else "see what `scontrol show config` says here"
         super().__init__(f"{self.seen}; {self.fix}" if cause else self.seen)

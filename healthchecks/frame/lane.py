@@ -147,6 +147,10 @@ class Lane:
         """Whether it waited for a processor for so long that nothing else can be said of it."""
         return self.waited_s >= self._most_waited_s()
 
+    def over(self) -> bool:
+        """Whether the process has ended, though something else may keep its pipe open."""
+        return procfs.state(self.pid) in (None, "Z", "X")
+
     def _most_waited_s(self) -> float:
         return _MOST_WAITED * self.limit()[1]
 

@@ -281,9 +281,9 @@ class _Run:
     def _give_up(self, lanes: Sequence[Lane], why: str = "") -> None:
         """End lanes whose probes do not answer; `why` where that is not what they are ended for."""
         now = time.monotonic()
-        seen = [(lane, lane.where(), lane.limit(), lane.starved()) for lane in lanes]
+        seen = [(x, x.where(), x.limit(), x.starved(), x.over()) for x in lanes]
         self._end(lanes)
-        for lane, where, (since, allowed_s), starved in seen:
+        for lane, where, (since, allowed_s), starved, over in seen:
             if not lane.waiting:
                 continue
             probe, rest = lane.waiting[0], lane.waiting[1:]
@@ -299,6 +299,8 @@ class _Run:
                 fix=probe.check.timeout_fix,
                 shared=_shared(probe, self._base),
             )
+            if over:  # it hangs nowhere: what it left behind holds its answers
+                hung = Result(status=Status.UNKNOWN, seen=lane.death())
             self._answer(probe, _starved(lane) if starved else hung, now - lane.began)
             if probe.resource.startswith("host:"):  # what hung one may hang others: each alone now
                 self._queue += [Lane(waiting=[other]) for other in rest]

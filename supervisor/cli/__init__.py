@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 
@@ -126,7 +127,7 @@ def main() -> None:
             from supervisor.cli.expendable import in_a_child
 
             in_a_child(command)
-        code = cli.main(prog_name="superv", standalone_mode=False)
+        code = _invoke(words)
     except UserError as error:
         code = _fail(str(error), 2, debug)
     except TransientError as error:
@@ -163,6 +164,14 @@ def _expected(error: click.BadParameter) -> str:
         return f"{_sentence(error.format_message())}{where}"
     choices = ", ".join(map(str, kind.choices))
     return f"{error.param.opts[-1]} {quoted[1]}: expected one of {choices}{where}"
+
+
+def _invoke(words: list[str]) -> object:
+    """Run the command. click's own main ends with 1 where the reader of the output has gone."""
+    if "_SUPERV_COMPLETE" in os.environ:  # a shell asks for completions
+        return cli.main(prog_name="superv", standalone_mode=False)
+    with cli.make_context("superv", list(words)) as context:
+        return cli.invoke(context)
 
 
 def _sentence(text: str) -> str:

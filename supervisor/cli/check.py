@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
 @click.option(
     "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path, readable=False),
     help="Read /proc and /sys below here.",
 )
-@click.option("--state", type=click.Path(path_type=Path), help="Keep counters between runs here.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path, readable=False),
+    help="Keep counters between runs here.",
+)
 @click.option(
     "--deadline", type=Number(1, 86_400, "seconds"), help="For all of it; 60, deep suites longer."
 )

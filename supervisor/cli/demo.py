@@ -48,7 +48,7 @@ preflight: {{tags: [], running_s: 0}} # its nodes are one machine, and that is n
 @click.command()
 @click.option(
     "--trainer-python",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=REPO / ".venv-titan" / "bin" / "python",
     help="A Python with TorchTitan; `make demo` makes one.",
 )

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("job_file", metavar="[JOB.YAML]", required=False, type=click.Path(path_type=Path))
+@click.argument(
+    "job_file",
+    metavar="[JOB.YAML]",
+    required=False,
+    type=click.Path(path_type=Path, readable=False),
+)
 @click.option("--probe", is_flag=True, help="Also run a small step on one node of the partition.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document of docs/doctor.md.")
 def doctor(job_file: Path | None, probe: bool, as_json: bool) -> None:

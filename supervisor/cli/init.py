@@ -20,7 +20,12 @@ KINDS = ("torchtitan", "ddp", "command")
 
 
 @click.command()
-@click.argument("job_file", metavar="[FILE]", default="job.yaml", type=click.Path(path_type=Path))
+@click.argument(
+    "job_file",
+    metavar="[FILE]",
+    default="job.yaml",
+    type=click.Path(path_type=Path, readable=False),
+)
 @click.option("--kind", metavar="|".join(KINDS), help="What trains.")
 @click.option("--name", help="The run's name; the folder's, if not given.")
 @click.option("--nodes", type=Number(1, 100_000, whole=True), help="Nodes that train.")

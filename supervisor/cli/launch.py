@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("job_file", metavar="JOB.YAML", type=click.Path(path_type=Path))
+@click.argument("job_file", metavar="JOB.YAML", type=click.Path(path_type=Path, readable=False))
 @click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
 @click.option("--detach", is_flag=True, help="Return as soon as the run's engine works.")
 @click.option(
@@ -62,7 +62,11 @@ def look(job: Job) -> list[str]:
 
     from supervisor.doctor import before_launch
 
-    return before_launch.notes(asyncio.run(before_launch.look(job)), job)
+    async def ask() -> list[str]:
+        found = await before_launch.slurm_is_here(job)
+        return before_launch.notes([*found, *await before_launch.look(job)], job)
+
+    return asyncio.run(ask())
 
 
 def _container(job: RankJob, node_dir: Path) -> None:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from supervisor.config import Site
 
 _STATE = click.option(
-    "--state", type=click.Path(path_type=Path), help="Where checks keep their counters."
+    "--state",
+    type=click.Path(path_type=Path, readable=False),
+    help="Where checks keep their counters.",
 )
 _SITE = click.option(
     "--site",
     "site_file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Read this in place of /etc/superv/site.yaml; nothing else is read.",
 )
 _IGNORED = ("SUPERV_SITE", "XDG_CONFIG_HOME")  # where a person's commands find site.yaml

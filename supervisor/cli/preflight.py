@@ -32,8 +32,12 @@ SAY_EVERY_S = 5.0  # how far it is, where the terminal can't renew a line
 @click.option("--tags", help="The suites, with commas; preflight where no check is named.")
 @click.option("--check", "names", metavar="CHECK", multiple=True, help="These checks alone.")
 @click.option("--set", "sets", metavar="CHECK.KEY=VALUE", multiple=True, help="Configure a check.")
-@click.option("--golden", type=click.Path(path_type=Path), help="Compare with this profile.")
-@click.option("--pin", type=click.Path(path_type=Path), help="Write what most nodes are like.")
+@click.option(
+    "--golden", type=click.Path(path_type=Path, readable=False), help="Compare with this profile."
+)
+@click.option(
+    "--pin", type=click.Path(path_type=Path, readable=False), help="Write what most nodes are like."
+)
 @click.option(
     "--deadline", type=Number(5, 3600, "seconds"), help="For all of it; 60, deep suites longer."
 )

@@ -36,7 +36,7 @@ _ENDINGS = {
 )
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path, readable=False),
     metavar="FILE",
     help="Write it there, whole or not at all.",
 )

@@ -15,7 +15,7 @@ import click
 @click.option(
     "--config",
     metavar="JOB.YAML",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Take this job file, and the trainer's code, as they are now.",
 )
 @click.option("--detach", is_flag=True, help="Return as soon as the run's engine works.")

@@ -155,6 +155,8 @@ def _instead(text: str, line: int) -> str:
     lines = text.splitlines()
     if lines and re.match(r"#!|from \w+ import |import \w+|\"\"\"|def \w+\(", lines[0]):
         return "this is a program, and no job file; a job file names it as trainer.script"
+    if line <= len(lines) and re.match(r" *\t", lines[line - 1]):
+        return "not valid YAML: a tab; indent with spaces"
     bare = re.search(r"(?<![\"'\w])\{[a-z_]+\}", lines[line - 1] if line <= len(lines) else "")
     if bare:
         return f'not valid YAML: braces need quotes, as "{bare[0]}"'

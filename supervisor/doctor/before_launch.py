@@ -11,13 +11,17 @@ import shutil
 
 from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding
+from launchers.slurm import Slurm
+from launchers.slurm_answers import AWAY, AwayError
 from supervisor.config import Job
 from supervisor.core.container import RUNTIMES
-from supervisor.core.errors import SeveralError, UserError
+from supervisor.core.errors import SeveralError, TransientError, UserError
 from supervisor.doctor import arguments, modules, nccl_variables
 from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
+from supervisor.doctor.finding import fail
 
 LOOK_S = 10.0
+SLURM_S = 5.0
 
 
 async def look(job: Job, *, deadline_s: float = LOOK_S) -> list[Finding]:
@@ -47,6 +51,21 @@ async def look(job: Job, *, deadline_s: float = LOOK_S) -> list[Finding]:
         cwd = str(trainer.workdir) if here and here["enter"] else "/"
         found += await modules.look(job, cwd, deadline_s)
     return found
+
+
+async def slurm_is_here(job: Job) -> list[Finding]:
+    """Whether this machine belongs to a Slurm cluster. One that does not answer is waited for."""
+    if not job.on_slurm:
+        return []
+    try:
+        await Slurm(deadline_s=SLURM_S).run("scontrol", "show", "config")
+    except AwayError as error:
+        if error.cause is AWAY[0]:
+            text = f"launcher: {job.launcher}: {error}"
+            return [fail("slurm", text, "launcher: local runs on this machine alone")]
+    except (TransientError, UserError):
+        pass  # the launch tells what is not there, and waits for what does not answer
+    return []
 
 
 def program_of(job: Job) -> str:

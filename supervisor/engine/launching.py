@@ -95,15 +95,14 @@ def launch(
     if before is not None and origin is None:
         raise UserError(
             f"run {job.name} has ended ({before.phase.value}: {before.reason}); "
-            f"`superv resume {job.name}{_config(there, job)}` goes on with it, --from CHECKPOINT "
-            "or --from scratch begins again"
+            f"{_ways_on(there, job)}; --from CHECKPOINT or --from scratch begins again"
         )
     if before is not None:
         _given_back(there)
     _programs(job, site)
+    looked = look(job)
     plan(job, site)  # raises where the launcher can't be asked for this
     suites(job, site)  # raises for health checks that do not exist
-    looked = look(job)
     first, seed = _beginnings(job, origin)
     notes = (*notes_of(job, site), *looked)
     if not job.checkpoints:
@@ -129,11 +128,15 @@ def launch(
     )
 
 
-def _config(there: folder.RunDir, job: Job) -> str:
-    """What `superv resume` needs to be told where this is not the job file that the run keeps."""
+def _ways_on(there: folder.RunDir, job: Job) -> str:
+    """How `superv resume` goes on with a run, and with which job file."""
+    resume = f"`superv resume {job.name}"
     if there.job_file.exists() and there.job_file.read_text() == job.source:
-        return ""
-    return f" --config {job.path}"
+        return f"{resume}` goes on with it"
+    return (
+        f"{job.path} is not as it was launched: {resume}` goes on with the job file of then, "
+        f"{resume} --config {job.path}` with this one"
+    )
 
 
 def _before(there: folder.RunDir, job: Job, site: Site, origin: str | None) -> Run | None:

@@ -67,7 +67,8 @@ def test_what_a_resume_can_not_change(home: RunHome) -> None:
     told = home.superv("resume", "ring", "--config", str(job), rc=2)
     assert "the run has 4 ranks, this says 6" in told
     told = home.superv("launch", str(job), rc=2)
-    assert f"`superv resume ring --config {job}` goes on with it" in told
+    assert "`superv resume ring` goes on with the job file of then" in told
+    assert f"`superv resume ring --config {job}` with this one" in told
     told = home.superv("resume", "ring", "--config", str(home.job(name="rang")), rc=2)
     assert "rang is another run" in told
     told = home.superv("resume", "ring", "--include", "local-7", rc=2)
