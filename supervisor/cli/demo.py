@@ -38,7 +38,10 @@ trainer:
   python: {python}
   hook: torchtitan
   preload: [titan_cpu]
-  env: {{GLOO_SOCKET_IFNAME: {interface}}}
+  env: # what torch and its libraries keep goes away with the demo
+    GLOO_SOCKET_IFNAME: {interface}
+    TORCHINDUCTOR_CACHE_DIR: {home}/inductor
+    HF_HOME: {home}/hf
 checkpoints: {{dir: checkpoint}}
 policy: {{stop_grace_s: 2}}
 preflight: {{tags: [], running_s: 0}} # its nodes are one machine, and that is not in question
@@ -106,6 +109,7 @@ def play(backend: DemoBackend, python: Path) -> dict[str, Any]:
         python=python,
         launcher=backend.launcher,
         interface=backend.interface,
+        home=backend.home,
     )
     backend.run("tee", str(job), stdin=text)
     say(f"superv launch {job}")

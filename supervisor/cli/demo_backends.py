@@ -159,7 +159,16 @@ def on_this_machine(*, keep: bool) -> Iterator[DemoBackend]:
     finally:
         if not keep:
             _end(backend)
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Copies of code are read-only, and a node that was lost has not taken its own away."""
+    for at, inner, _ in os.walk(folder):
+        for path in (Path(at) / name for name in inner):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)
 
 
 def _end(backend: LocalBackend) -> None:

@@ -1,7 +1,8 @@
 """How trainers word it: a finished step, a resume, the end of training. Pure text.
 
-The forms are those of TorchTitan, Megatron-LM (`iteration 10/ 500 | … lm loss: 2.1E+00`), NeMo and
-Lightning (`global_step=10`), fairseq (`num_updates=10`), DeepSpeed (`step=10, skipped=0`), nanoGPT
+docs/step-lines.md lists the forms: those of TorchTitan, Megatron-LM
+(`iteration 10/ 500 | … lm loss: 2.1E+00`), NeMo and Lightning (`global_step=10`), fairseq
+(`num_updates=10`), DeepSpeed (`step=10, skipped=0`), nanoGPT
 (`iter 10: loss 2.1, time 12.50ms`) and JSON (`{"step": 10, "loss": 2.1}`).
 """
 
@@ -11,7 +12,12 @@ import re
 
 MAX_STEP = 1 << 53  # a number beyond it is none that a trainer counts to
 
-_NAMES = r"(?:global[_ -]?|train(?:ing|er)?[_ -]?)?step|iteration|iter|it|num_updates|update"
+# litgpt's lines tell both: `iter 100 step 25`, and checkpoints are called by the step.
+_NO_STEP = r"(?!.{0,40}?\bstep[ :=]+\d)"
+_NAMES = (
+    r"(?:train(?:er|ing)?/)?(?:global[_ -]?|train(?:ing|er)?[_ -]?)?step"
+    rf"|(?:iteration|iter|it)\b{_NO_STEP}|num_updates|update|(?<=\[)batch(?==\d)"
+)
 # Words before a name that make it something else than a finished step of training.
 _NOT_AFTER = (
     "resume resumed resuming from at to until till after before since of for in max maximum min "
@@ -26,12 +32,30 @@ _UNITS = r"[mnuµ]?s|secs?|seconds?|mins?|minutes?|hours?|h|[kmg]i?b|x"
 _ALONE = rf"(?![\w%]|[.,_]\d|\s*%|\s?(?:{_UNITS})\b(?!\s*[/:=]))"
 # Without a sign between them they stand alone in the line, or with more numbers: no prose.
 _BARE = rf"\s+(?=(?:{_COUNT})(?:\W*$|.*(?:\d|loss)))"
-STEP = (
-    rf"(?i)(?<![\w.\-/])(?=(?:{_NAMES})\b)"
+_NAMED = (
+    rf"(?:(?<![\w.\-/])|(?<=\d/)(?=global_step=))(?=(?:{_NAMES})\b)"
     + "".join(rf"(?<!\b{word}[_ -])" for word in _NOT_AFTER.split())
-    + rf"(?:{_NAMES})\b[\"']?(?:\s*[:=#]\s*\[?\s*|\s*\[\s*|{_BARE})(?P<step>{_COUNT}){_ALONE}"
+    + rf"(?:{_NAMES})\b[\"']?(?:\s*[:=#]\s*\[?\s*|\s*\[\s*|{_BARE})"
+)
+_NO_TEST = "".join(rf"(?<!\b{word}[_ -])" for word in ("val", "valid", "eval", "test", "predict"))
+_OF = rf"(?=(?:{_COUNT})\s*/\s*(?:{_COUNT})\b)"
+# Without a name: `Epoch(train) [1][ 5/10]`, `Epoch: [0]  [ 5/12]`, `Train: 0 [ 5/12 (40%)]`.
+_IN_EPOCH = (
+    rf"(?<!\w)(?=epoch|train|iter){_NO_TEST}"
+    rf"(?:(?:epoch|train)(?:\(train\))?:?\s*(?:\[\d+\]|\d+)|iter\(train\))\s*\[\s*{_OF}"
+)
+# Bars of tqdm that say whose they are, or show a loss: one without both may be an evaluation's.
+_RATE = r"[^\]]*(?:it/s|s/it|ba/s)"
+_BAR = (
+    rf"^\s{{0,8}}(?:(?:train\s+)?(?:epoch\s{{0,4}}\d{{0,9}}|steps?|train(?:ing)?|iterations?)[:/\d\s]{{0,30}}\d{{1,3}}%\|[^|]*\|"
+    rf"|(?=[^\[]*\[{_RATE}[^\]]*loss)\s*\d{{1,3}}%\|[^|]*\|)"
+    rf"\s*{_OF}(?=[^\[]*\[[\d:]+<)"
+)
+STEP = (
+    rf"(?i)(?:{_NAMED}|{_IN_EPOCH}|{_BAR})(?P<step>{_COUNT}){_ALONE}"
     + rf"(?:\s*(?:/|\bof\b)\s*(?P<total>{_COUNT}))?"
-    + r"(?:.*?\bloss[\"']?\s*[:= ]\s*(?P<loss>[-+]?(?:\d[\d.e+-]*|\.\d[\de+-]*|nan|inf\w*)))?"
+    + r"(?:.*?(?:\b|(?<=train_)|(?<=total_)|(?<=lm_))loss[\"']?\s*[:= ]\s*"
+    + r"(?P<loss>[-+]?(?:\d[\d.e+-]*|\.\d[\de+-]*|nan|inf\w*)))?"
 )
 RESUMED = (
     r"(?i)\b(?:(?:resum|restor)(?:ed|ing) (?:training )?(?:at|from) (?:global[_ ])?"
@@ -118,10 +142,14 @@ def _fitting(line: str, before: list[int], now: list[int]) -> str:
         behind, ahead = line[: found.start()], line[found.end() :]
         if not 0 < new - old <= 1000 or re.search(r"[\w.:-]$", behind) or _PART.match(ahead):
             continue
-        if re.match(r"/\d", ahead):
-            return r"(?<!\S)(?P<step>\d+)/\d+"
-        if word := re.search(r"([A-Za-z][A-Za-z_]*)[\"']?\W{1,8}$", behind):
-            return rf"\b{word[1]}\W+(?P<step>\d+)"
+        pattern = ""
+        if re.match(r"\s*/\s*\d", ahead):
+            pattern = r"(?<![\w./-])(?P<step>\d+)\s*/\s*\d+"
+        elif word := re.search(r"([A-Za-z][A-Za-z_]*)[\"']?\W{1,8}$", behind):
+            pattern = rf"\b{word[1]}\W+(?P<step>\d+)"
+        first = re.search(pattern, line) if pattern else None
+        if first is not None and first.span("step") == found.span():
+            return pattern
     return ""
 
 

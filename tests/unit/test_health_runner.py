@@ -249,20 +249,6 @@ def test_a_probe_that_gets_no_processor_is_not_called_hung():
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a process that is let run before others needs root")
-def ends_and_leaves_one(ctx: Ctx) -> Result:
-    """Its own child keeps the pipe of answers open."""
-    if os.fork() == 0:
-        time.sleep(30)
-        os._exit(0)
-    os._exit(5)
-
-
-def test_a_probe_that_has_ended_hangs_nowhere():
-    result = only(ends_and_leaves_one, deadline_s=0.3, on_timeout=Status.FAIL, timeout_fix="disk")
-    assert (result.status, result.fix) == (Status.UNKNOWN, "")
-    assert "without an answer" in result.seen
-
-
 def test_one_that_computes_for_too_long_is_late_as_any_other():
     def computes(ctx: Ctx) -> Result:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
