@@ -254,6 +254,7 @@ class _Reader:
         self.last_time: float | None = None
         self.kernel_node = ""
         self._last: tuple[bytes, ...] = ()  # lines
+        self._times: dict[int, float | None] = {}  # of lines of this piece, as far as asked for
 
     def compare(self) -> None:
         """Have the last lines compared with other ranks'."""
@@ -271,6 +272,7 @@ class _Reader:
     def piece(self, data: bytes) -> None:
         """Take in whole lines."""
         data = _one_end(data)
+        self._times = {}
         lines, temps = data.split(b"\n"), data.translate(None, DIGITS).split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -411,9 +413,11 @@ class _Reader:
         return self._time_before(lines, index) or self.last_time, False
 
     def _time_before(self, lines: list[bytes], index: int) -> float | None:
-        for raw in reversed(lines[max(0, index - BACK) : index]):
-            at = time_of(clean(raw[:256]), self._state.year)
-            if at is not None:
+        """The time of the nearest line before; each line of a piece is read for it once."""
+        for before in range(index - 1, max(0, index - BACK) - 1, -1):
+            if before not in self._times:
+                self._times[before] = time_of(clean(lines[before][:256]), self._state.year)
+            if (at := self._times[before]) is not None:
                 return at
         return None
 
