@@ -11,7 +11,7 @@ from healthchecks.frame import catalogue
 from ncclconf.lint import rules
 from supervisor import signatures
 from supervisor.config.page import page as configuration
-from supervisor.core import node_states, phases
+from supervisor.core import node_states, phases, way_forward
 from supervisor.core.types import Cause
 from supervisor.host import footprint
 
@@ -65,12 +65,18 @@ def nccl_rules() -> str:
 
 
 def runbooks() -> str:
-    """Every cause, with the first line of its page."""
-    rows = ["# Causes of incidents", "", MADE, "", "| cause | in short |", "|---|---|"]
-    for cause in Cause:
-        title = (DOCS / "runbooks" / f"{cause}.md").read_text().partition("\n")[0]
-        rows.append(f"| [{cause}](runbooks/{cause}.md) | {title.partition(': ')[2]} |")
+    """Every cause, and what holds a run up, with the first line of its page."""
+    rows = ["# Runbooks", "", MADE, "", "Each begins with the command to type.", ""]
+    rows += ["## Causes of incidents", "", "| cause | in short |", "|---|---|"]
+    rows += [_runbook(cause) for cause in Cause]
+    rows += ["", "## What holds a run up", "", "| what | in short |", "|---|---|"]
+    rows += [_runbook(state) for state in way_forward.STATES]
     return "\n".join(rows) + "\n"
+
+
+def _runbook(name: str) -> str:
+    title = (DOCS / "runbooks" / f"{name}.md").read_text().partition("\n")[0]
+    return f"| [{name}](runbooks/{name}.md) | {title.partition(': ')[2]} |"
 
 
 CAUSES_HEAD = f"""\

@@ -12,6 +12,7 @@ import click
 from supervisor.core.errors import TransientError, UserError
 from supervisor.core.types import ENDED, Phase
 from supervisor.engine import control
+from supervisor.engine.spawn import mute_fix
 from supervisor.host.terminal import printable_lines, raw
 from supervisor.run import kept_logs
 from supervisor.run.folder import RunDir
@@ -73,14 +74,16 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def standing(run: RunDir) -> Standing:
-    """Raises UserError where what is kept is damaged, LostJournalError where all is lost."""
+    """Raises UserError for a mute engine and damaged logs, LostJournalError for a lost journal."""
     kept = dict(kept_logs.indexes(run.logs))
     try:
         for told in control.ask(run.socket, {"do": "status"}):
             phase, attempt = Phase(told["phase"]), told["attempt"]
             return Standing(engine=True, phase=phase, attempt=attempt, kept=kept)
-    except (control.NoEngineError, TransientError):
+    except control.NoEngineError:
         pass
+    except TransientError as error:
+        raise UserError(f"run {run.path.name}: {error}; {mute_fix(run)}") from None
     state = run.load()
     number = state.attempt.number if state.attempt else None
     return Standing(engine=False, phase=state.phase, attempt=number, kept=kept)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from supervisor.core.way_forward import NextStep
     from supervisor.host.terminal import Text
     from supervisor.run.folder import RunDir
 
@@ -86,15 +87,18 @@ def all_listed(home: Path) -> list[dict[str, Any]]:
 def listed(run: RunDir, within_s: float) -> dict[str, Any]:
     """The document of a run, or what keeps it from being read: one broken run hides no other."""
     from supervisor.core.errors import UserError
-    from supervisor.core.status import SCHEMA
+    from supervisor.core.status import SCHEMA, next_step
+    from supervisor.core.way_forward import journal_lost
     from supervisor.run.journal import LostJournalError
 
     fix = f"see what {run.path} holds, and {run.log}"
     told = {"run": run.path.name, "replaced": run.replaced}
+    todo: NextStep | None = None
     try:
         return {**document(run, within_s), **told}
     except LostJournalError as error:
         problem, fix = error.problem, error.fix
+        todo = None if run.replaced else journal_lost(run.path.name)
     except UserError as error:
         problem = str(error)
     except OSError as error:
@@ -107,6 +111,7 @@ def listed(run: RunDir, within_s: float) -> dict[str, Any]:
         "engine": False,
         "problem": problem,
         "fix": fix,
+        "next": next_step(todo),
         **told,
     }
 
@@ -153,11 +158,14 @@ def document(run: RunDir, within_s: float = ENGINE_WITHIN_S) -> dict[str, Any]:
     One that does not answer within so many seconds is named, and the journal read instead.
     """
     from supervisor.core.errors import TransientError
+    from supervisor.core.status import next_step
     from supervisor.core.status import status as describe
+    from supervisor.core.way_forward import engine_gone, engine_mute
     from supervisor.engine import control
     from supervisor.engine.clock import clock
 
     about: list[dict[str, Any]] = []
+    todo: NextStep | None = None
     try:
         for answer in control.ask(run.socket, {"do": "status"}, within_s=within_s):
             return {**answer, "engine": True}
@@ -165,11 +173,24 @@ def document(run: RunDir, within_s: float = ENGINE_WITHIN_S) -> dict[str, Any]:
         pass
     except TransientError as error:
         about = [_mute_engine(run, str(error))]
+        todo = engine_mute(run.path.name, _pid(run))
     state = run.load()
     if not about and not state.ended:
         about = _guardians_word(run)
-    told = describe(state, clock())
-    return {**told, "attention": [*about, *told["attention"]], "engine": False}
+        todo = engine_gone(run.path.name)
+    told = describe(state, clock(), job_file=run.origin())
+    todo_told = {"next": next_step(todo)} if todo is not None else {}
+    told = {**told, **todo_told, "attention": [*about, *told["attention"]]}
+    return {**told, "engine": False}
+
+
+def _pid(run: RunDir) -> int | None:
+    from supervisor.engine import control
+
+    try:
+        return control.engine_pid(run.socket)
+    except control.NoEngineError:
+        return None
 
 
 def _guardians_word(run: RunDir) -> list[dict[str, Any]]:
@@ -244,6 +265,10 @@ def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
     if run["reason"]:
         yield "why", run["reason"]
+    if todo := run.get("next"):  # an engine of an older superv tells none
+        yield "next", todo["command"]
+        page = f" ({todo['runbook']})" if todo["runbook"] else ""
+        yield "", f"{todo['why']}{page}"
     if not run["engine"] and run["phase"] not in ENDED and "engine" not in _attention_tags(run):
         yield "engine", f"none is running here; `superv attach {run['name']}` starts it again"
     for label, words in (

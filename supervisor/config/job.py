@@ -10,6 +10,7 @@ from supervisor import hooks
 from supervisor.config.container import ContainerOf, check_path
 from supervisor.config.document import At, YamlMapping, named, parse, read_text
 from supervisor.config.nccl import Nccl
+from supervisor.config.notify import NotifyTarget
 from supervisor.config.preflight import Preflight
 from supervisor.config.schema import read_rest
 from supervisor.config.slurm import read_slurm
@@ -157,6 +158,14 @@ class Job:
     )
     policy: Policy = field(
         default_factory=Policy, metadata=about("Limits and budgets; every key has a default.")
+    )
+    notify: tuple[NotifyTarget, ...] = field(
+        default=(),
+        metadata=about(
+            "Called when a run is held, swaps a node, waits for what a person has to end, or "
+            "ends; beside those of site.yaml (docs/notify.md).",
+            valid="a list of {command: [PROGRAM, ARGUMENT …]}",
+        ),
     )
     path: Path  # the job file, absolute: relative paths in it start at its folder
     source: str  # its text; parse_job(source, path) gives this Job again

@@ -20,6 +20,7 @@ from supervisor.config.document import (
 )
 from supervisor.config.groups import VALID as VALID_GROUPS
 from supervisor.config.groups import NodeGroup, read_groups
+from supervisor.config.notify import NotifyTarget
 from supervisor.config.own_checks import VALID, OwnCheck, read_own_checks
 from supervisor.config.schema import WrongKeys, keys, read_fields, read_rest, read_value
 from supervisor.core.errors import SeveralError, UserError
@@ -304,6 +305,14 @@ class Site:
             pattern=r"/[^\0\n]*",
             valid="an absolute path",
             default="none: Slurm's commands",
+        ),
+    )
+    notify: tuple[NotifyTarget, ...] = field(
+        default=(),
+        metadata=about(
+            "Called when a run is held, swaps a node, waits for what a person has to end, or "
+            "ends, for every run; job.yaml may add more (docs/notify.md).",
+            valid="a list of {command: [PROGRAM, ARGUMENT …]}",
         ),
     )
     log_cap_mb: int = field(

@@ -493,6 +493,22 @@ class CheckpointRetired(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Notified(Event):
+    """People are about to be told of something, by the commands of `notify`."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyFailed(Event):
+    """A command of `notify` failed."""
+
+    key: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlineExpired(Event):
     """The run's deadline passed."""
 

@@ -8,6 +8,7 @@ from supervisor.core.attention import EngineView, attention
 from supervisor.core.node_life import drained, spares
 from supervisor.core.types import HAS_RANKS, Incident, NodeState, Phase, Run
 from supervisor.core.waits import waits_for
+from supervisor.core.way_forward import NextStep, way_forward
 
 SCHEMA = 1
 
@@ -17,10 +18,20 @@ def state_word(state: str) -> str:
     return "unusable" if state == NodeState.UNUSABLE.value else state
 
 
-def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, Any]:
+def next_step(one: NextStep | None) -> dict[str, Any] | None:
+    """What a person should type, as a part of the document."""
+    if one is None:
+        return None
+    page = f"docs/runbooks/{one.runbook}.md" if one.runbook else None
+    return {"command": one.command, "why": one.why, "runbook": page}
+
+
+def status(
+    run: Run, now: float, seen: EngineView | None = None, job_file: str = ""
+) -> dict[str, Any]:
     """Plain values only. Times are seconds since the epoch; absent ones are null.
 
-    `seen`: what a running engine knows beside the journal.
+    `seen`: what a running engine knows beside the journal; `job_file`: where the job's file lies.
     """
     attempt = run.attempt
     return {
@@ -37,6 +48,7 @@ def status(run: Run, now: float, seen: EngineView | None = None) -> dict[str, An
             {"what": a.what, "since": a.since, "text": a.text, "fix": a.fix}
             for a in attention(run, now, seen)
         ],
+        "next": next_step(way_forward(run, now, seen, job_file)),
         "waits_for": _waits_for(run),
         "epoch": run.epoch,
         "step": attempt.step if attempt else None,

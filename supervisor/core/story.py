@@ -149,6 +149,10 @@ def _of_people(before: Run, event: ev.Event, after: Run) -> list[str]:
         case ev.IncludeRequested() if after.excluded is not before.excluded:
             back = sorted(before.excluded.keys() - after.excluded.keys(), key=natural_sort_key)
             return [f"{event.who} included {compress(back)} again"]
+        case ev.Notified():
+            return [f"people are told ({event.key})"]
+        case ev.NotifyFailed():
+            return [f"could not tell people ({event.key}): {event.why}"]
         case ev.QuarantineRequested():
             steps = ", ".join(str(r.step) for r in after.retired.values() if r.at == event.at)
             return [f"{event.who} put step {steps} into quarantine: {event.reason}"]

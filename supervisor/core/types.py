@@ -535,6 +535,7 @@ class Run:
     rhythm: Rhythm = Rhythm()
     isolated_since: float | None = None  # this engine is cut off: most agents are silent
     pending: Orders = field(default_factory=Orders)  # actions without a result yet
+    notified: tuple[str, ...] = ()  # keys of what people were told, the newest last
     violations: tuple[Violation, ...] = ()  # the newest ones; empty unless superv is at fault
 
     def __post_init__(self) -> None:

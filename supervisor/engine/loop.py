@@ -85,6 +85,7 @@ class Engine:
         self._listeners: set[asyncio.Queue[Line]] = set()
         self.agent_rpc = AgentRpc(channel, self._epoch, lambda: self.run, now)
         self.on_health_report: Callable[[str, str], None] = lambda node, report: None
+        self.job_file = ""  # where the job's file lies, as far as that is known
         self._journaled_step = 0.0
         self._unjournaled: ev.Progress | None = None  # the newest step that was heard of
         self._registration = Registration(
@@ -212,7 +213,7 @@ class Engine:
         self._over.set()
         return failure
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
         """All that was journaled is on disk; raises UserError where it can't be."""
         try:
             self._journal.sync()
@@ -472,7 +473,7 @@ class Engine:
 
     async def _send_acks(self) -> None:
         if self._acks and self._failure is None:
-            self._sync()
+            self.sync()
         acks, self._acks = self._acks, []
         for identity, ack in acks if self._failure is None else ():
             await self._channel.answer(identity, ack)
@@ -513,12 +514,12 @@ class Engine:
 
     def stop(self, who: str, *, now: bool) -> None:
         self.apply(ev.StopRequested(at=self._now(), who=who, now=now))
-        self._sync()
+        self.sync()
 
     def include(self, who: str, nodes: Collection[str]) -> None:
         """Use nodes again that the run has excluded; others are let be."""
         self.apply(ev.IncludeRequested(at=self._now(), who=who, nodes=tuple(nodes)))
-        self._sync()
+        self.sync()
 
     def quarantine(self, who: str, step: int, reason: str, *, and_later: bool | None) -> None:
         """Raises UserError where the person has to say more, or something else."""
@@ -530,10 +531,19 @@ class Engine:
                 at=self._now(), who=who, step=step, reason=reason, and_later=later
             )
         )
-        self._sync()
+        self.sync()
 
-    def status(self) -> dict[str, Any]:
-        seen = EngineView(
+    @property
+    def failed(self) -> bool:
+        """Whether this engine is ending, and takes no event any more."""
+        return self._failure is not None
+
+    def now(self) -> float:
+        return self._now()
+
+    def view(self) -> EngineView:
+        """What this engine knows beside the journal."""
+        return EngineView(
             stragglers=tuple(self._failure_detector.signs.stragglers(self.run)),
             waits=self._waits,
             journal_problem=self._journal.problem(),
@@ -541,12 +551,14 @@ class Engine:
             steps_per_s=self._failure_detector.rate.per_s(),
             target_step=self._failure_detector.signs.target,
         )
+
+    def status(self) -> dict[str, Any]:
         phases: dict[str, list[str]] = {}
         for node in self.run.slots if self.run.phase in HAS_RANKS else ():
             if phase := self._rank_phases.get(node, ""):
                 phases.setdefault(phase, []).append(node)
         return {
-            **status(self.run, self._now(), seen),
+            **status(self.run, self._now(), self.view(), self.job_file),
             "isolated": self.run.isolated_since is not None,
             "rank_phases": sorted(phases),
             "rank_phase_nodes": phases,

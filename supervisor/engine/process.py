@@ -31,6 +31,7 @@ from supervisor.engine.effects import Effects
 from supervisor.engine.fleet_recorder import FleetRecorder
 from supervisor.engine.guard import Guard
 from supervisor.engine.loop import Engine
+from supervisor.engine.notifier import Notifier
 from supervisor.engine.rank_logs import RankLogs
 from supervisor.engine.request import AdoptionRequest, Request, unpack
 from supervisor.engine.spawn import ENDING_S, alive
@@ -84,6 +85,7 @@ async def engine_main(
     run_id = journal.run.spec.run_id
     ranks = wire_job(job, site, run_id, code, secrets, fleet_recorder.repairs(site.fleet))
     engine = Engine(journal=journal, channel=channel, job=ranks, now=clock)
+    engine.job_file = run_dir.origin()
     effects = Effects(
         setup=setup_of(
             job, site, run_id, keys.server_secret, (run_dir.code, code) if code else None
@@ -114,9 +116,12 @@ async def engine_main(
     following = asyncio.ensure_future(
         recorder.follow(lambda: engine.run, engine.operator_exclusions_read, engine.repairs_read)
     )
+    notifier = Notifier(engine, [one.command for one in (*site.notify, *job.notify)])
+    telling = asyncio.ensure_future(notifier.follow())
     try:
-        await _lived(engine, run_dir, job, ready, guard)
+        await _lived(engine, run_dir, job, ready, guard, notifier)
     finally:
+        telling.cancel()
         following.cancel()
         recorder.close(engine.run)
         channel.close()
@@ -125,7 +130,12 @@ async def engine_main(
 
 
 async def _lived(
-    engine: Engine, run_dir: folder.RunDir, job: Job, ready: int, guard: Guard | None
+    engine: Engine,
+    run_dir: folder.RunDir,
+    job: Job,
+    ready: int,
+    guard: Guard | None,
+    notifier: Notifier,
 ) -> None:
     """Until the engine ends, with a guardian and a socket for people."""
     server = await control.serve(engine, run_dir.socket)
@@ -136,6 +146,7 @@ async def _lived(
         await engine.run_until_ended()
         if guard is not None:
             guard.over()
+        await notifier.finish()
     finally:
         await asyncio.sleep(1.5)  # those who watch read the last lines
         await marking.released(job, engine.run)

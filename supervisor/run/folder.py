@@ -53,6 +53,13 @@ class RunDir:
         """The path that the job was launched from: relative paths in it start at its folder."""
         return self.path / "origin"
 
+    def origin(self) -> str:
+        """Where the job's file lies; empty where that is not known any more."""
+        try:
+            return self.origin_file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
     @property
     def journal(self) -> Path:
         return self.path / "journal.jsonl"

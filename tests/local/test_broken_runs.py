@@ -39,11 +39,12 @@ def test_a_damaged_and_a_deleted_journal_beside_a_good_run(home: RunHome) -> Non
         ("gone", gone, "journal.jsonl: gone"),
     ):
         one = by_name[name]
-        keys = ["schema", "name", "phase", "engine", "problem", "fix", "run", "replaced"]
+        keys = ["schema", "name", "phase", "engine", "problem", "fix", "next", "run", "replaced"]
         assert list(one) == keys
         assert (one["schema"], one["phase"]) == (SCHEMA, None)
         assert f"{path}/{words}" in one["problem"]
         assert f"`superv attach {name} --adopt`" in one["fix"]
+        assert one["next"]["command"] == f"superv attach {name} --adopt"
     page = home.superv("status")
     assert "running, attempt 1" in page and page.count("can't be read") == 2
     assert max(map(len, page.splitlines())) <= 100
@@ -75,7 +76,7 @@ def test_frozen_engines_are_waited_for_together(home: RunHome) -> None:
     home.at_step((home.status()["step"] or 0) + 20)
     home.reached(lambda s: s["engine"], "an engine")
     said = home.superv("logs", "ring", "--attempt", "9", rc=2)
-    assert "there is no attempt 9 yet; the newest is 1" in said, home.log()
+    assert "has no attempt 9; the newest is 1" in said, home.log()
 
 
 def test_a_frozen_engine_is_named_and_its_journal_read(home: RunHome) -> None:

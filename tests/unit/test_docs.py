@@ -14,6 +14,7 @@ from supervisor.core import phases
 from supervisor.core.policy import Policy
 from supervisor.core.status import status
 from supervisor.core.types import Cause, Incident, Phase, Run, RunSpec
+from supervisor.core.way_forward import STATES
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
@@ -21,11 +22,18 @@ MAX_LINES = 150
 MADE = re.compile(r"\A.*\n\n<!-- Made by `.+`; don't edit. -->\n")
 
 
-def test_every_cause_has_a_runbook_and_every_runbook_a_cause() -> None:
-    assert sorted(path.stem for path in (DOCS / "runbooks").iterdir()) == sorted(Cause)
-    for cause in Cause:
-        first = (DOCS / "runbooks" / f"{cause}.md").read_text().partition("\n")[0]
-        assert first.startswith(f"# {cause}: "), f"{cause}: the page begins with its cause in short"
+RUNBOOKS = sorted([*Cause, *STATES])
+
+
+def test_every_cause_has_a_runbook_and_every_runbook_a_cause_or_a_state() -> None:
+    assert sorted(path.stem for path in (DOCS / "runbooks").iterdir()) == RUNBOOKS
+
+
+@pytest.mark.parametrize("name", RUNBOOKS)
+def test_a_runbook_begins_with_what_it_is_about_and_the_command_to_type(name: str) -> None:
+    first, _, command, *_ = (DOCS / "runbooks" / f"{name}.md").read_text().splitlines()
+    assert first.startswith(f"# {name}: "), "the page begins with its cause in short"
+    assert re.match(r" {4}[a-z].* # ", command), "then comes the command to type"
 
 
 def test_every_cause_is_found_in_the_core() -> None:

@@ -43,6 +43,7 @@ def test_an_old_journal_gives_the_same_status_as_before() -> None:
         "attention": [],
         "ranks_per_node": 2,
         "launched": 1795656701.727574,
+        "next": {"command": "superv resume ring", "why": "goes on from step 980", "runbook": None},
         **dict.fromkeys(("waits_for", "steps_per_s", "target_step", "left_s")),
     }  # keys that are newer than the sample
     for allocation in before["allocations"]:

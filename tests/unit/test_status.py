@@ -25,6 +25,7 @@ KEYS = {
     "now": float,
     "reason": str,
     "attention": ["what", "since", "text", "fix"],
+    "next": ["command", "why", "runbook"],
     "waits_for": ["what", "until", "then"],
     "epoch": int,
     "step": int,
