@@ -39,6 +39,7 @@ _AGENT_STEP = (
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIVE = (JobState.PENDING, JobState.RUNNING)
+_PLANNED_S = 15.0  # backfill plans at every 30 s (bf_interval): before, Slurm knows no start
 _NO_FOLDER = "No such file or directory"
 _FOLDER_S = 20.0  # the step that makes the folder has begun everywhere well within this
 _FOLDER_PAUSE_S = 0.1
@@ -57,6 +58,7 @@ class Sbatch:
     def __init__(self, *, slurm: Slurm | None = None, path: str = SCRIPT_PATH) -> None:
         self._slurm = slurm or Slurm()
         self._path = path
+        self._waits: dict[str, float] = {}  # since when jobs were seen to wait, by the loop's clock
 
     def plan(self, spec: LaunchSpec) -> Plan:
         """See Launcher.plan. Raises UserError on an option that can't be given to sbatch."""
@@ -180,8 +182,11 @@ class Sbatch:
 
     async def _queued(self, waiting: Sequence[JobStatus]) -> dict[str, JobStatus]:
         """Jobs that wait, with what their reason means and when Slurm expects their start."""
+        now = asyncio.get_running_loop().time()
+        self._waits = {job.job_id: self._waits.get(job.job_id, now) for job in waiting}
+        planned = [job for job, since in self._waits.items() if now - since >= _PLANNED_S]
         try:
-            starts = await self._slurm.starts([job.job_id for job in waiting])
+            starts = await self._slurm.starts(planned)
         except (TransientError, UserError):  # why it waits is known all the same
             starts = {}
         found = {}
