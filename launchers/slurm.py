@@ -143,12 +143,20 @@ class Slurm:
     async def accounting(self) -> bool:
         """Whether this cluster has accounting, and so sacct."""
         if self._accounting is None:
-            text = await self._ask("scontrol", "show", "config")
-            found = [row for row in text.splitlines() if row.startswith("AccountingStorageType")]
-            if not found:
-                raise TransientError("scontrol show config does not say AccountingStorageType")
-            self._accounting = not found[0].endswith("/none") and "(null)" not in found[0]
+            kind = await self._configured("AccountingStorageType")
+            self._accounting = not kind.endswith("/none") and "(null)" not in kind
         return self._accounting
+
+    async def cluster(self) -> str:
+        """The cluster's name, as its controller says. Raises UserError, TransientError."""
+        return await self._configured("ClusterName")
+
+    async def _configured(self, name: str) -> str:
+        text = await self._ask("scontrol", "show", "config")
+        found = re.search(rf"(?m)^{name}\s*=\s*(.*?)\s*$", text)
+        if found is None:
+            raise TransientError(f"scontrol show config does not say {name}")
+        return found[1]
 
     async def past_jobs(self, *, ids: Collection[str] | None = None) -> list[JobStatus]:
         """This user's jobs of the last 30 days from accounting. Empty without accounting."""

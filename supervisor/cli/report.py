@@ -97,10 +97,25 @@ def _gathered(run_name: str | None, since: str) -> Page:
     with _record(site, needed=run_name is None) as fleet:
         claims, notes = beside(site.claims_dir, fleet.exclusions(now).values(), now)
         shut, unknown = _shut(launcher) if status is not None else ((), [])
-        page = gather(fleet, now, start, status, need, claims, shut, curve)
+        page = gather(fleet, now, start, status, need, claims, shut, curve, _cluster(launcher))
         for note in [*notes, *unknown, *fleet.notes]:
             click.echo(f"superv: note: {note}", err=True)
         return page
+
+
+def _cluster(launcher: str) -> str:
+    """The cluster's name; empty where there is no Slurm, or it does not say."""
+    import asyncio
+    import shutil
+
+    from launchers.slurm import Slurm
+    from supervisor.core.errors import TransientError, UserError
+
+    if launcher == "local" or shutil.which("scontrol") is None:
+        return ""
+    with contextlib.suppress(TransientError, UserError):
+        return asyncio.run(Slurm(deadline_s=SLURM_S).cluster())
+    return ""
 
 
 def _shut(launcher: str) -> tuple[Collection[str], list[str]]:

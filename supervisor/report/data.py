@@ -68,6 +68,7 @@ def gather(
     claims: Iterable[Claim] = (),
     shut: Collection[str] = (),
     curve: tuple[CurvePoint, ...] = (),
+    cluster: str = "",
 ) -> Page:
     """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
 
@@ -100,6 +101,7 @@ def gather(
         at=now,
         since=since,
         record=str(fleet.path),
+        cluster=one_line(cluster, 80),
         looked_at=max((n.looked_at for n in every if n.looked_at), default=None),
         verdict=verdict_of(groups, items, problems, run, answer),
         action_items=tuple(items),

@@ -45,7 +45,8 @@ def _top(page: Page) -> Iterator[str]:
     yield f"## {word}: {plain(verdict.text)}"
     yield ""
     made = f"{day_time(page.at)} {zone(page.at)}"
-    yield f"superv report of {made}, newest look {day_time(page.looked_at)}."
+    of = f"{plain(page.cluster)}, " if page.cluster else ""
+    yield f"superv report of {of}{made}, newest look {day_time(page.looked_at)}."
     yield ""
     if verdict.nodes:
         yield "| state | nodes | |"

@@ -303,6 +303,7 @@ class Page:
     at: float
     since: float
     record: str
+    cluster: str  # its name, as Slurm says; empty where that is not known
     looked_at: float | None  # the newest look at any node
     verdict: PageVerdict
     action_items: tuple[ActionItem, ...]

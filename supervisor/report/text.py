@@ -82,7 +82,10 @@ def _status(status: Status) -> Text:
 def _top(page: Page) -> Lines:
     verdict = page.verdict
     looked = f"newest look {day_time(page.looked_at)}" if page.looked_at else "no look yet"
-    made = f"superv report of {day_time(page.at)} {zone(page.at)}, {looked}, record {page.record}"
+    of = f"{page.cluster}, " if page.cluster else ""
+    made = (
+        f"superv report of {of}{day_time(page.at)} {zone(page.at)}, {looked}, record {page.record}"
+    )
     yield entry("", made, 0, hang=2)
     yield ""
     word = verdict.status.value

@@ -40,7 +40,8 @@ async def call(order: dict[str, Any]) -> Any:
     if order["method"] == "send_file":
         job, content, path = order["args"]
         return await sbatch.send_file(job, base64.b64decode(content), path)
-    return await getattr(sbatch, order["method"])(*order["args"])
+    asked = slurm if order["method"] == "cluster" else sbatch
+    return await getattr(asked, order["method"])(*order["args"])
 
 
 def plain(value: Any) -> Any:

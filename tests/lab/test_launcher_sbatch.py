@@ -160,6 +160,10 @@ def cluster(lab: Lab, request: pytest.FixtureRequest) -> Cluster:
     return Cluster(lab, f"sv-{name}-{next(_numbers)}")  # a test that is repeated begins afresh
 
 
+def test_the_cluster_says_its_name(cluster: Cluster) -> None:
+    assert cluster.result("cluster") == cluster.lab.name
+
+
 # --- submission ---
 
 

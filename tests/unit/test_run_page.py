@@ -16,10 +16,12 @@ from supervisor.fleet.record import Fleet
 from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import SHOWN_WARNINGS, html
+from supervisor.report.markdown import markdown
 from supervisor.report.model import CurvePoint, Page
 from supervisor.report.run_chart import BAR, bars, plots
 from supervisor.report.run_history import CURVE_POINTS, attempts_of, curve_of
 from supervisor.report.runbooks import as_html, runbook
+from supervisor.report.text import text
 
 REPO = Path(__file__).resolve().parents[2]
 SAMPLES = REPO / "tests/data/journals"
@@ -94,6 +96,15 @@ def test_nothing_in_a_runbook_or_a_journal_is_taken_for_markup(tmp_path: Path) -
     bad = STATUS["incidents"][0] | {"cause": "<script>", "why": "<script>", "remedy": "<script>"}
     bad["evidence"] = [{"node": "<script>", "at": 1.0, "source": "x", "text": "<script>"}]
     assert "<script>" not in html(page(tmp_path, incidents=[bad], attempt=2))
+
+
+def test_the_cluster_is_named_where_slurm_says_its_name(tmp_path: Path) -> None:
+    with Fleet(tmp_path / "f.db") as fleet:
+        told = gather(fleet, STATUS["now"], 0.0, cluster="b200-\x1beast")
+        unnamed = gather(fleet, STATUS["now"], 0.0)
+    for shown in (html(told), markdown(told), text(told, colour=False)):
+        assert "b200-" in shown and "\x1b" not in shown
+    assert "superv report of 1" in text(unnamed, colour=False)
 
 
 def test_a_flat_curve_is_drawn(tmp_path: Path) -> None:
