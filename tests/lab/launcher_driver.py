@@ -51,6 +51,8 @@ def plain(value: Any) -> Any:
 if __name__ == "__main__":
     try:
         answer = {"result": asyncio.run(call(json.load(sys.stdin)))}
-    except (UserError, TransientError) as error:
+    except TransientError as error:
+        answer = {"error": [TransientError.__name__, str(error)]}  # AwayError is one
+    except UserError as error:
         answer = {"error": [type(error).__name__, str(error)]}
     json.dump(answer, sys.stdout, default=plain)

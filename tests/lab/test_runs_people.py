@@ -132,7 +132,7 @@ def test_one_command_lets_a_node_back_in_or_names_what_keeps_it_out(runs: Runs) 
         os.kill(pid, signal.SIGSTOP)
     after = run.until_recovered()
     assert [one["node"] for one in after["excluded"]] == ["n2"]
-    for pid in on_n2:
+    for pid in reversed(on_n2):  # the agent last: it ends the ranks
         os.kill(pid, signal.SIGCONT)
     runs.superv("exclude", "n2", "--reason", "it was slow")
     drain = ["scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=ops: fan"]
