@@ -15,7 +15,6 @@ import ctypes
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +33,7 @@ def enter(image: str, binds: list[tuple[str, str, bool]]) -> None:
     if LIBC.unshare(NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     mount("none", Path("/"), flags=REC | PRIVATE)
-    root = Path(tempfile.mkdtemp(prefix="stand-in-", dir="/run"))
+    root = Path("/media")  # in this namespace alone: nothing is left behind
     mount("tmpfs", root, "tmpfs")
     for name in ("usr", "etc", "proc", "dev"):
         (root / name).mkdir()

@@ -137,7 +137,7 @@ def test_a_run_whose_ranks_are_in_containers(home: RunHome, bin_dir: Path, runti
     send(min(there), signal.SIGKILL)
     status = home.at_step(22, attempt=2)
     [incident] = status["incidents"]
-    assert "was ended by signal 9" in incident["evidence"][0]["text"]
+    assert "was ended by SIGKILL" in incident["evidence"][0]["text"]
     assert incident["resumed_from"] >= 10
     home.superv("stop", "ring")
     until(lambda: home.status()["phase"] == "stopped", "the end of the run")
