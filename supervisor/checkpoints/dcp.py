@@ -247,8 +247,10 @@ def verify(
                 progress(come if again else None)
     except (BadError, RefusedError) as bad:
         return found(CheckpointState.UNUSABLE, str(bad))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return found(CheckpointState.UNUSABLE, NO_DIRECTORY)
+    except NotADirectoryError:
+        return found(CheckpointState.UNUSABLE, "not a directory")
     except MemoryError:
         return found(*_short_of_memory(size))
     except OSError as error:

@@ -74,6 +74,8 @@ def demo(trainer_python: Path, local: bool, keep: bool) -> None:
     if not trainer_python.exists():
         raise UserError(f"{trainer_python}: not there; `make demo` installs TorchTitan into it")
     python = trainer_python.absolute()
+    if problem := no_trainer(python):
+        raise UserError(f"{trainer_python}: {problem}; `make demo` installs TorchTitan into one")
     if local or os.geteuid() != 0:
         why = "as asked" if local else "a Slurm cluster in namespaces needs root"
         say(f"no Slurm ({why}): 2 nodes and a spare are processes of this machine")
@@ -87,6 +89,17 @@ def demo(trainer_python: Path, local: bool, keep: bool) -> None:
             terminal.show(["", *timeline(status, backend)])
         finally:
             say(f"kept: {backend.reentry_hint}" if keep else "removing everything")
+
+
+def no_trainer(python: Path) -> str:
+    """Why the demo can't train with this Python, before it makes a cluster; empty where it can."""
+    from supervisor import proc
+
+    if not python.is_file() or not os.access(python, os.X_OK):
+        return "not a Python that can be run"
+    look = "import importlib.util as u; raise SystemExit(0 if u.find_spec('torchtitan') else 9)"
+    done = proc.run_sync((str(python), "-c", look), deadline_s=20)
+    return {0: "", 9: "has no TorchTitan"}.get(-1 if done.rc is None else done.rc, done.why())
 
 
 def say(text: str) -> None:

@@ -35,3 +35,21 @@ def test_the_demo_without_slurm(tmp_path_factory: pytest.TempPathFactory) -> Non
     assert list(tmp_path.iterdir()) == []
     argvs = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert f"{tmp_path}/superv-demo" not in argvs
+
+
+@pytest.mark.parametrize(
+    ("python", "says"),
+    [
+        ("/nope", "/nope: not there; `make demo`"),
+        ("/tmp", "/tmp: not a Python that can be run; `make demo`"),
+        ("/usr/bin/python3", "/usr/bin/python3: has no TorchTitan; `make demo`"),
+        ("/bin/false", "/bin/false: false ended with 1"),
+    ],
+)
+def test_a_python_that_can_not_train_is_told_before_anything_is_made(
+    python: str, says: str
+) -> None:
+    argv = [sys.executable, "-m", "supervisor.cli", "demo", "--trainer-python", python]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"superv: {says}")

@@ -161,7 +161,7 @@ def test_a_place_that_is_not_listed_is_missed(copy: Path):
 
 def test_what_is_not_there_or_not_a_directory(tmp_path: Path):
     (tmp_path / "step-1").write_text("a file")
-    assert reason(tmp_path / "step-1") == "no such directory"
+    assert reason(tmp_path / "step-1") == "not a directory"
     assert reason(tmp_path / "step-2") == "no such directory"
 
 
