@@ -214,4 +214,5 @@ def test_only_an_engine_and_the_launch_of_a_run_write_a_journal():
         ("adoption.py", "_begun"),
         ("process.py", "_journal_of_ended"),
         ("launching.py", "launch"),
+        ("prune.py", "_locked"),  # for its lock alone
     }
