@@ -117,15 +117,20 @@ def _prune(home: Path, now: float, age: float, *, dry_run: bool, as_json: bool) 
         except prune.Kept as because:
             kept[name] = because.why
         except OSError as error:
-            kept[name] = f"can't be removed: {error.filename or run.path}: {error.strerror}"
+            kept[name] = _not_removed(run.path, error)
             failed = True
         else:
             removed.append(name)
             on_nodes |= prune.clean_here(was, dry_run=dry_run)
     for half_made in prune.leftovers(home, now - age):
-        removed.append(half_made.name)
-        if not dry_run:
-            shutil.rmtree(half_made)
+        try:
+            if not dry_run:
+                shutil.rmtree(half_made)
+        except OSError as error:
+            kept[half_made.name] = _not_removed(half_made, error)
+            failed = True
+        else:
+            removed.append(half_made.name)
     if as_json:
         document: dict[str, Any] = {
             "schema": 1,
@@ -151,3 +156,8 @@ def _prune(home: Path, now: float, age: float, *, dry_run: bool, as_json: bool) 
         click.echo(f"{len(removed)} {'run' if len(removed) == 1 else 'runs'} {done}")
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def _not_removed(path: Path, error: OSError) -> str:
+    where = path / (error.filename or "")  # below the folder it is the last name only
+    return f"can't be removed: {where}: {error.strerror or error}"

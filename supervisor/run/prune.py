@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISDIR
 
 from supervisor.channel import node_folders
 from supervisor.core.errors import UserError
@@ -32,8 +33,11 @@ class Kept(Exception):
 def over(run: RunDir, before: float) -> Run:
     """The run, where it is over since a time before `before` (seconds since the epoch).
 
-    Raises Kept: it lives, its jobs may, it ended later, or its journal does not tell.
+    Raises Kept: it lives, its jobs may, it ended later, its journal does not tell, or its folder
+    lies elsewhere.
     """
+    if run.path.is_symlink():
+        raise Kept(f"it is a link to {run.path.readlink()}")
     try:
         state = run.load()
     except UserError as error:
@@ -65,11 +69,14 @@ def remove(run: RunDir, before: float) -> Run:
 def clean_here(run: Run, *, dry_run: bool) -> set[str]:
     """Remove its allocations' folders from this machine; the nodes where such may be left.
 
-    Others' disks can't be reached from here. Raises OSError.
+    Others' disks can't be reached from here, and what can't be removed is left.
     """
     left: set[str] = set()
     for one in run.allocations.values():
-        if one.folder and not node_folders.remove(one.folder, dry_run=dry_run):
+        gone = not one.folder
+        with contextlib.suppress(OSError):
+            gone = gone or node_folders.remove(one.folder, dry_run=dry_run)
+        if not gone:
             left.update(one.nodes)
     return left
 
@@ -79,7 +86,8 @@ def leftovers(state_dir: Path, before: float) -> list[Path]:
     home = folder.runs_dir(state_dir)
     latest = min(before, time.time() - _HALF_MADE_S)
     hidden = [path for path in home.glob(".*") if _HALF_MADE.fullmatch(path.name)]
-    return [path for path in hidden if path.is_dir() and path.lstat().st_mtime < latest]
+    found = ((path, path.lstat()) for path in hidden)
+    return [path for path, seen in found if S_ISDIR(seen.st_mode) and seen.st_mtime < latest]
 
 
 @contextlib.contextmanager

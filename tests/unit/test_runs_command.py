@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,9 +59,9 @@ class Home:
         assert state is not None and state.ended is (ended is not None), state
         return made
 
-    def superv(self, *argv: str) -> str:
+    def superv(self, *argv: str, rc: int = 0) -> str:
         done = CliRunner().invoke(cli, argv, env={"SUPERV_SITE": str(self.path / "site.yaml")})
-        assert done.exit_code == 0, done.output + str(done.exception)
+        assert done.exit_code == rc, done.output + str(done.exception)
         return done.output
 
     @property
@@ -135,6 +137,38 @@ def test_prune_removes_what_nobody_finished(home: Home) -> None:
     assert ".moe.01234567" in home.superv("runs", "--prune", "--dry-run")
     home.superv("runs", "--prune")
     assert {name for name in home.there if name[0] == "."} == {".new.01234567", ".mine"}
+
+
+@contextlib.contextmanager
+def immovable(folder: Path) -> Iterator[None]:
+    """While what is in it can't be removed, by root either."""
+    root = os.geteuid() == 0
+    (folder / "stuck").write_text("")
+    lock = ["chattr", "+i", "stuck"] if root else ["chmod", "u-w", "."]
+    subprocess.run(lock, cwd=folder, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([lock[0], lock[1].translate({43: "-", 45: "+"}), lock[2]], cwd=folder)
+
+
+def test_prune_goes_on_where_something_can_not_be_removed(home: Home) -> None:
+    """And tells all that it did; a link is nothing that superv has put there."""
+    runs, far = home.path / "state/runs", home.path / "far"
+    home.run("far", "eeeeee000000", NOW - 50 * DAY, NOW - 40 * DAY).path.rename(far)
+    (runs / "far").symlink_to(far)
+    (runs / ".moe.00000000").symlink_to(home.path)
+    os.utime(runs / ".moe.00000000", (NOW - 31 * DAY,) * 2, follow_symlinks=False)
+    for name in (".moe.11111111", ".moe.22222222"):
+        (runs / name).mkdir()
+    with immovable(runs / ".moe.11111111"):
+        for name in (".moe.11111111", ".moe.22222222"):
+            os.utime(runs / name, (NOW - 31 * DAY,) * 2)
+        told = json.loads(home.superv("runs", "--prune", "--json", rc=1))
+    assert set(told["removed"]) == {"moe~aaaaaa", ".moe.22222222"}
+    assert "can't be removed" in told["kept"][".moe.11111111"]
+    assert told["kept"]["far"] == f"it is a link to {far}" and (far / "journal.jsonl").exists()
+    assert home.there >= {"far", "moe", ".moe.00000000", ".moe.11111111"}
 
 
 HOLD = """
