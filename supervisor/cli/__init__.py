@@ -44,6 +44,29 @@ COMMANDS = {
     "demo": ("supervisor.cli.demo:demo", "Lose a node in mid-training and watch superv recover."),
 }
 
+# What people type from habit → what does that here.
+HABITS = {
+    "why": "status",
+    "ps": "runs",
+    "list": "runs",
+    "ls": "runs",
+    "show": "status",
+    "info": "status",
+    "kill": "stop",
+    "cancel": "stop",
+    "scancel": "stop",
+    "tail": "logs",
+    "log": "logs",
+    "top": "watch",
+    "run": "launch",
+    "start": "launch",
+    "submit": "launch",
+    "sbatch": "launch",
+    "new": "init",
+    "restart": "resume",
+    "drain": "exclude",
+}
+
 # Work on no storage that could hang, or have children of their own for it.
 AT_HOME = ("lab", "demo")
 
@@ -83,7 +106,9 @@ class Commands(click.Group):
 
             _, _, group = ctx.command_path.partition(" ")
             what = f"no command {f'{group} {args[0]}'.strip()!r}"
-            raise UserError(f"{what}; valid: {', '.join(names)}{did_you_mean(args[0], names)}")
+            usual = HABITS.get(args[0], "") if not group else ""
+            meant = f"; did you mean {usual}?" if usual else did_you_mean(args[0], names)
+            raise UserError(f"{what}; valid: {', '.join(names)}{meant}")
         return super().resolve_command(ctx, args)
 
 

@@ -112,7 +112,7 @@ def drafted(asked: Questions, job_file: Path) -> Draft:
         Number(1, 1024, whole=True),
     )
     program, args = _program(asked, kind)
-    handoff, more = _handoff(kind, program, job_file)
+    handoff, more = _handoff(kind, [*program, *args], job_file)
     saves = asked.given("save_dir") or ("checkpoint" if kind == "torchtitan" or handoff else "")
     if saves and kind != "torchtitan" and not handoff:
         handoff = "env"
@@ -213,19 +213,38 @@ def _python(asked: Questions) -> str:
     return str(asked.answer("python", "The trainer's Python", usual))
 
 
-def _handoff(kind: str, program: list[str], job_file: Path) -> tuple[str, list[str]]:
-    """How a script is told where to save, where its text shows that; and arguments for it."""
+# Options of scripts by which superv tells where to save and what to resume; the last may lack.
+_TOLD = {
+    "--save-dir": "{save_dir}",
+    "--resume-path": "{resume_path}",
+    "--resume-step": "{resume_step}",
+}
+
+
+def _handoff(kind: str, words: list[str], job_file: Path) -> tuple[str, list[str]]:
+    """How a program is told where to save, as its words and a script's text show; and what to add.
+
+    An option that is given stays as it is: nothing is said twice.
+    """
     from supervisor.doctor.look_at_files import script_options
 
-    if kind != "ddp":
+    if kind == "torchtitan":  # its hook tells it
         return "", []
-    script = job_file.absolute().parent / program[0]
+    used = {told for told in _TOLD.values() if any(told in word for word in words)}
+    saves, resumes = "{save_dir}" in used, bool(used - {"{save_dir}"})
+    if saves and resumes:
+        return "args", []
+    partly = "env" if used else ""  # the rest by variables
+    if kind != "ddp":
+        return partly, []
+    script = job_file.absolute().parent / words[0]
     try:
         text, options = script.read_text(errors="replace"), script_options(str(script)) or []
     except (OSError, SyntaxError, ValueError):
-        return "", []
-    if {"--save-dir", "--resume-path"} <= {*options}:
-        words = ["--save-dir", "{save_dir}", "--resume-path", "{resume_path}"]
-        step = ["--resume-step", "{resume_step}"] if "--resume-step" in options else []
-        return "args", [*words, *step]
-    return ("env", []) if "SUPERV_SAVE_DIR" in text else ("", [])
+        return partly, []
+    given = {word.partition("=")[0] for word in words[1:]}
+    fixed = {option for option in given & {*_TOLD} if _TOLD[option] not in used}
+    if {"--save-dir", "--resume-path"} <= {*options} and not fixed:
+        missing = [option for option in _TOLD if option in options and option not in given]
+        return "args", [word for option in missing for word in (option, _TOLD[option])]
+    return ("env", []) if "SUPERV_SAVE_DIR" in text else (partly, [])

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from healthchecks.frame.check import TAGS
-from supervisor.cli import COMMANDS, Commands, cli
+from supervisor.cli import COMMANDS, HABITS, Commands, cli
 from supervisor.cli.numbers import Number
 from supervisor.core.errors import UserError
 
@@ -75,6 +75,16 @@ def test_a_mistake_in_options_is_one_line(argv: list[str], says: str) -> None:
     done = superv(*argv)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"superv: {says}")
+
+
+def test_words_from_habit_lead_to_a_command() -> None:
+    for word, command in HABITS.items():
+        assert word not in COMMANDS
+        with pytest.raises(UserError, match=f"; did you mean {command}[?]$"):
+            cli.resolve_command(click.Context(cli), [word])
+        assert command in COMMANDS
+    assert superv("why", "r").stderr.endswith("; did you mean status?\n")
+    assert superv("lab", "list").stderr.count("did you mean runs") == 0
 
 
 def groups(group: click.Group) -> Iterator[click.Group]:

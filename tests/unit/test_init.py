@@ -101,6 +101,44 @@ def test_how_a_script_learns_where_to_save_is_read_from_it(
     assert (job.trainer.args, told) == (args, handoff)
 
 
+ARGPARSE = """import argparse
+p = argparse.ArgumentParser()
+p.add_argument("--save-dir")
+p.add_argument("--resume-path")
+p.add_argument("--resume-step")
+p.parse_args()
+"""
+SAVE, RESUME = ["--save-dir", "{save_dir}"], ["--resume-path", "{resume_path}"]
+STEP = ["--resume-step", "{resume_step}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "args", "handoff"),
+    [
+        ("ddp", "", [*SAVE, *RESUME, *STEP], None),
+        ("ddp", "--save-dir {save_dir}", [*SAVE, *RESUME, *STEP], None),
+        ("ddp", "--save-dir={save_dir}", ["--save-dir={save_dir}", *RESUME, *STEP], None),
+        ("ddp", "--resume-step {resume_step}", [*STEP, *SAVE, *RESUME], None),
+        ("ddp", "--resume-path {resume_path}", [*RESUME, *SAVE, *STEP], None),
+        ("ddp", "--out {save_dir} --from {resume_path}", None, None),
+        ("ddp", "--save-dir /mine", None, "no checkpoints"),
+        ("command", "--save-dir {save_dir} --resume-path {resume_path}", None, None),
+        ("command", "--save-dir {save_dir}", None, "env"),
+        ("command", "", None, "no checkpoints"),
+    ],
+)
+def test_what_is_said_already_is_not_said_again(
+    here: Path, kind: str, said: str, args: list[str] | None, handoff: str | None
+) -> None:
+    """`args` is None where nothing is added to what was said."""
+    (here / "go.py").write_text(ARGPARSE)
+    superv(here, "init", "--yes", "--local", "--kind", kind, "--run", f"go.py {said}")
+    job = load_job(here / "job.yaml")
+    got = job.trainer.args if kind == "ddp" else (job.trainer.command or ())[1:]
+    told = job.checkpoints.handoff if job.checkpoints else "no checkpoints"
+    assert (list(got), told) == (said.split() if args is None else args, handoff)
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
