@@ -174,3 +174,21 @@ def kernel_line(line: str) -> KernelRecord | None:
     if match := _DMESG.match(line):
         return KernelRecord(text=match[2], uptime=float(match[1]))
     return None
+
+
+CONTINUED = 6  # lines after its first that are looked at for the rest of a kernel's record
+_ESCAPED_END = re.compile(r"\\x0a|#012")
+
+
+def whole_record(first: str, after: Sequence[bytes]) -> str:
+    """A kernel's record of several lines in one piece, its lines apart by newlines.
+
+    dmesg and journalctl indent the lines that go on; /dev/kmsg writes their ends as `\\x0a`
+    (Linux, kernel/printk), rsyslog as `#012`.
+    """
+    parts = [one.strip() for one in _ESCAPED_END.split(first)]
+    for raw in after:
+        if raw[:1] not in (b" ", b"\t") or not raw.strip():
+            break
+        parts.append(clean(raw).strip())
+    return "\n".join(parts)

@@ -23,6 +23,7 @@ from supervisor.diagnosis.alone import LINES, AloneLine, Templates
 from supervisor.diagnosis.flight_recorder import MAX_BYTES, RecordedStanding, rank_of, read
 from supervisor.diagnosis.inputs import FoundLogs, JobLog, NotText, pieces
 from supervisor.diagnosis.lines import (
+    CONTINUED,
     LineHead,
     LineLabels,
     clean,
@@ -30,6 +31,7 @@ from supervisor.diagnosis.lines import (
     kernel_line,
     labels,
     time_of,
+    whole_record,
 )
 from supervisor.diagnosis.places import RankPlaces, collective
 from supervisor.signatures import LogKind, Signature, Signatures, first
@@ -349,7 +351,9 @@ class _Reader:
             return
         node = record.node or self._one.node
         self.kernel_node = self.kernel_node or node
-        event = xid.parse(record.text) if "NVRM" in record.text or "SXid" in record.text else None
+        event = None
+        if "NVRM" in record.text or "SXid" in record.text:
+            event = xid.parse(whole_record(record.text, lines[index + 1 : index + 1 + CONTINUED]))
         if event is not None:
             said = f"{event.xid.act.value}: {event.name}: {event.xid.meaning}"
             signature, match = self._state.signatures.find(said, LogKind.XID)

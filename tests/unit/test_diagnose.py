@@ -99,6 +99,33 @@ def test_words_of_the_kernel_in_a_job_s_output_are_not_the_kernel_s(tmp_path: Pa
     assert said["culprits"] == []
 
 
+_OFF_BUS = (
+    "NVRM: The NVIDIA GPU 0000:b3:00.0",
+    "NVRM: (PCI ID: 10de:2901) installed in this system has",
+    "NVRM: fallen off the bus and is not responding to commands.",
+)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "[ 1843.308145] {0}\n               {1}\n               {2}\n",
+        "Mar 02 04:12:20 n7 kernel: {0}\n                           {1}\n    {2}\n",
+        "Mar  2 04:12:20 n7 kernel: {0}#012{1}#012{2}\n",
+        "4,900,1000000,-;{0}\\x0a{1}\\x0a{2}\n",
+    ],
+    ids=["dmesg", "journalctl", "rsyslog", "kmsg"],
+)
+def test_a_kernel_s_record_of_several_lines_is_read_whole(tmp_path: Path, form: str) -> None:
+    (tmp_path / "slurm-6.out").write_text(
+        "12: RuntimeError: CUDA error: unspecified launch failure\n"
+    )
+    (tmp_path / "n7.dmesg").write_text(form.format(*_OFF_BUS))
+    said = run(tmp_path, "--nodes", "n6,n7")
+    assert said["cause"] == "gpu-lost", said["evidence"]
+    assert [(one["node"], one["gpu"]) for one in said["culprits"]] == [("n7", "0000:b3:00")]
+
+
 def test_nothing_known_is_status_3(tmp_path: Path) -> None:
     (tmp_path / "job.log").write_text("step: 1 loss: 2.0\nstep: 2 loss: 1.9\n")
     done = CliRunner().invoke(cli, ["diagnose", str(tmp_path)])
