@@ -20,7 +20,10 @@ CONFIGS = (".toml", ".yaml", ".yml")
 _READ = re.compile(r"(?i)^-[cf]$|config|conf\b|cfg|recipe|settings|deepspeed|params")
 _NOT_READ = re.compile(r"(?i)config[-_]name|out|save|dump|write|log")
 
-_BRACES = re.compile(r"\{[a-z_]+\}")
+# What no path of this machine is: placeholders, what the trainer expands, and addresses.
+_ELSE = re.compile(r"\{[a-z_]+\}|\$|^[a-z][a-z0-9+.-]*://")
+# Where the trainer has folders of its own for such files, their names are no paths of ours.
+_FOLDERS = re.compile(r"(?i)(config|conf|cfg)[-_]?(path|dir)")
 
 
 def named_files(job: Job) -> list[tuple[str, Path, bool]]:
@@ -33,7 +36,7 @@ def named_files(job: Job) -> list[tuple[str, Path, bool]]:
         before = arg if arg.startswith("-") and not equals else ""
         word = value or option
         written = _NOT_READ.search(option) is not None
-        if word.startswith("-") or not word.endswith(CONFIGS) or _BRACES.search(word) or written:
+        if word.startswith("-") or not word.endswith(CONFIGS) or _ELSE.search(word) or written:
             continue
         path = job.trainer.workdir / Path(word).expanduser()
         if inside and (inside.workdir or not path.is_relative_to(job.trainer.workdir)):
@@ -45,6 +48,7 @@ def named_files(job: Job) -> list[tuple[str, Path, bool]]:
 
 def named(job: Job, seen: SeenFiles) -> list[Finding]:
     found = []
+    sure = not job.trainer.command and not any(map(_FOLDERS.search, flags(job.trainer.args)))
     for word, path, reads in named_files(job):
         there = seen.path(str(path))
         if there is None or there["kind"] != "missing":
@@ -52,7 +56,9 @@ def named(job: Job, seen: SeenFiles) -> list[Finding]:
         text = f"trainer.args: {word}: {path}: {why(str(path), there)}"
         fix = "fix the path; relative ones begin at trainer.workdir"
         near = there.get("near", "/")
-        found.append(judge(job, near, "args", text, fix) if reads else warn("args", text, fix))
+        found.append(
+            judge(job, near, "args", text, fix) if reads and sure else warn("args", text, fix)
+        )
     return found
 
 

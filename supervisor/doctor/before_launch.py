@@ -7,8 +7,6 @@ too: what is missing here lies on storage that they share, or the run's nodes ar
 
 from __future__ import annotations
 
-import shutil
-
 from healthchecks.frame.check import Status
 from healthchecks.frame.report import Finding
 from launchers.slurm import Slurm
@@ -16,7 +14,7 @@ from launchers.slurm_answers import AWAY, AwayError
 from supervisor.config import Job
 from supervisor.core.container import RUNTIMES
 from supervisor.core.errors import SeveralError, TransientError, UserError
-from supervisor.doctor import arguments, modules, nccl_variables
+from supervisor.doctor import arguments, modules, nccl_variables, rank_zero
 from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
 from supervisor.doctor.finding import fail
 
@@ -102,7 +100,7 @@ def _program(job: Job, program: str, seen: SeenFiles) -> list[Finding]:
     if "{" in program:
         return []
     if "/" not in program:
-        if shutil.which(program) is None:
+        if rank_zero.which(job, program) is None:
             return [judge(job, "/", "trainer", f"{key}: {program}: not in PATH", fix)]
         return []
     there = seen.path(program)
@@ -121,7 +119,7 @@ def _program(job: Job, program: str, seen: SeenFiles) -> list[Finding]:
 def _script(job: Job, seen: SeenFiles) -> list[Finding]:
     path = str(job.trainer.script or "")
     there, fix = seen.path(path), "fix trainer.script in the job file"
-    if there is None or (there["kind"] == "file" and there["read"]):
+    if there is None or (there["kind"] == "file" and there["read"]) or there.get("main"):
         return []
     if there["kind"] == "missing":
         text = f"trainer.script: {path}: {why(path, there)}"

@@ -35,6 +35,8 @@ def path_facts(path: str) -> dict[str, Any]:
         facts["kind"] = kinds.get(stat.S_IFMT(mode), "other")
         facts["read"], facts["write"] = os.access(path, os.R_OK), os.access(path, os.W_OK)
         facts["enter"] = os.access(path, os.X_OK)
+        if facts["kind"] == "dir" and os.path.isfile(f"{path}/__main__.py"):  # noqa: PTH113
+            facts["main"] = True  # python runs it
         return facts
     # Path.is_dir raises where a folder above may not be entered.
     near = next((p for p in Path(path).parents if os.path.isdir(p)), Path("/"))  # noqa: PTH112

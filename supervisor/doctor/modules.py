@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import json
-import os
 
 from healthchecks.frame.report import Finding
 from supervisor import proc
 from supervisor.config import Job
-from supervisor.doctor import arguments
+from supervisor.doctor import arguments, rank_zero
 from supervisor.doctor.files import judge
-from supervisor.doctor.finding import unknown
+from supervisor.doctor.finding import unknown, warn
 
 # Runs in the trainer's python: finds modules and imports none, but for what finding needs.
 FIND = """
-import importlib.machinery, importlib.util, json, os, pkgutil, sys
+import importlib.util, json, os, pkgutil, sys
+def find(name, inside):
+    # Every finder: packages that are installed to be edited may have one of their own.
+    for finder in sys.meta_path:
+        try:
+            spec = finder.find_spec(name, inside)
+        except Exception:
+            spec = None
+        if spec is not None:
+            return spec
 folder, as_main, *modules = sys.argv[1:]
 sys.path[0] = folder
 missing, places = {}, {}
@@ -32,11 +39,13 @@ for name in modules:
     for part in [*rest, *(["__main__"] if name == as_main else [])]:
         inside = spec.submodule_search_locations
         if inside is None:
+            if f"{at}.{part}" in sys.modules:  # os.path
+                break
             if part != "__main__":
                 missing[name] = [at, [], "not a package"]
             break
         at = f"{at}.{part}"
-        spec = importlib.machinery.PathFinder.find_spec(at, list(inside))
+        spec = find(at, list(inside))
         if spec is None:
             missing[name] = [at, [m.name for m in pkgutil.iter_modules(list(inside))], "no module"]
             break
@@ -54,17 +63,17 @@ async def look(job: Job, cwd: str, deadline_s: float) -> list[Finding]:
     names = dict.fromkeys([*([trainer.module] if trainer.module else []), *trainer.preload])
     folder = str(trainer.script.parent if trainer.script else trainer.workdir)
     argv = (trainer.python, "-c", FIND, folder, trainer.module or "", *names)
-    env = {**os.environ, **{k: v for k, v in trainer.env.items() if "{" not in v}}
-    done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
+    done = await proc.run(argv, deadline_s=deadline_s, env=rank_zero.environment(job), cwd=cwd)
     if done.timed_out:
         text = (
             f"{trainer.python} did not answer within {deadline_s:g} s: modules were not looked for"
         )
         return [unknown("trainer", text, "see whether the storage that holds it answers")]
-    try:
-        told = dict(json.loads(done.out.strip().splitlines()[-1]))
-    except (ValueError, IndexError, TypeError):
+    told = rank_zero.told(done.out)
+    if "missing" not in told:
         text, fix = f"trainer.python: {done.why()}", "fix trainer.python or its environment"
+        if await rank_zero.wraps(job):
+            return [warn("trainer", f"{text}; modules were not looked for", fix)]
         return [judge(job, trainer.python, "trainer", text, fix)]
     found = [_missing(job, folder, name, *of) for name, of in told["missing"].items()]
     if not found and trainer.hook != "none":

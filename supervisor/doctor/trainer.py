@@ -11,7 +11,7 @@ from supervisor import hooks, proc
 from supervisor.config import Job
 from supervisor.config.container import ContainerOf
 from supervisor.core.container import RUNTIMES
-from supervisor.doctor import before_launch
+from supervisor.doctor import before_launch, rank_zero
 from supervisor.doctor.finding import fail, ok, unknown, warn
 from supervisor.doctor.machine import LOCAL, file_system
 from supervisor.engine.hook_notes import MOVE, on_network
@@ -75,9 +75,8 @@ async def look(job: Job, *, deadline_s: float = IMPORT_S) -> list[Finding]:
     argv = python_command(job)
     if argv is None:
         return [*found, ok("trainer", f"{job.trainer.command[0]} is here")]
-    env = {**os.environ, **{k: v for k, v in job.trainer.env.items() if "{" not in v}}
     cwd = str(job.trainer.workdir) if job.trainer.workdir.is_dir() else "/"
-    done = await proc.run(argv, deadline_s=deadline_s, env=env, cwd=cwd)
+    done = await proc.run(argv, deadline_s=deadline_s, env=rank_zero.environment(job), cwd=cwd)
     return [*found, *judge("trainer", "here", done), *configuration(job, _printed(done))]
 
 
@@ -154,10 +153,7 @@ def judge(check: str, where: str, done: proc.Completed) -> list[Finding]:
 
 def _printed(done: proc.Completed) -> dict[str, Any]:
     """The last line; empty where there is none such."""
-    try:
-        return dict(json.loads(done.out.strip().splitlines()[-1]))
-    except (ValueError, IndexError, TypeError):
-        return {}
+    return rank_zero.told(done.out)
 
 
 def verdict(check: str, where: str, seen: dict[str, object]) -> Finding:

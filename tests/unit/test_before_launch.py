@@ -65,13 +65,59 @@ def found(job: Job, **how: float) -> list[Finding]:
         {"command": ["true"]},
         {"command": ["./run.sh", "x"]},
         {"command": [sys.executable, "-c", "pass"]},
+        {"command": ["run.sh"], "env": {"PATH": "{folder}:/usr/bin:/bin"}},
+        {"python": "binds", "env": {"PATH": "{folder}:/usr/bin:/bin"}},
+        {"python": "./binds", "module": "mine.train"},
+        {"python": "./speaks_after"},
+        {"script": "app"},
+        {"preload": ["os.path", "xml.etree"]},
+        {"module": "edited.train", "env": {"PYTHONPATH": "{folder}/finder"}},
+        {"args": ["-c", "s3://bucket/a.yaml", "--config=$HOME/a.yaml"]},
     ],
 )
 def test_what_is_well_is_not_talked_about(folder: Path, trainer: dict[str, object]) -> None:
     (folder / "other.py").write_text("import hydra\n")
-    (folder / "run.sh").write_text("#!/bin/sh\n")
-    (folder / "run.sh").chmod(0o755)
+    programs = {
+        "run.sh": "",
+        "binds": f'set -u\necho "on $LOCAL_RANK of $WORLD_SIZE"\nexec {sys.executable} "$@"',
+        "speaks_after": f'{sys.executable} "$@"\necho "{{a report}}"\necho done',
+    }
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "app").mkdir()
+    (folder / "app/__main__.py").touch()
+    (folder / "finder").mkdir()
+    (folder / "finder/sitecustomize.py").write_text(EDITED)
+    env: dict[str, str] = dict(trainer.get("env", {}))  # type: ignore[call-overload]
+    if env:
+        trainer = {**trainer, "env": {k: v.format(folder=folder) for k, v in env.items()}}
     assert found(job(folder, **trainer)) == []
+
+
+# A package that is installed to be edited: a finder of its own knows where its modules are.
+EDITED = """
+import importlib.util, pathlib, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        here = pathlib.Path(__file__).parent.parent / "mine"
+        if name == "edited":
+            init = str(here / "__init__.py")
+            return importlib.util.spec_from_file_location(
+                name, init, submodule_search_locations=["/nowhere"]
+            )
+        if name == "edited.train":
+            return importlib.util.spec_from_file_location(name, str(here / "train.py"))
+sys.meta_path.append(Finder())
+"""
+
+
+def test_a_script_as_interpreter_that_fails_here_refuses_nothing(folder: Path) -> None:
+    """It may set up what only nodes have."""
+    (folder / "loads").write_text("#!/bin/sh\necho 'no modules here' >&2\nexit 3\n")
+    (folder / "loads").chmod(0o755)
+    (one,) = found(job(folder, python="./loads"))
+    assert (one.status, "no modules here" in one.result.seen) == (Status.WARN, True)
 
 
 SURE = [
@@ -122,6 +168,11 @@ def test_what_is_sure_to_fail_refuses_a_launch(
         ({"args": ["--stpes", "5"]}, "train.py takes no such option; did you mean --steps? else"),
         ({"args": ["--yes=1"]}, "--yes: "),
         ({"args": ["--data", "gone.yaml"], "script": "other.py"}, "gone.yaml: not there"),
+        (
+            {"args": ["--config", "gone.yaml", "--config-path", "conf"], "script": "other.py"},
+            "gone.yaml: not there",
+        ),
+        ({"args": ["--config", "gone.yaml"], "command": ["true"]}, "gone.yaml: not there"),
     ],
 )
 def test_what_is_told_by_text_alone_is_a_warning(
