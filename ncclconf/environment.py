@@ -22,6 +22,8 @@ SYSTEM_FILE = "/etc/nccl.conf"
 USERS_FILE = ".nccl.conf"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ASSIGNED = re.compile(r"(?:^|[\s;&|\"'])(?:export\s+|-x\s+)?([A-Z][A-Z0-9_]+)=", re.M)
+_DEFAULT = re.compile(r"\$\{([A-Z][A-Z0-9_]+):?[-=]([^${}`]*)\}")
+_SET_UNLESS = re.compile(r"\$\{([A-Z][A-Z0-9_]+):?=[^${}`]*\}")
 _EXPORTED = re.compile(r"--export[=\s](\S+)")
 
 
@@ -103,7 +105,8 @@ def of_script(text: str, path: str) -> list[EnvSetting]:
     """What a job script, an env file or a command line sets; the last one of a name counts.
 
     Understood are NAME=VALUE, export, mpirun's -x and `--export=ALL,NAME=VALUE`. What the shell
-    would work out (`$…`, backticks) is kept as it stands and marked.
+    would work out (`$…`, backticks) is kept as it stands and marked, apart from a name's own
+    default: `NAME=${NAME:-VALUE}` and `: ${NAME:=VALUE}` set it where nothing before them did.
     """
     found: dict[str, EnvSetting] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -111,6 +114,10 @@ def of_script(text: str, path: str) -> list[EnvSetting]:
             continue
         for name, value in _assigned(line):
             if OURS.match(name):
+                if (own := _DEFAULT.fullmatch(value)) and own[1] == name:
+                    if name in found:
+                        continue
+                    value = own[2]
                 known = not re.search(r"[$`]", value)
                 where = f"{path}:{number}"
                 found.pop(name, None)
@@ -124,6 +131,8 @@ def _assigned(line: str) -> Iterator[tuple[str, str]]:
             name, equals, value = item.partition("=")
             if equals:
                 yield name, value
+    for match in _SET_UNLESS.finditer(line):
+        yield match[1], match[0]
     rest_of_line = _EXPORTED.sub(" ", line)
     for match in _ASSIGNED.finditer(rest_of_line):
         yield match[1], _word(rest_of_line[match.end() :])

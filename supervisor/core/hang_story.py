@@ -20,6 +20,9 @@ KNOWN_HANGS = (
     ((2, 26, 2), (2, 26, 3), "send and receive hang with NCCL_CUMEM_ENABLE=0 (NVIDIA/nccl#1721)"),
     ((2, 28, 0), (2, 28, 9), "the proxy's order of operations can deadlock at scale; use 2.28.9"),
 )
+# Collectives that NCCL wants called with one count by all ranks, by torch's names for them
+# (NCCL's user guide, collective operations).
+EVEN = frozenset({"ALLREDUCE", "BROADCAST", "REDUCE", "_ALLGATHER_BASE", "_REDUCE_SCATTER_BASE"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +51,14 @@ def hang(told: Sequence[Sighting], shape: JobShape) -> Hang | None:
 def _different(waits: Sequence[Sighting]) -> Hang | None:
     """Ranks wait at one place of one group in different collectives."""
     group = {(o.rank, o.facts["seq"]): o.facts["pg"] for o in waits if "pg" in o.facts}
-    by_place: dict[tuple[str, str], dict[str, Sighting]] = defaultdict(dict)
+    by_place: dict[tuple[str, str], list[Sighting]] = defaultdict(list)
     for one in waits:
         seq = one.facts["seq"]
         if "op" in one.facts and (name := group.get((one.rank, seq))):
-            by_place[name, seq].setdefault(one.facts["op"], one)
-    for (_, seq), ops in by_place.items():
+            by_place[name, seq].append(one)
+    for (_, seq), there in by_place.items():
+        sized = all("numel" in one.facts for one in there)
+        ops = {_called(one, sized): one for one in reversed(there)}
         if len(ops) > 1:
             words = ", ".join(f"rank {one.rank} {op}" for op, one in ops.items())
             return Hang(
@@ -64,6 +69,12 @@ def _different(waits: Sequence[Sighting]) -> Hang | None:
                 decide="the ranks' stacks, or TORCH_DISTRIBUTED_DEBUG=DETAIL",
             )
     return None
+
+
+def _called(one: Sighting, sized: bool) -> str:
+    """The collective that a rank is in; with its size where all ranks must give the same one."""
+    op = one.facts["op"]
+    return f"{op} of {one.facts['numel']} elements" if sized and op in EVEN else op
 
 
 def _behind(lasts: Sequence[Sighting], shape: JobShape) -> Hang | None:

@@ -20,6 +20,7 @@ from supervisor.signatures import Blames, CauseClass, CauseInfo, Role, Signature
 SHARED_NODES = 3  # so many nodes with one cause at once: it is shared, and none is blamed
 CLOCK_S = 2.0  # clocks of different nodes may differ by as much; NTP keeps them closer
 TOGETHER_S = 60.0  # sightings of one cause within it are one event
+STACK_LINES = 400  # lines of one rank in which a stack of Python's ends
 SURVIVED_S = 3600.0  # what lies further before the next sighting, the job survived
 # From ten minutes before a failure to five after it, a health event may explain it (Meta, arXiv
 # 2410.21680).
@@ -154,13 +155,29 @@ def _root(told: Sequence[Sighting]) -> Sighting:
         if not others or _order(ended[0]) <= _order(others[0]):
             return ended[0]
         causes = [one for one in causes if one not in ended] or [others[0]]
-    pool = causes or particular or [first]
+    pool = causes or particular or [_ending(first, told)]
     root = min(pool, key=_order)
     within_s = CLOCK_S if root.exact else TOGETHER_S
     tied = [one for one in pool if one is not root and _near(one, root, within_s)]
     # Where the order is open, what the hardware itself says comes first.
     strong = [one for one in (root, *tied) if one.kernel]
     return strong[0] if strong else root
+
+
+def _ending(first: Sighting, told: Sequence[Sighting]) -> Sighting:
+    """What the same rank's stack of Python's ends in, where that says more than that it ended."""
+    if first.signature.cause.name != "python-error":
+        return first
+    place = (first.source, first.rank, first.node)
+    ends = (
+        one
+        for one in told
+        if (one.source, one.rank, one.node) == place
+        and 0 < one.line - first.line <= STACK_LINES
+        and one.signature.cause.name != "python-error"
+        and one.signature.role is Role.SYMPTOM
+    )
+    return next(ends, first)
 
 
 def _lines(root: Sighting, alike: Sequence[Sighting]) -> tuple[Sighting, ...]:

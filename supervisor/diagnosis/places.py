@@ -19,19 +19,21 @@ _ADDRESS = re.compile(
 )
 _BLOCK_RANK = re.compile(r"^\s*rank\s+: (\d+) \(local_rank: (\d+)\)")
 _BLOCK_HOST = re.compile(r"^\s*host\s+: (\S+)")
-_WORK = re.compile(r"WorkNCCL\(SeqNum=(\d+), OpType=(\w+)")
+_WORK = re.compile(r"WorkNCCL\(SeqNum=(\d+), OpType=(\w+)(?:, NumelIn=(\d+))?")
 _LAST = re.compile(r"at (?:NCCL )?work: (\d+), last enqueued(?: NCCL work)?: (-?\d+)")
 _GROUP = re.compile(r"\[PG (?:ID \d+ PG GUID )?([\w()]+?) Rank \d+\]")
 _BLOCK_LINES = 40  # of what torchelastic says of one rank
 
 
 def collective(text: str) -> Mapping[str, str]:
-    """Which collective a watchdog's line is about: pg, seq, op, last."""
+    """Which collective a watchdog's line is about: pg, seq, op, numel, last."""
     facts: dict[str, str] = {}
     if "atchdog" not in text and "at NCCL work" not in text:
         return facts
     if match := _WORK.search(text):
         facts["seq"], facts["op"] = match[1], match[2]
+        if match[3] is not None:
+            facts["numel"] = match[3]
     if match := _LAST.search(text):
         facts["seq"], facts["last"] = match[1], match[2]
     if match := _GROUP.search(text):

@@ -126,6 +126,27 @@ def test_a_kernel_s_record_of_several_lines_is_read_whole(tmp_path: Path, form: 
     assert [(one["node"], one["gpu"]) for one in said["culprits"]] == [("n7", "0000:b3:00")]
 
 
+_STACK = 'Traceback (most recent call last):\n  File "/w/x.py", line 3, in <module>\n'
+_UNHANDLED = "DistBackendError: NCCL error in: a.cpp:77, unhandled cuda error\nLast error:\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        (_STACK + _UNHANDLED + "Cuda failure 401 'the operation can...'\n", "fabric-manager"),
+        (_STACK + "DistBackendError: NCCL error in: a.cpp:77, internal error\n", "nccl-error"),
+        (_STACK + "RuntimeError: no idea\n", "python-error"),
+        (_STACK + "RuntimeError: no idea\n" + "\n" * 500 + "NCCL error in: a\n", "python-error"),
+    ],
+    ids=["cuda", "nccl", "nothing", "far"],
+)
+def test_a_stack_s_end_says_more_than_its_beginning(tmp_path: Path, lines: str, cause: str) -> None:
+    text = "".join(f"[rank1]: {line}\n" for line in lines.splitlines())
+    (tmp_path / "out.log").write_text(text)
+    said = run(tmp_path)
+    assert (said["cause"], said["culprits"]) == (cause, []), said["evidence"]
+
+
 def test_nothing_known_is_status_3(tmp_path: Path) -> None:
     (tmp_path / "job.log").write_text("step: 1 loss: 2.0\nstep: 2 loss: 1.9\n")
     done = CliRunner().invoke(cli, ["diagnose", str(tmp_path)])

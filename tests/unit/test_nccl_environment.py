@@ -39,6 +39,12 @@ SCRIPTS = {
     "MY_NCCL_DEBUG=1": {},
     "export PATH=/opt/nccl:$PATH LD_LIBRARY_PATH=x": {},
     "if [ -z x ]; then export NCCL_NET=IB; fi": {"NCCL_NET": "IB"},
+    "export NCCL_DEBUG=${NCCL_DEBUG:-INFO}": {"NCCL_DEBUG": "INFO"},
+    'export NCCL_DEBUG="${NCCL_DEBUG-INFO}"': {"NCCL_DEBUG": "INFO"},
+    ': "${NCCL_DEBUG:=INFO}"': {"NCCL_DEBUG": "INFO"},
+    ": ${NCCL_DEBUG:=INFO}\nexport NCCL_DEBUG=${NCCL_DEBUG:-WARN}": {"NCCL_DEBUG": "INFO"},
+    "export NCCL_DEBUG=WARN\nexport NCCL_DEBUG=${NCCL_DEBUG:-INFO}": {"NCCL_DEBUG": "WARN"},
+    "export NCCL_IB_TIMEOUT=${NCCL_IB_TIMEOUT:=23}": {"NCCL_IB_TIMEOUT": "23"},
     "env NCCL_NET=IB python x": {"NCCL_NET": "IB"},
     "export NCCL_SOCKET_IFNAME='unfinished": {"NCCL_SOCKET_IFNAME": "unfinished"},
 }
@@ -47,6 +53,11 @@ SCRIPTS = {
 @pytest.mark.parametrize("text", SCRIPTS)
 def test_a_script_sets_what_its_shell_would(text: str) -> None:
     assert {s.name: s.text for s in of_script(text, "job.sh")} == SCRIPTS[text]
+
+
+def test_a_default_of_a_script_s_own_is_judged_another_name_s_is_not() -> None:
+    settings = of_script("A=1\nNCCL_MIN_CTAS=${NCCL_MIN_CTAS:-4}\nNCCL_ALGO=${X:-Ring}\n", "job.sh")
+    assert [(s.text, s.known) for s in settings] == [("4", True), ("${X:-Ring}", False)]
 
 
 def test_what_a_shell_works_out_is_not_judged() -> None:

@@ -125,6 +125,28 @@ def test_the_rank_that_is_behind_is_where_to_look() -> None:
     assert named(found) == [] and [str(one) for one in found.suspects] == ["n2, rank 9"]
 
 
+@pytest.mark.parametrize(
+    ("op", "sizes", "cause"),
+    [
+        ("ALLREDUCE", ("200", "100"), "collective-mismatch"),
+        ("ALLREDUCE", ("100", "100"), "collective-timeout"),
+        ("ALLREDUCE", ("100", None), "collective-timeout"),
+        ("SEND", ("200", "100"), "collective-timeout"),  # to different peers
+    ],
+)
+def test_sizes_that_differ_in_one_collective_are_the_program_s(
+    op: str, sizes: tuple[str | None, ...], cause: str
+) -> None:
+    waits = []
+    for rank, size in enumerate(sizes):
+        work = {"seq": "7", "op": op} | ({"numel": size} if size else {})
+        waits.append(saw("watchdog-timeout", rank=rank, facts=work))
+        group = {"pg": "0(default_pg)", "seq": "7", "last": "7"}
+        waits.append(saw("watchdog-work", rank=rank, facts=group))
+    found = judge(*waits)
+    assert (found.cause.name, named(found)) == (cause, []), found.why
+
+
 SIGHTINGS = st.builds(
     saw,
     st.sampled_from(sorted(BY_ID)),
