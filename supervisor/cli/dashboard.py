@@ -43,7 +43,7 @@ def watch(run: str | None, as_json: bool) -> None:
     if not terminal.renews(sys.stdout):
         name = run or "RUN"
         raise UserError(
-            "superv watch needs a terminal, and standard output is none that it can draw on; "
+            f"superv watch needs a terminal that it can draw on: {terminal.why_not(sys.stdout)}; "
             f"`superv status {name}` prints the run once, `superv watch {name} --json` a document "
             f"a second, `superv attach {name}` what happens"
         )

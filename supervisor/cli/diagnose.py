@@ -101,7 +101,12 @@ def document(result: Diagnosis, scanned: LogScan) -> dict[str, Any]:
         "last_step": scanned.shape.last_step,
         "do": result.cause.do,
         "runbook": f"{PAGE}#{result.cause.name}",
-        "read": {"files": scanned.files, "bytes": scanned.bytes, "lines": scanned.lines},
+        "read": {
+            "files": scanned.files,
+            "empty": scanned.empty,
+            "bytes": scanned.bytes,
+            "lines": scanned.lines,
+        },
         "problems": scanned.problems,
     }
 
@@ -154,9 +159,10 @@ def _page(result: Diagnosis, scanned: LogScan) -> Iterator[Any]:
         yield terminal.entry("only", f"{line.place}: {line.text[:200]} [{where}]", 10)
     yield ""
     step = scanned.shape.last_step
+    files = f"{scanned.files} file{'' if scanned.files == 1 else 's'}"
+    files += f" ({scanned.empty} empty)" if scanned.empty else ""
     yield (
-        f"{scanned.files} file{'' if scanned.files == 1 else 's'}, {scanned.lines} lines read"
-        + (f"; last step {step}" if step is not None else "")
+        f"{files}, {scanned.lines} lines read" + (f"; last step {step}" if step is not None else "")
     )
     for problem in scanned.problems[:20]:
         yield f"not read: {problem}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,16 +23,43 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _lab(name: str) -> Lab:
-    from lab.cluster import Lab
+USUAL = "default"
+# What a program has to know of the terminal that it is shown on.
+OF_TERMINAL = ("TERM", "COLORTERM", "COLUMNS", "LINES", "NO_COLOR")
 
-    return Lab(name)
+
+def meant(there: Sequence[str]) -> str:
+    """The lab that is meant where none is named, of those that are there. Raises UserError."""
+    from supervisor.core.errors import UserError
+
+    if USUAL in there or not there:
+        return USUAL
+    if len(there) > 1:
+        raise UserError(f"which lab? give --name; there: {', '.join(there)}")
+    return there[0]
+
+
+def _lab(name: str | None) -> Lab:
+    from lab.cluster import Lab, names
+
+    return Lab(meant(names()) if name is None else name)
 
 
 def _named(command: F) -> F:
     return click.option(
-        "--name", default="default", show_default=True, help="Which lab; labs live side by side."
+        "--name", help=f"Which lab; without it {USUAL!r}, or the only one that is there."
     )(command)
+
+
+def _exactly_named(command: F) -> F:
+    """For what makes or removes a lab: no other is taken for it."""
+    return click.option(
+        "--name", default=USUAL, show_default=True, help="Which lab; labs live side by side."
+    )(command)
+
+
+def _terminal() -> dict[str, str]:
+    return {name: os.environ[name] for name in OF_TERMINAL if name in os.environ}
 
 
 @click.group(cls=Commands)
@@ -41,7 +68,7 @@ def lab() -> None:
 
 
 @lab.command()
-@_named
+@_exactly_named
 @click.option(
     "--nodes",
     type=Number(1, 256, whole=True),
@@ -86,17 +113,20 @@ def up(
 
 
 @lab.command()
-@_named
+@_exactly_named
 def down(name: str) -> None:
     """End a lab and remove everything of it, also after a crash."""
+    from lab.cluster import names
+
     there = _lab(name).down()
-    click.echo(f"lab {name}: {'removed' if there else 'there is none'}")
+    others = "" if there or not names() else f"; there: {', '.join(names())} (give --name)"
+    click.echo(f"lab {name}: {'removed' if there else f'there is none{others}'}")
 
 
 @lab.command()
 @_named
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def status(name: str, as_json: bool) -> None:
+def status(name: str | None, as_json: bool) -> None:
     """Nodes, controller and the last faults."""
     seen = _lab(name).status()
     if as_json:
@@ -133,24 +163,24 @@ def _exec(argv: list[str]) -> None:
 @click.option("--root", is_flag=True, help="As root instead of the lab's user.")
 @click.argument("node")
 @click.argument("command", nargs=-1, required=True)
-def run(name: str, root: bool, node: str, command: tuple[str, ...]) -> None:
+def run(name: str | None, root: bool, node: str, command: tuple[str, ...]) -> None:
     """Run COMMAND on NODE (login, ctl, n1, …); ends with the command's exit code."""
     words = command[1:] if command[0] == "--" else command  # options of the command may follow
-    _exec(_lab(name).enter(node, words, user="root" if root else "superv"))
+    _exec(_lab(name).enter(node, words, user="root" if root else "superv", env=_terminal()))
 
 
 @lab.command()
 @_named
 @click.option("--root", is_flag=True, help="As root instead of the lab's user.")
 @click.argument("node", default="login")
-def shell(name: str, root: bool, node: str) -> None:
+def shell(name: str | None, root: bool, node: str) -> None:
     """Open a shell on NODE."""
     there = _lab(name)
     argv = there.enter(
         node,
         ["bash", "--norc", "-i"],
         user="root" if root else "superv",
-        env={"PS1": r"[\u@\h \W]\$ ", "TERM": os.environ.get("TERM", "dumb")},
+        env={"PS1": r"[\u@\h \W]\$ ", **_terminal()},
     )
     _exec(argv)
 
@@ -162,7 +192,7 @@ def _say(fault: InjectedFault) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def poweroff(name: str, node: str) -> None:
+def poweroff(name: str | None, node: str) -> None:
     """Power NODE off: silence on the network, then everything on it is gone."""
     _say(_lab(name).poweroff(node))
 
@@ -170,7 +200,7 @@ def poweroff(name: str, node: str) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def poweron(name: str, node: str) -> None:
+def poweron(name: str | None, node: str) -> None:
     """Power NODE on again."""
     _say(_lab(name).poweron(node))
 
@@ -178,7 +208,7 @@ def poweron(name: str, node: str) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def cut(name: str, node: str) -> None:
+def cut(name: str | None, node: str) -> None:
     """Pull NODE's network cable; its processes go on."""
     _say(_lab(name).cut(node))
 
@@ -186,21 +216,21 @@ def cut(name: str, node: str) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def mend(name: str, node: str) -> None:
+def mend(name: str | None, node: str) -> None:
     """Put NODE's network cable back."""
     _say(_lab(name).mend(node))
 
 
 @lab.command("pause-controller")
 @_named
-def pause_controller(name: str) -> None:
+def pause_controller(name: str | None) -> None:
     """Stop slurmctld: it accepts connections and answers nothing."""
     _say(_lab(name).pause_controller())
 
 
 @lab.command("resume-controller")
 @_named
-def resume_controller(name: str) -> None:
+def resume_controller(name: str | None) -> None:
     """Let slurmctld go on."""
     _say(_lab(name).resume_controller())
 
@@ -209,7 +239,7 @@ def resume_controller(name: str) -> None:
 @_named
 @click.argument("node")
 @click.argument("rate")
-def slow(name: str, node: str, rate: str) -> None:
+def slow(name: str | None, node: str, rate: str) -> None:
     """Let no more than RATE (10mbit, 500kbit) through NODE's cable, each way."""
     _say(_lab(name).slow(node, rate))
 
@@ -218,7 +248,7 @@ def slow(name: str, node: str, rate: str) -> None:
 @_named
 @click.argument("node")
 @click.argument("percent", type=Number(0, 100, "percent"))
-def lossy(name: str, node: str, percent: float) -> None:
+def lossy(name: str | None, node: str, percent: float) -> None:
     """Lose PERCENT of the frames on NODE's cable at random, each way."""
     _say(_lab(name).lossy(node, percent))
 
@@ -227,7 +257,7 @@ def lossy(name: str, node: str, percent: float) -> None:
 @_named
 @click.argument("node")
 @click.argument("ms", type=Number(0, 10_000, "milliseconds"))
-def delay(name: str, node: str, ms: float) -> None:
+def delay(name: str | None, node: str, ms: float) -> None:
     """Let each frame on NODE's cable arrive MS milliseconds later, each way."""
     _say(_lab(name).delay(node, ms))
 
@@ -235,7 +265,7 @@ def delay(name: str, node: str, ms: float) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def fast(name: str, node: str) -> None:
+def fast(name: str | None, node: str) -> None:
     """Undo slow, lossy and delay."""
     _say(_lab(name).fast(node))
 
@@ -244,7 +274,7 @@ def fast(name: str, node: str) -> None:
 @_named
 @click.argument("node")
 @click.argument("percent", type=Number(0, 100, "percent"))
-def steal(name: str, node: str, percent: float) -> None:
+def steal(name: str | None, node: str, percent: float) -> None:
     """Take PERCENT of the machine's CPU time from all that runs on NODE."""
     _say(_lab(name).steal(node, percent))
 
@@ -253,7 +283,7 @@ def steal(name: str, node: str, percent: float) -> None:
 @_named
 @click.argument("node")
 @click.argument("mib", type=Number(1, 2**24, "MiB", whole=True))
-def memory(name: str, node: str, mib: int) -> None:
+def memory(name: str | None, node: str, mib: int) -> None:
     """Let NODE take MIB MiB more and no more; beyond that the OOM killer comes."""
     _say(_lab(name).memory(node, mib))
 
@@ -261,7 +291,7 @@ def memory(name: str, node: str, mib: int) -> None:
 @lab.command()
 @_named
 @click.argument("node")
-def relieve(name: str, node: str) -> None:
+def relieve(name: str | None, node: str) -> None:
     """Undo steal and memory."""
     _say(_lab(name).relieve(node))
 
@@ -274,7 +304,7 @@ def relieve(name: str, node: str) -> None:
 @click.argument("node")
 @click.argument("path")
 @click.argument("mode", metavar="ok|hung|stale|slow|readonly|off")
-def mount_fault(name: str, delay: float, node: str, path: str, mode: str) -> None:
+def mount_fault(name: str | None, delay: float, node: str, path: str, mode: str) -> None:
     """Mount NODE's folder PATH over itself, and break or repair that mount."""
     _say(_lab(name).mount_fault(node, path, mode, delay_s=delay))
 
@@ -290,6 +320,6 @@ def mount_fault(name: str, delay: float, node: str, path: str, mode: str) -> Non
 )
 @click.argument("node")
 @click.argument("lines", nargs=-1, required=True, metavar="LINE...")
-def kmsg(name: str, priority: int, node: str, lines: tuple[str, ...]) -> None:
+def kmsg(name: str | None, priority: int, node: str, lines: tuple[str, ...]) -> None:
     """Append each LINE to NODE's kernel log."""
     _say(_lab(name).kmsg(node, *lines, priority=priority))

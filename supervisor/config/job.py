@@ -12,7 +12,7 @@ from supervisor.config.document import At, YamlMapping, named, parse, read_text
 from supervisor.config.nccl import Nccl
 from supervisor.config.notify import NotifyTarget
 from supervisor.config.preflight import Preflight
-from supervisor.config.schema import read_rest
+from supervisor.config.schema import read_rest, without_parents
 from supervisor.config.slurm import read_slurm
 from supervisor.config.torchx import Torchx, check_args
 from supervisor.config.trainer import (
@@ -224,7 +224,7 @@ def _read_job(text: str, path: Path) -> tuple[Job | None, list[UserError]]:
     values, wrong = read_rest(Job, table, at)
     if wrong and "trainer" not in values:
         return None, wrong
-    job = Job(**{**_STAND_INS, **values}, path=path.absolute(), source=text)
+    job = Job(**{**_STAND_INS, **values}, path=without_parents(path.absolute()), source=text)
     job = replace(job, notes=tuple(at.notes))
     if job.trainer.hook != "none":
         job = _hook_defaults(job, table)

@@ -262,9 +262,20 @@ def read_path(text: str, at: At) -> Path:
     if "$" in text:
         raise at.error(f"{quoted(text)}: variables are not expanded; write the path out")
     try:
-        return Path(at.file).absolute().parent / Path(text).expanduser()
+        return without_parents(Path(at.file).absolute().parent / Path(text).expanduser())
     except RuntimeError as error:
         raise at.error(f"{quoted(text)}: no home directory for that user") from error
+
+
+def without_parents(path: Path) -> Path:
+    """The same place without `..`, but where a link stands before it: that leads elsewhere."""
+    parts: list[str] = []
+    for part in path.parts:
+        if part != ".." or not parts or parts[-1] == ".." or Path(*parts).is_symlink():
+            parts.append(part)
+        elif len(parts) > 1:
+            parts.pop()
+    return Path(*parts)
 
 
 def describe(hint: Any, about: About) -> str:

@@ -25,6 +25,7 @@ from supervisor.config.schema import (
     read_fields,
     read_path,
     read_text_value,
+    without_parents,
 )
 from supervisor.core import step_lines
 from supervisor.core.rank_contract import PLACEHOLDERS, reserved
@@ -272,7 +273,7 @@ def read_trainer(node: YamlNode, at: At) -> Trainer:
         given = values["env"]
         values["env"] = {name: v for name, v in given.items() if isinstance(v, str)}
         values["secrets"] = {name: v for name, v in given.items() if isinstance(v, Path)}
-    trainer = Trainer(**{"workdir": Path(at.file).absolute().parent, **values})
+    trainer = Trainer(**{"workdir": without_parents(Path(at.file).absolute().parent), **values})
     if trainer.command and trainer.preload:
         inner = at.inside("preload", node.entries["preload"])
         raise inner.error("works with module and script only: a command is started as it is")

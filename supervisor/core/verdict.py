@@ -94,7 +94,7 @@ def diagnosed(sightings: Iterable[Sighting], shape: JobShape, signatures: Signat
     return replace(
         named,
         evidence=_lines(root, alike),
-        first_symptom=told[0],
+        first_symptom=_first(told, root),
         others=tuple(sorted(others.values(), key=_order))[:4],
     )
 
@@ -108,6 +108,22 @@ def _placed(one: Sighting, shape: JobShape) -> Sighting:
 
 def _order(one: Sighting) -> tuple[float, int]:
     return (one.at if one.at is not None else float("inf"), one.order)
+
+
+def _first(seen: Iterable[Sighting], root: Sighting) -> Sighting:
+    """The first of those that are known to be no later than the root; else the root itself.
+
+    In one file without times at both lines count, over files times alone.
+    """
+    first = root
+    for one in seen:
+        if one.at is not None and first.at is not None:
+            earlier = _order(one) < _order(first)
+        else:
+            earlier = one.source == first.source and one.line < first.line
+        if earlier:
+            first = one
+    return first
 
 
 def _near(one: Sighting, other: Sighting, within_s: float) -> bool:
@@ -350,7 +366,7 @@ def _hung(
             Blamed(node=shape.node_of.get(rank, ""), rank=rank) for rank in stuck.ranks[:4]
         ),
         evidence=(*stuck.lines[:5],) or (root,),
-        first_symptom=seen[0],
+        first_symptom=_first(seen, root),
         decide=stuck.decide,
     )
 

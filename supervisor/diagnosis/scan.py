@@ -56,6 +56,7 @@ class LogScan:
     shape: JobShape
     problems: list[str]
     files: int
+    empty: int  # files of them
     bytes: int
     lines: int
     alone: tuple[AloneLine, ...]  # lines of one node only
@@ -87,6 +88,7 @@ class _State:
     standings: list[tuple[JobLog, RecordedStanding]] = field(default_factory=list)
     templates: Templates = field(default_factory=Templates)
     read: int = 0
+    empty: int = 0
     lines: int = 0
     order: int = 0
     last_step: int | None = None
@@ -131,6 +133,7 @@ def scan(
         shape=shape,
         problems=state.problems,
         files=len(found.files),
+        empty=state.empty,
         bytes=state.read,
         lines=state.lines,
         alone=state.templates.alone(lambda rank: shape.node_of.get(rank, "")),
@@ -190,6 +193,7 @@ def _sampled(one: JobLog, state: _State) -> LineLabels | None:
     except OSError as error:
         state.problems.append(f"{one.path}: {error.strerror or error}")
         return None
+    state.empty += not piece
     sample = [clean(raw) for raw in islice(_one_end(piece[: SAMPLE * 400]).split(b"\n"), SAMPLE)]
     if not state.year and (
         found := re.search(r"\b(20\d\d)-\d\d-\d\d[ T_]\d\d:", "\n".join(sample))

@@ -171,6 +171,15 @@ def renews(stream: IO[str] | None) -> bool:
     return os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
 
 
+def why_not(stream: IO[str] | None) -> str:
+    """Why a stream does not renew, in words: it is no terminal, or TERM names none that can."""
+    if stream is None or not stream.isatty():
+        return "standard output is none"
+    if not (name := os.environ.get("TERM", "")):
+        return "TERM is not set (most know TERM=xterm)"
+    return f"TERM={name} can't (most know TERM=xterm)"
+
+
 def width() -> int:
     """Columns of a page on standard output."""
     if sys.stdout is None or not sys.stdout.isatty():  # None: schedulers may close it

@@ -525,7 +525,7 @@ def test_the_command_line(lab: Lab) -> None:
     assert (cut["fault"], cut["node"]) == ("cut", "n1")
 
 
-def test_run_is_the_command(lab: Lab) -> None:
+def test_run_is_the_command(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*argv: str) -> subprocess.CompletedProcess[str]:
         code = "from supervisor.cli.lab import lab; lab()"
         return subprocess.run(
@@ -540,6 +540,10 @@ def test_run_is_the_command(lab: Lab) -> None:
     done = run("n2", "sh", "-c", "cat; id -un; hostname; exit 7")
     assert (done.returncode, done.stdout) == (7, "fed\nsuperv\nn2\n")
     assert run("--root", "n2", "id", "-un").stdout == "root\n"
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "91")
+    monkeypatch.setenv("STRANGE", "x")
+    assert run("n2", "sh", "-c", "echo $TERM $COLUMNS $STRANGE").stdout == "xterm-256color 91\n"
     assert run("n2", "sh", "-c", "kill -TERM $$").returncode in (-signal.SIGTERM, 143)
 
 

@@ -193,3 +193,25 @@ def test_a_check_is_explained() -> None:
     found = json.loads(superv("check", "--explain", "--check", "fs.local", "--json").stdout)
     (one,) = found["checks"]
     assert one["check"] == "fs.local" and "Thresholds" in one["text"] and one["traits"]
+
+
+def test_the_lab_that_is_meant() -> None:
+    from supervisor.cli.lab import meant
+
+    assert [meant(there) for there in ([], ["ann"], ["ann", "default"])] == [
+        "default",
+        "ann",
+        "default",
+    ]
+    with pytest.raises(UserError, match=r"which lab[?] give --name; there: ann, bob"):
+        meant(["ann", "bob"])
+
+
+def test_only_what_makes_or_removes_a_lab_takes_no_other_for_it() -> None:
+    from supervisor.cli.lab import lab
+
+    usual = {
+        name: next(p for p in command.params if p.name == "name").default
+        for name, command in lab.commands.items()
+    }
+    assert {name for name, value in usual.items() if value == "default"} == {"up", "down"}

@@ -553,3 +553,19 @@ def loads_or_user_error(text: str) -> None:
         for word in (*job.trainer.argv(), *job.trainer.env.values(), *job.slurm.values()):
             assert "\0" not in word
             word.encode()
+
+
+def test_paths_are_told_without_their_parents_unless_a_link_stands_before(tmp_path: Path) -> None:
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "jobs" / "a").mkdir(parents=True)
+    (tmp_path / "jobs" / "link").symlink_to(tmp_path / "far" / "inner")
+    file = tmp_path / "jobs" / "a" / ".." / "a" / "job.yaml"
+    text = (
+        "name: a\nnodes: 1\ntrainer: {script: ../../t.py, python: ../link/../py}\n"
+        "checkpoints: {dir: ../ck, handoff: env}\n"
+    )
+    job = parse_job(text, file)
+    assert job.path == tmp_path / "jobs/a/job.yaml" and job.checkpoints is not None
+    assert (job.trainer.workdir, job.trainer.script) == (tmp_path / "jobs/a", tmp_path / "t.py")
+    assert job.checkpoints.dir == tmp_path / "jobs/ck"
+    assert str(job.trainer.python) == f"{tmp_path}/jobs/link/../py"  # which is far/py

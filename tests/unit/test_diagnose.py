@@ -188,3 +188,43 @@ def test_lines_that_one_node_alone_printed_are_shown_and_blame_nobody(tmp_path: 
     said = run(tmp_path, "--nodes", "n[1-6]")
     assert [(one["place"], one["line"]) for one in said["alone"]] == [("n5", 31)]
     assert said["culprits"] == []
+
+
+LOST = "[rank3]: RuntimeError: CUDA error: uncorrectable ECC error encountered"
+TIMED = "2026-03-01 10:00:{:02}"
+ABORT = "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+@pytest.mark.parametrize(
+    ("files", "first"),
+    [
+        ({"a.log": [LOST, f"{TIMED.format(9)} {ABORT}"]}, ("a.log", 1)),
+        ({"a.log": ["x", LOST], "b.log": [f"{TIMED.format(9)} {ABORT}"]}, None),
+        ({"a.log": [f"{TIMED.format(9)} {LOST}", f"{TIMED.format(5)} {ABORT}"]}, ("a.log", 2)),
+        (
+            {"a.log": [f"{TIMED.format(9)} {LOST}"], "b.log": [f"{TIMED.format(5)} {ABORT}"]},
+            ("b.log", 1),
+        ),
+    ],
+)
+def test_no_line_is_called_first_that_may_be_later(
+    tmp_path: Path, files: dict[str, list[str]], first: tuple[str, int] | None
+) -> None:
+    """Without a time lines of one file have an order, and lines of two have none."""
+    for name, lines in files.items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    said = run(tmp_path)
+    told = said["first_symptom"]
+    if first is None:
+        assert told == said["evidence"][0]
+    else:
+        assert (Path(told["file"]).name, told["line"]) == first
+
+
+def test_empty_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.log").touch()
+    done = CliRunner().invoke(cli, ["diagnose", str(tmp_path / "a.log")])
+    assert done.exit_code == 3 and "1 file (1 empty), 0 lines read" in done.output
+    (tmp_path / "b.log").write_text(GOOD)
+    assert run(tmp_path)["read"]["empty"] == 1
+    assert "empty" not in CliRunner().invoke(cli, ["diagnose", str(tmp_path / "b.log")]).output

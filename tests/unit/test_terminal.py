@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -140,3 +141,27 @@ def test_a_rank_s_lines_keep_their_ends_and_steer_nothing(words: str) -> None:
     shown = terminal.printable_lines(words)
     assert all(c.isprintable() or c in "\n\t" for c in shown)
     assert shown.count("\n") == words.count("\n") + words.count("\r") - words.count("\r\n")
+
+
+@pytest.mark.parametrize(
+    ("term", "says"),
+    [
+        (None, "TERM is not set"),
+        ("", "TERM is not set"),
+        ("dumb", "TERM=dumb can't"),
+        ("xterm", ""),
+    ],
+)
+def test_why_a_terminal_can_not_be_drawn_on(
+    term: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TERM", raising=False)
+    if term is not None:
+        monkeypatch.setenv("TERM", term)
+    main, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        assert terminal.renews(stream) is (says == "")
+        assert says in terminal.why_not(stream)
+    os.close(main)
+    with open(os.devnull) as stream:
+        assert terminal.why_not(stream) == terminal.why_not(None) == "standard output is none"
