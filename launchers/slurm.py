@@ -190,6 +190,15 @@ class Slurm:
                     found[name] = replace(found[name], complete=parts)
         return found
 
+    async def reasons_since(self, names: Collection[str]) -> dict[str, float]:
+        """Since when nodes have their reason, in seconds since the epoch; of those with one."""
+        if not names:
+            return {}
+        argv = ["sinfo", "--noheader", "--all", "--Node", f"--nodes={compress(names)}"]
+        rows = [line.split("|", 1) for line in lines(await self._ask(*argv, "--format=%N|%H"))]
+        said = [(row[0], parse_time(row[-1])) for row in rows]
+        return {name: at for name, at in said if at is not None}
+
     async def settled_nodes(
         self, names: Iterable[str] = (), *, partition: str | None = None
     ) -> dict[str, SlurmNode]:

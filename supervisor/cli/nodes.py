@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from supervisor.config import Site
+    from supervisor.fleet.out_of_use import OutOfUse
     from supervisor.fleet.record import Fleet
     from supervisor.fleet.types import NodeHealth
     from supervisor.host.terminal import Text
@@ -49,9 +50,11 @@ def nodes(
     """
     import json
 
+    from supervisor.cli.status import all_listed
     from supervisor.config import load_site
     from supervisor.core.errors import UserError
     from supervisor.engine.clock import clock
+    from supervisor.fleet.out_of_use import asked, by_node, known, of_runs
     from supervisor.fleet.record import STRIKES_OVER_S, Fleet
 
     now = clock()
@@ -67,13 +70,19 @@ def nodes(
     with Fleet(site.fleet, write=False) as fleet:
         every = fleet.nodes(now)
         claims, notes = _claims(site, every, now)
+        slurm = asked()
+        out = known([*slurm.nodes, *of_runs(all_listed(site.state_dir))], {n.name for n in every})
         if nodes:
             every = _chosen(nodes, every)
             claims = [claim for claim in claims if claim["node"] in nodes]
+            out = [word for word in out if word.node in nodes]
         if len(nodes) == 1:
-            record = {**_history(fleet, every[0], now - STRIKES_OVER_S), "claims": claims}
+            record = _history(fleet, every[0], now - STRIKES_OVER_S)
         else:
-            record = {"schema": 1, "nodes": [_row(n) for n in every], "claims": claims}
+            record = {"schema": 1, "nodes": [_row(n) for n in every]}
+        record |= {"claims": claims, "out_of_use": [word.document() for word in out]}
+        record |= {"slurm_problem": slurm.problem}
+        notes += [f"which nodes are down in Slurm is not known: {p}" for p in [slurm.problem] if p]
         notes += fleet.notes
     for note in notes:
         click.echo(f"superv: note: {note}", err=True)
@@ -81,7 +90,8 @@ def nodes(
         click.echo(json.dumps(record, indent=2))
     else:
         one = len(nodes) == 1
-        terminal.show(_page(record) if one else _table(every, everything=everything or bool(nodes)))
+        shown = _table(every, by_node(out), everything=everything or bool(nodes))
+        terminal.show(_page(record) if one else shown)
         terminal.show([] if one else _claimed(claims))
         if held := "" if nodes else _brake(every):
             terminal.show([terminal.entry("", held, 0, hang=2)])
@@ -236,15 +246,18 @@ def _history(fleet: Fleet, node: NodeHealth, since: float) -> dict[str, Any]:
     }
 
 
-def _table(every: list[NodeHealth], *, everything: bool) -> Iterator[Any]:
+def _table(
+    every: list[NodeHealth], out: dict[str, list[OutOfUse]], *, everything: bool
+) -> Iterator[Any]:
     from supervisor.core.nodeset import compress
 
-    if not every:
+    if not every and not out:
         yield "no node was looked at yet; superv preflight NODES or superv sweep does that"
         return
-    shown = [n for n in every if everything or n.state != "healthy" or n.strikes]
-    if shown:
-        width = min(MAX_NAME, max(4, *(len(n.name) for n in shown)))
+    shown = [n for n in every if everything or n.state != "healthy" or n.strikes or n.name in out]
+    strangers = [name for name in out if all(n.name != name for n in every)]
+    if shown or strangers:
+        width = min(MAX_NAME, max(4, *map(len, strangers), *(len(n.name) for n in shown)))
         columns = (
             terminal.TableColumn("NODE", most=MAX_NAME),
             terminal.TableColumn("STATE"),
@@ -252,10 +265,28 @@ def _table(every: list[NodeHealth], *, everything: bool) -> Iterator[Any]:
             terminal.TableColumn("28 d", right=True),
             terminal.TableColumn("WHY"),
         )
-        yield terminal.table(columns, (_cells(node, width) for node in shown))
+        rows = [row for name in strangers for row in _words(out[name], width)]
+        for node in shown:
+            rows += _words(out.get(node.name, []), width)
+            if node.state != "healthy" or node.strikes or node.name not in out:
+                rows.append(_cells(node, width))
+        yield terminal.table(columns, rows)
     healthy = [n.name for n in every if n.state == "healthy" and n not in shown]
     if healthy:
         yield terminal.entry("", f"healthy: {len(healthy)} nodes, {compress(healthy)}", 0, hang=9)
+
+
+def _words(words: list[OutOfUse], name_width: int) -> Iterator[tuple[str | Text, ...]]:
+    """That Slurm or a run has the node out of use: above what checks say of it."""
+    for word in words:
+        why = f"{word.by}: {word.why}" if word.why else word.by
+        yield (
+            word.node,
+            terminal.styled((terminal.one_line(word.state, 12), terminal.style_of("out"))),
+            terminal.day_time(word.since) if word.since else "",
+            "",
+            terminal.one_line(why, max(20, terminal.WIDTH - name_width - 35)),
+        )
 
 
 def _cells(node: NodeHealth, name_width: int) -> tuple[str | Text, ...]:
@@ -278,8 +309,12 @@ def _cells(node: NodeHealth, name_width: int) -> tuple[str | Text, ...]:
 def _page(record: dict[str, Any]) -> Iterator[Any]:
     when, state = terminal.day_time, record["state"]
     state = (state, terminal.style_of(state))
-    yield terminal.styled(f"{record['node']}: ", state, f" since {when(record['since'])}")
-    rows = [("why", record["why"])] if record["why"] else []
+    out = ("out of use", terminal.style_of("out")) if record["out_of_use"] else ""
+    checks = "; its checks: " if out else ""
+    since = f" since {when(record['since'])}"
+    yield terminal.styled(f"{record['node']}: ", out, checks, state, since)
+    rows = [("out", _word_text(row)) for row in record["out_of_use"]]
+    rows += [("why", record["why"])] if record["why"] else []
     looked_at = f"{when(record['looked_at'])}; failed {record['strikes']} x in 28 days"
     rows += [("looked at", looked_at)]
     rows += [("accepted", when(record["accepted"]) if record["accepted"] else "never")]
@@ -307,6 +342,11 @@ def _page(record: dict[str, Any]) -> Iterator[Any]:
     for row in record["changes"][:MAX_HISTORY]:
         change = f"{row['finding']} {row['was'] or 'new'} → {row['status']} ({row['origin']})"
         yield terminal.entry(f"    {when(row['at'])} ", f"{change}: {row['seen']}", 16)
+
+
+def _word_text(row: dict[str, Any]) -> str:
+    since = f" since {terminal.day_time(row['since'])}" if row["since"] else ""
+    return f"{row['by']}: {row['state']}{since}{': ' + row['why'] if row['why'] else ''}"
 
 
 def duration(text: str, option: str) -> float:

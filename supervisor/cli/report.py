@@ -11,13 +11,12 @@ import click
 from supervisor.host.terminal import is_coloured
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from supervisor.config import Site
     from supervisor.fleet.record import Fleet
     from supervisor.report.model import CurvePoint, Page
 
-SLURM_S = 5.0
 FORMATS = ("text", "html", "json", "md")
 _ENDINGS = {
     **{".html": "html", ".htm": "html", ".json": "json", ".md": "md"},
@@ -43,7 +42,8 @@ _ENDINGS = {
 def report(run_name: str | None, since: str, form: str | None, output: Path | None) -> None:
     """Show what is wrong, with which nodes, since when, and what to do about it.
 
-    Reads the fleet record; asks no node. Exit code 0 where the report could be made.
+    Reads the fleet record and your runs, and asks Slurm; asks no node. Exit code 0 where the report
+    could be made.
     """
     if form is None:
         form = _form_of(output) if output else "text"
@@ -75,10 +75,11 @@ def _gathered(run_name: str | None, since: str) -> Page:
     import os
 
     from supervisor.cli.nodes import duration
-    from supervisor.cli.status import document
+    from supervisor.cli.status import all_listed, document
     from supervisor.config import load_site
     from supervisor.engine.clock import clock
     from supervisor.fleet.claims import beside
+    from supervisor.fleet.out_of_use import asked
     from supervisor.report.data import gather
     from supervisor.report.run_history import curve_of
     from supervisor.run import folder
@@ -96,42 +97,12 @@ def _gathered(run_name: str | None, since: str) -> Page:
         curve = curve_of(run.journal)
     with _record(site, needed=run_name is None) as fleet:
         claims, notes = beside(site.claims_dir, fleet.exclusions(now).values(), now)
-        shut, unknown = _shut(launcher) if status is not None else ((), [])
-        page = gather(fleet, now, start, status, need, claims, shut, curve, _cluster(launcher))
-        for note in [*notes, *unknown, *fleet.notes]:
+        slurm = None if launcher == "local" else asked()
+        runs = all_listed(site.state_dir)
+        page = gather(fleet, now, start, status, need, claims, slurm, runs, curve)
+        for note in [*notes, *fleet.notes]:
             click.echo(f"superv: note: {note}", err=True)
         return page
-
-
-def _cluster(launcher: str) -> str:
-    """The cluster's name; empty where there is no Slurm, or it does not say."""
-    import asyncio
-    import shutil
-
-    from launchers.slurm import Slurm
-    from supervisor.core.errors import TransientError, UserError
-
-    if launcher == "local" or shutil.which("scontrol") is None:
-        return ""
-    with contextlib.suppress(TransientError, UserError):
-        return asyncio.run(Slurm(deadline_s=SLURM_S).cluster())
-    return ""
-
-
-def _shut(launcher: str) -> tuple[Collection[str], list[str]]:
-    """The nodes that Slurm gives no jobs, and why that is not known."""
-    import asyncio
-
-    from launchers.slurm import Slurm
-    from supervisor.core.errors import TransientError, UserError
-
-    if launcher == "local":
-        return (), []
-    try:
-        there = asyncio.run(Slurm(deadline_s=SLURM_S).nodes())
-    except (TransientError, UserError) as error:
-        return (), [f"which nodes Slurm gives no jobs is not known: {error}"]
-    return [name for name, node in there.items() if not node.in_service], []
 
 
 @contextlib.contextmanager

@@ -29,7 +29,13 @@ RENEWED_PER_S = 2
 # One style for a word wherever it is shown: a finding's status, a node's state, a run's phase.
 STYLES = {
     **{"OK": "green", "WARN": "yellow", "FAIL": "red", "UNKNOWN": "magenta", "SKIP": "dim"},
-    **{"failed": "red", "unknown": "magenta", "degraded": "yellow", "excluded": "cyan"},
+    **{
+        "failed": "red",
+        "out": "red",
+        "unknown": "magenta",
+        "degraded": "yellow",
+        "excluded": "cyan",
+    },
     **{"suspect": "yellow", "lost": "red", "unfit": "red", "left": "yellow"},
     **{"running": "green", "done": "green", "held": "bold red", "stopped": "yellow"},
 }

@@ -19,6 +19,7 @@ from supervisor.core.nodeset import natural_sort_key
 from supervisor.core.status import state_word
 from supervisor.core.types import AllocationState
 from supervisor.fleet.claims import Claim
+from supervisor.fleet.out_of_use import SlurmWord, known, of_runs
 from supervisor.fleet.record import DAY_S, STRIKES_OVER_S, Fleet
 from supervisor.fleet.types import Change, CurrentFinding, NodeHealth
 from supervisor.host.terminal import one_line
@@ -47,8 +48,11 @@ from supervisor.report.trends import trends_of
 from supervisor.report.verdict import (
     action_items_of,
     answer_of,
+    grouped,
     groups_of,
+    out_action_items,
     run_action_items,
+    slurm_action_items,
     verdict_of,
 )
 
@@ -66,22 +70,26 @@ def gather(
     status: Mapping[str, Any] | None = None,
     need: int = 0,
     claims: Iterable[Claim] = (),
-    shut: Collection[str] = (),
+    slurm: SlurmWord | None = None,
+    runs: Iterable[Mapping[str, Any]] = (),
     curve: tuple[CurvePoint, ...] = (),
-    cluster: str = "",
 ) -> Page:
     """All that is known at `now`; what changed from `since` on. Times in seconds since the epoch.
 
     `status` is the document of docs/status.md of the run that is asked about, which needs `need`
-    nodes, and `curve` its steps over time; `claims` what users keep out by their own word, `shut`
-    the nodes that Slurm gives no jobs. Raises TransientError where the record does not answer.
+    nodes, and `curve` its steps over time; `claims` what users keep out by their own word, `slurm`
+    Slurm's word of its nodes, `runs` the documents of all runs of this user. Raises TransientError
+    where the record does not answer.
     """
     standing: dict[str, dict[str, CurrentFinding]] = {}
     for item in fleet.current_findings():
         standing.setdefault(item.node, {})[item.finding.name] = item
     every = fleet.nodes(now)
     old = {n.name for n in every if now - n.looked_at > STALE_S}
-    healthy = [n.name for n in every if n.state == "healthy" and n.name not in old]
+    slurm = slurm or SlurmWord()
+    said = [*slurm.nodes, *of_runs(runs)]
+    out = {word.node for word in said}
+    healthy = [n.name for n in every if n.state == "healthy" and n.name not in old | out]
     problems = problems_of(standing, {n.name for n in every if n.excluded is not None})
     run = _run(status, since, need, curve) if status is not None else None
     exclusions = _exclusions(fleet, every, since, now)
@@ -90,18 +98,21 @@ def gather(
         for n in every
         if n.drain is not None
     )
-    groups = groups_of(every, old)
-    answer = answer_of(run, groups, shut) if run is not None else None
+    shown = known(said, {n.name for n in every} | (_nodes_of(run) if run is not None else set()))
+    groups = groups_of(every, old, out)
+    answer = answer_of(run, groups, out) if run is not None else None
     items = [] if run is None or answer is None else list(run_action_items(run, answer))
+    items += out_action_items(shown, every, problems)
+    items += slurm_action_items(slurm)
     items += action_items_of(problems, every, exclusions, old, now)
-    rows = _rows(every, standing, old, now)
+    rows = _rows(every, standing, old, out, now)
     trends_since = min(since, now - TRENDS_OVER_S)
     trends, all_zero = trends_of(fleet, trends_since, now)
     return Page(
         at=now,
         since=since,
         record=str(fleet.path),
-        cluster=one_line(cluster, 80),
+        cluster=one_line(slurm.cluster, 80),
         looked_at=max((n.looked_at for n in every if n.looked_at), default=None),
         verdict=verdict_of(groups, items, problems, run, answer),
         action_items=tuple(items),
@@ -113,6 +124,8 @@ def gather(
         changes=_change_groups(fleet.changes(since)),
         exclusions=exclusions,
         claims=_claims(claims),
+        out_of_use=grouped(shown),
+        slurm_problem=one_line(slurm.problem),
         drains=drains,
         offenders=_offenders(fleet, now),
         slower=slower_than_accepted(fleet, standing),
@@ -194,16 +207,18 @@ def _rows(
     every: Sequence[NodeHealth],
     standing: Mapping[str, Mapping[str, CurrentFinding]],
     old: set[str],
+    out: Collection[str],
     now: float,
 ) -> tuple[Row, ...]:
-    """Nodes that are not healthy, the worst first; nodes alike are one row."""
+    """Nodes that are not healthy, or out of use, the worst first; nodes alike are one row."""
     groups: dict[str, list[Row]] = {}
     for node in every:
-        if node.state == "healthy" and node.name not in old:
+        if node.state == "healthy" and node.name not in old and node.name not in out:
             continue
+        is_out = node.name in out and node.state not in ("failed", "excluded")
         row = Row(
             nodes=(node.name,),
-            state=node.state,
+            state="out" if is_out else node.state,
             stale=node.name in old and node.state != "excluded",
             since=node.since,
             looked_at=node.looked_at,
@@ -214,7 +229,7 @@ def _rows(
     rows: list[Row] = []
     for alike in groups.values():
         rows += [_joined(alike)] if len(alike) >= ALIKE else alike
-    order = ("failed", "unknown", "degraded", "excluded", "healthy")
+    order = ("failed", "out", "unknown", "degraded", "excluded", "healthy")
     return tuple(
         sorted(
             rows, key=lambda r: (order.index(r.state), -len(r.nodes), natural_sort_key(r.nodes[0]))
@@ -380,6 +395,10 @@ def _offenders(fleet: Fleet, now: float) -> tuple[Offender, ...]:
             Offender(node=names([node]), strikes=len(strikes), checks=ordered, days=tuple(days))
         )
     return tuple(sorted(found, key=lambda o: (-o.strikes, natural_sort_key(o.node))))
+
+
+def _nodes_of(run: RunPart) -> set[str]:
+    return {*filter(None, run.slots.values()), *run.spares, *run.unusable}
 
 
 def _queued(allocations: Sequence[Mapping[str, Any]]) -> QueuedJob | None:

@@ -17,7 +17,7 @@ from supervisor.report.model import Cell, Page, count, names, some
 from supervisor.report.run_chart import bars, plots
 from supervisor.report.runbooks import as_html, runbook
 from supervisor.report.text import LETTERS
-from supervisor.report.words import amount, claimed, ends, fallen, point, waiting, zone
+from supervisor.report.words import amount, claimed, ends, fallen, out_of_use, point, waiting, zone
 
 MAX_CHANGES = 200
 MAX_OFFENDERS = 30
@@ -71,6 +71,7 @@ def _environment() -> jinja2.Environment:
         "amount": amount,
         "point": point,
         "claimed": claimed,
+        "out_of_use": out_of_use,
         "waiting": waiting,
         "ends": ends,
         "fallen": fallen,

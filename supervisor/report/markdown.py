@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from supervisor.host.terminal import day_time, one_line
 from supervisor.report.model import Page, Problem, count, names, some
-from supervisor.report.words import claimed, ends, fallen, point, zone
+from supervisor.report.words import claimed, ends, fallen, out_of_use, point, zone
 
 LONGEST = 300  # characters of one text
 MAX_CHANGES = 15
@@ -113,10 +113,12 @@ def _changes(page: Page) -> Iterator[str]:
 
 
 def _out(page: Page) -> Iterator[str]:
-    if not page.exclusions and not page.claims and not page.drains:
+    if not (page.exclusions or page.claims or page.drains or page.out_of_use):
         return
     yield "### Excluded and drained"
     yield ""
+    for one in page.out_of_use:
+        yield f"- **{plain(names(one.nodes))}** out of use: {plain(out_of_use(one))}"
     for out in page.exclusions:
         yield (
             f"- **{plain(names(out.nodes))}** {ends(out, page.at)}, by {plain(out.by)}: "

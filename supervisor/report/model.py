@@ -26,12 +26,14 @@ class PageVerdict:
     unknown: tuple[str, ...] = ()  # something could not be measured
     excluded: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()  # it would be usable, but was not looked at for a day
+    out: tuple[str, ...] = ()  # checks would have it, and Slurm or a run says it can't be used
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """By state, the worst first; those without a node are left out."""
         every = {
             "failed": self.failed,
+            "out": self.out,
             "unknown": self.unknown,
             "stale": self.stale,
             "degraded": self.degraded,
@@ -146,6 +148,17 @@ class NodeClaim:
     since: float
     until: float | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesOut:
+    """Nodes that Slurm, or a run, says can't be used."""
+
+    nodes: tuple[str, ...]
+    by: str  # Slurm, or `run NAME`
+    state: str
+    since: float | None  # of the first of them
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +328,8 @@ class Page:
     changes: tuple[ChangeGroup, ...]
     exclusions: tuple[NodeExclusion, ...]
     claims: tuple[NodeClaim, ...]
+    out_of_use: tuple[NodesOut, ...]
+    slurm_problem: str  # why Slurm's word is not known; empty: it is, or there is no Slurm here
     drains: tuple[Drained, ...]
     offenders: tuple[Offender, ...]
     slower: tuple[Slower, ...]

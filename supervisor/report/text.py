@@ -27,7 +27,7 @@ from supervisor.report.model import (
     names,
     some,
 )
-from supervisor.report.words import amount, claimed, ends, fallen, point, waiting, zone
+from supervisor.report.words import amount, claimed, ends, fallen, out_of_use, point, waiting, zone
 
 if TYPE_CHECKING:
     from supervisor.host.terminal import Text
@@ -55,6 +55,7 @@ def text(page: Page, *, colour: bool) -> str:
     sections = (
         _top(page),
         _run(page.run),
+        _out_of_use(page),
         _map(page),
         _problems(page),
         _changes(page),
@@ -228,6 +229,14 @@ def _changes(page: Page) -> Lines:
 
 
 # --- people, drains, repeat offenders, trends ---
+
+
+def _out_of_use(page: Page) -> Lines:
+    if not page.out_of_use:
+        return
+    yield "OUT OF USE, AS SLURM AND YOUR RUNS SAY"
+    for one in page.out_of_use:
+        yield entry("", f"{names(one.nodes)}  {out_of_use(one)}", 2, hang=2)
 
 
 def _exclusions(page: Page) -> Lines:

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 from supervisor.core.check_status import Status, worst
 from supervisor.core.types import ENDED, Phase
+from supervisor.fleet.out_of_use import SLURM, OutOfUse, SlurmWord, by_node
 from supervisor.fleet.record import DAY_S
 from supervisor.fleet.types import NodeHealth
-from supervisor.host.terminal import day_time, duration
+from supervisor.host.terminal import day_time, duration, one_line
 from supervisor.report.model import (
     ActionItem,
     NodeExclusion,
+    NodesOut,
     PageVerdict,
     Problem,
     RunPart,
     count,
     names,
 )
-from supervisor.report.words import waiting
+from supervisor.report.words import out_of_use, waiting
 
 _TRAINS = (Phase.RUNNING, Phase.STARTING, Phase.CHECKING)
 
@@ -35,19 +37,25 @@ class RunAnswer:
     nodes_short: int = 0  # so many nodes more are needed
 
 
-def groups_of(every: Sequence[NodeHealth], old: set[str]) -> Groups:
-    """`old`: nodes that were not looked at recently: that they were healthy counts no more."""
+def groups_of(every: Sequence[NodeHealth], old: set[str], out: Collection[str] = ()) -> Groups:
+    """`old`: nodes that were not looked at recently: that they were healthy counts no more.
+
+    `out`: those that Slurm or a run says can't be used.
+    """
     of: dict[str, list[str]] = {}
     for node in every:
         good = node.state in ("healthy", "degraded")
-        of.setdefault("stale" if good and node.name in old else node.state, []).append(node.name)
+        state = "stale" if good and node.name in old else node.state
+        if node.name in out and state not in ("failed", "excluded"):
+            state = "out"
+        of.setdefault(state, []).append(node.name)
     return {state: tuple(nodes) for state, nodes in of.items()}
 
 
 def answer_of(run: RunPart, groups: Groups, shut: Collection[str] = ()) -> RunAnswer:
     """A run that trains can run. One that is held or waits for its job can't; others need enough
-    nodes, without those that are excluded, or that Slurm gives no jobs (`shut`): their own, or
-    before and after a run those of the fleet.
+    nodes, without those that are excluded, or that Slurm or a run says can't be used (`shut`):
+    their own, or before and after a run those of the fleet.
     """
     bad = {*groups.get("failed", ()), *groups.get("excluded", ()), *shut, *run.drained}
     if run.phase in ENDED or run.phase == Phase.PENDING:
@@ -60,7 +68,7 @@ def answer_of(run: RunPart, groups: Groups, shut: Collection[str] = ()) -> RunAn
     )
     if run.phase in _TRAINS:
         unhealthy = bad & set(filled)
-        text += f", {names(unhealthy)} in it failed, excluded or drained" if unhealthy else ""
+        text += f", {names(unhealthy)} in it failed, excluded, down or drained" if unhealthy else ""
         return RunAnswer(can_run="yes", text=text)
     out = bad | run.unusable.keys()
     fit = len({*filled, *spares} - out)
@@ -144,6 +152,64 @@ def action_items_of(
     for exclusion in exclusions:
         if exclusion.ended is None:
             yield from _of_exclusion(exclusion, failing, now)
+
+
+def out_action_items(
+    words: Sequence[OutOfUse], every: Sequence[NodeHealth], problems: Sequence[Problem]
+) -> Iterator[ActionItem]:
+    """Nodes that Slurm or a run says can't be used, where nothing else on the page sees to them.
+
+    One that a person or superv drained was seen to. What Slurm says of a node comes before what
+    runs do: one thing to do for each node.
+    """
+    seen_to = {n.name for n in every if n.excluded is not None}
+    seen_to |= {n for p in problems if p.status is Status.FAIL for n in p.nodes}
+    seen_to |= {word.node for word in words if word.drained}
+    for one in grouped(words):
+        if not (nodes := [node for node in one.nodes if node not in seen_to]):
+            continue
+        seen_to.update(nodes)
+        who = names(nodes)
+        slurm = one.by == SLURM
+        look = f"superv preflight {who}"
+        yield ActionItem(
+            status=Status.FAIL if slurm else Status.WARN,
+            who=who,
+            what=out_of_use(one),
+            do=f"repair it or power it on; {look}; superv include {who}"
+            if slurm
+            else f"{look}; superv include {who}, once it is well",
+        )
+
+
+def slurm_action_items(slurm: SlurmWord) -> Iterator[ActionItem]:
+    """Where Slurm does not say which nodes are down, nobody knows that of any."""
+    if slurm.problem:
+        yield ActionItem(
+            status=Status.UNKNOWN,
+            who="Slurm",
+            what=f"which nodes are down or drained is not known: {one_line(slurm.problem)}",
+            do=one_line(slurm.fix),
+        )
+
+
+def grouped(words: Sequence[OutOfUse]) -> tuple[NodesOut, ...]:
+    """One for what the same of Slurm or the runs says in the same words; Slurm's come first."""
+    groups: dict[tuple[str, str, str], list[OutOfUse]] = {}
+    for node in by_node(words).values():
+        for word in node:
+            groups.setdefault((word.by, word.state, word.why), []).append(word)
+    found = [
+        NodesOut(
+            nodes=tuple(word.node for word in said),
+            by=one_line(by, 80),
+            state=one_line(state, 40),
+            since=min((word.since for word in said if word.since), default=None),
+            why=one_line(why),
+        )
+        for (by, state, why), said in groups.items()
+    ]
+    return tuple(sorted(found, key=lambda one: one.by != SLURM))
 
 
 def run_action_items(run: RunPart, answer: RunAnswer) -> Iterator[ActionItem]:

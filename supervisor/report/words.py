@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from supervisor.host.terminal import day_time, duration
-from supervisor.report.model import NodeClaim, NodeExclusion, Point, QueuedJob, Slower
+from supervisor.report.model import NodeClaim, NodeExclusion, NodesOut, Point, QueuedJob, Slower
 
 _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10))
 
@@ -30,6 +30,12 @@ def claimed(one: NodeClaim) -> str:
     by = f"{one.by}, run {one.run}" if one.run else one.by
     end = f", until {day_time(one.until)}" if one.until else ", until superv include"
     return f"{by}, since {day_time(one.since)}{end}: {one.reason}"
+
+
+def out_of_use(one: NodesOut) -> str:
+    """Who says it, what it is to them, since when and why."""
+    since = f" since {day_time(one.since)}" if one.since else ""
+    return f"{one.by}: {one.state}{since}{f': {one.why}' if one.why else ''}"
 
 
 def waiting(one: QueuedJob) -> str:

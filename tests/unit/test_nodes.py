@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_json_has_what_the_page_on_the_fleet_says(site: SlurmSite) -> None:
     assert told["schema"] == 1 and [set(n) for n in told["nodes"]] == [row]
     one = json.loads(site.do(nodes, "n1", "--json").output)
     more = {"schema", "accepted", "findings", "changes", "exclusions", "claims"}
-    more.add("repairs")
+    more |= {"repairs", "out_of_use", "slurm_problem"}
     assert set(one) == row | more and one["accepted"] == 1_790_000_000.0
     assert set(one["excluded"]) == {"since", "until", "reason", "by"}
     assert set(one["drained"]) == {"since", "reason"}
@@ -289,6 +290,31 @@ def test_what_can_not_be_repaired(site: SlurmSite, words: list[str], said: str) 
     site.fleet.record([report("n1")], "sweep")
     assert said in site.refused(nodes, *words)
     assert site.fleet.repairs.newest() == {}
+
+
+def test_a_node_that_is_down_in_slurm_is_named_whatever_its_checks_said(site: SlurmSite) -> None:
+    site.fleet.record([report(n, Status.OK) for n in NAMES[:4]], "sweep")
+    site.fleet.record([report("n4", Status.WARN)], "sweep")
+    down = "\n".join(
+        f"echo '{n}|main*|{'down*' if n in ('n3', 'n4', 'n9') else 'idle'}|0/4/0/4|gpu:8|"
+        f"{'Not responding' if n in ('n3', 'n4', 'n9') else 'none'}'"
+        for n in NAMES
+    )
+    site.slurm(f'case "$*" in *%H*) echo "n3|2026-11-27T08:10:00"; exit ;; esac\n{down}')
+    told = site.do(nodes).output
+    assert re.search(r"(?m)^n3 +down\* +\S+ \S+ +Slurm: Not responding$", told), told
+    assert re.search(r"(?m)^n4 +down\* +Slurm: Not responding$", told), told
+    assert re.search(r"(?m)^n4 +degraded ", told), "what its checks say stands beside it"
+    assert "healthy: 2 nodes, n[1-2]" in told
+    rows = json.loads(site.do(nodes, "--json").output)["out_of_use"]
+    assert [(row["node"], row["state"]) for row in rows] == [("n3", "down*"), ("n4", "down*")]
+    page = " ".join(site.do(nodes, "n3").output.split())
+    assert page.startswith("n3: out of use; its checks: healthy since")
+    assert " out Slurm: down* since" in page
+    site.slurm("echo 'sinfo: error: Unable to contact slurm controller' >&2; exit 1")
+    done = site.do(nodes, "--json")
+    assert "Slurm does not answer" in json.loads(done.stdout)["slurm_problem"]
+    assert "note: which nodes are down in Slurm is not known" in done.stderr
 
 
 def test_a_brake_that_holds_is_shown(site: SlurmSite) -> None:

@@ -21,6 +21,7 @@ from supervisor.core.policy import Policy
 from supervisor.core.status import status as describe
 from supervisor.core.types import Run, RunSpec
 from supervisor.fleet.claims import Claim
+from supervisor.fleet.out_of_use import OutOfUse, SlurmWord
 from supervisor.fleet.record import DAY_S, Fleet
 from supervisor.host.terminal import LONGEST, one_line
 from supervisor.report.chart import HEIGHT, LABEL_APART, LEFT, TOP, WIDTH, chart
@@ -28,7 +29,7 @@ from supervisor.report.data import gather
 from supervisor.report.document import document
 from supervisor.report.html import html
 from supervisor.report.markdown import markdown, plain
-from supervisor.report.model import NodeClaim, Outlier, Point, Slower, Trend
+from supervisor.report.model import NodeClaim, NodesOut, Outlier, Point, Slower, Trend
 from supervisor.report.text import text
 from supervisor.report.trends import KINDS
 from supervisor.report.words import amount
@@ -293,6 +294,11 @@ def test_one_node_that_is_well(empty):
 # --- a run ---
 
 
+def down(node, state="down*", **more):
+    told = {"since": NOW - HOUR_S, "why": "Not responding", **more}
+    return OutOfUse(node=node, by="Slurm", state=state, **told)
+
+
 def run_status(**changes):
     spec = RunSpec(
         name="pre",
@@ -401,7 +407,8 @@ def test_what_the_run_excludes_and_what_slurm_shuts_counts_as_not_there(well):
 
     def answer(shut=(), **changes):
         told = run_status(**ended, **changes)
-        return gather(well, NOW, NOW - DAY_S, told, 39, shut=shut).verdict.can_run
+        slurm = SlurmWord(nodes=tuple(down(node) for node in shut))
+        return gather(well, NOW, NOW - DAY_S, told, 39, slurm=slurm).verdict.can_run
 
     assert answer() == "yes"
     assert answer(excluded=[{"node": node_name(1), "reason": "x", "since": NOW}]) == "no"
@@ -586,7 +593,7 @@ def test_the_documentation_names_every_key(page):
     for part in ("hands", "rows", "problems", "changes", "exclusions", "drains", "offenders"):
         keys |= set(told[part][0])
     keys |= (
-        {field.name for field in (*fields(Slower), *fields(NodeClaim))}
+        {field.name for field in (*fields(Slower), *fields(NodeClaim), *fields(NodesOut))}
         | set(told["trends"][0])
         | set(told["rows"][0]["cells"]["nfs"])
     )

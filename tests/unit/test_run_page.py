@@ -12,6 +12,7 @@ import pytest
 from healthchecks.frame.check import Result, Status
 from healthchecks.frame.report import Finding, Report
 from supervisor.core.types import Cause
+from supervisor.fleet.out_of_use import SlurmWord
 from supervisor.fleet.record import Fleet
 from supervisor.report.data import gather
 from supervisor.report.document import document
@@ -100,7 +101,7 @@ def test_nothing_in_a_runbook_or_a_journal_is_taken_for_markup(tmp_path: Path) -
 
 def test_the_cluster_is_named_where_slurm_says_its_name(tmp_path: Path) -> None:
     with Fleet(tmp_path / "f.db") as fleet:
-        told = gather(fleet, STATUS["now"], 0.0, cluster="b200-\x1beast")
+        told = gather(fleet, STATUS["now"], 0.0, slurm=SlurmWord(cluster="b200-\x1beast"))
         unnamed = gather(fleet, STATUS["now"], 0.0)
     for shown in (html(told), markdown(told), text(told, colour=False)):
         assert "b200-" in shown and "\x1b" not in shown
