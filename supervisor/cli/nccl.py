@@ -89,14 +89,17 @@ def explain(names: tuple[str, ...], as_json: bool) -> None:
 
 
 @nccl.command()
+@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "--env",
     "script",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A job script or a file of variables.",
+    help="A job script or a file of variables; as FILE.",
 )
 @click.option(
-    "--job", type=click.Path(dir_okay=False, path_type=Path), help="trainer.env of a job.yaml."
+    "--job",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="trainer.env of a job.yaml, and of nothing else.",
 )
 @click.option("--pid", type=Number(1, 2**22, whole=True), help="The environment of a process.")
 @click.option("--nodes", type=Number(1, 100_000, whole=True), help="How many nodes take part.")
@@ -109,6 +112,7 @@ def explain(names: tuple[str, ...], as_json: bool) -> None:
 @_nccl
 @_json
 def lint(
+    file: Path | None,
     script: Path | None,
     job: Path | None,
     pid: int | None,
@@ -119,6 +123,7 @@ def lint(
 ) -> None:
     """Say what is wrong in an environment: this shell's, or that of a file, a job or a process.
 
+    FILE is a job script, a file of variables, an nccl.conf or a job.yaml: its content tells which.
     Where this machine has a GPU or an RDMA device it is judged with it. NCCL's own files
     (NCCL_CONF_FILE or ~/.nccl.conf, /etc/nccl.conf) count as they do for NCCL.
 
@@ -127,20 +132,24 @@ def lint(
     from ncclconf.lint import Severity
     from ncclconf.lint import lint as held_against
 
-    if sum(one is not None for one in (script, job, pid)) > 1:
-        raise UserError("--env, --job and --pid are three things to look at: give one")
+    if sum(one is not None for one in (file, script, job, pid)) > 1:
+        raise UserError("FILE, --env, --job and --pid are things to look at: give one")
+    script = file or script
+    if script is not None and _is_job(_text_of(script)):
+        script, job = None, script
     if job is not None:
         env, job_nodes = _of_job(job, root)
         nodes = nodes or job_nodes
     else:
         env = _environment(script, pid, root)
+    looked_at = str(job or script or "")
     known = _facts(env, root, _version(release), nodes, pid)
     found = held_against(env, known)
     errors = sum(f.severity is Severity.ERROR for f in found)
     if as_json:
-        _print(_document(env, known, found))
+        _print(_document(env, known, found, looked_at))
     else:
-        terminal.show(_page(env, known, found))
+        terminal.show(_page(env, known, found, looked_at))
     if errors:
         raise SystemExit(1)
 
@@ -154,15 +163,27 @@ def _version(text: str | None) -> Version | None:
         raise UserError(f"--nccl: {error}") from None
 
 
+def _text_of(path: Path) -> str:
+    """Raises UserError."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def _is_job(text: str) -> bool:
+    """Whether it is a job.yaml: the key that none lacks, at the margin; no script has it."""
+    import re
+
+    return not text.startswith("#!") and bool(re.search(r"^(trainer|\{ *name)\s*:", text, re.M))
+
+
 def _environment(script: Path | None, pid: int | None, root: Path) -> Environment:
     """Raises UserError where it can't be read."""
     from ncclconf.environment import ConfFile, Environment, of_node, of_script
 
     if script is not None:
-        try:
-            text = script.read_text(errors="replace")
-        except OSError as error:
-            raise UserError(f"--env {script}: {error.strerror}") from None
+        text = _text_of(script)
         if script.name in ("nccl.conf", ".nccl.conf"):
             return Environment.of(files=[ConfFile.parsed(text, str(script))])
         return Environment.of(of_script(text, str(script)))
@@ -264,13 +285,27 @@ def _explained(v: Variable) -> Iterator[Any]:
     yield ""
 
 
-def _document(env: Environment, known: Facts, found: Iterable[LintFinding]) -> dict[str, Any]:
+def _nothing_in(env: Environment, looked_at: str) -> str:
+    """What is said of a file in which no variable was found, as that is no all-clear; or empty."""
+    if not looked_at or env.settings or env.raw:
+        return ""
+    return (
+        f"no variable was found in {looked_at}, so nothing was judged; understood are NAME=VALUE, "
+        "export, mpirun's -x and --export of Slurm, the lines of an nccl.conf, and trainer.env of "
+        "a job.yaml"
+    )
+
+
+def _document(
+    env: Environment, known: Facts, found: Iterable[LintFinding], looked_at: str
+) -> dict[str, Any]:
     from ncclconf.catalogue import written
 
     return {
         "schema": SCHEMA,
         "nccl": written(known.nccl) if known.nccl else None,
         "variables": {name: one.text for name, one in sorted(env.settings.items())},
+        "nothing_in": _nothing_in(env, looked_at) or None,
         "findings": [
             {
                 "rule": f.rule.id,
@@ -287,7 +322,9 @@ def _document(env: Environment, known: Facts, found: Iterable[LintFinding]) -> d
     }
 
 
-def _page(env: Environment, known: Facts, found: list[LintFinding]) -> Iterator[Any]:
+def _page(
+    env: Environment, known: Facts, found: list[LintFinding], looked_at: str
+) -> Iterator[Any]:
     for f in found:
         yield terminal.styled((f"{f.severity:8}", STYLES[f.severity]), f.rule.id)
         yield terminal.entry("", f"{f.hit.seen}{f' ({f.where})' if f.where else ''}", 8)
@@ -298,7 +335,13 @@ def _page(env: Environment, known: Facts, found: list[LintFinding]) -> Iterator[
         for s in STYLES
         if (n := sum(f.severity == s for f in found))
     ]
-    yield f"{len(env.settings)} variables: {', '.join(told) or 'nothing to say'}"
+    nothing = _nothing_in(env, looked_at)
+    count = len(env.settings)
+    if nothing:
+        yield terminal.entry("", nothing, 0)
+    else:
+        plural = "" if count == 1 else "s"
+        yield f"{count} variable{plural}: {', '.join(told) or 'nothing to say'}"
     if known.hcas is None:
         yield "note: this is no node with GPUs or a fabric: rules about nodes kept quiet"
     if known.nccl is None:

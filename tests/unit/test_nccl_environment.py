@@ -167,9 +167,52 @@ def test_errors_end_with_1_and_are_told_with_file_and_line(tmp_path: Path) -> No
     assert superv("lint", env={"NCCL_DEBUG": "WARN"}).returncode == 0
 
 
+JOB = "name: a\nnodes: 2\ntrainer:\n  module: t\n  env: {{{}}}\n"
+BAD = "NCCL_P2P_DISABLE: 'true', NCCL_DEBUG: WARN"
+
+
+@pytest.mark.parametrize("how", [(), ("--env",), ("--job",)])
+@pytest.mark.parametrize("name", ["job.yaml", "n2", "job.sh"])
+def test_a_job_is_told_by_its_content(tmp_path: Path, name: str, how: tuple[str, ...]) -> None:
+    file = tmp_path / name
+    file.write_text(JOB.format(BAD))
+    done = superv("lint", *how, str(file), "--json")
+    assert [f["rule"] for f in json.loads(done.stdout)["findings"]] == ["not-a-number"]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "nothing"),
+    [
+        ("#!/bin/sh\necho x\n", True),
+        ("NCCL_DEBUG: INFO\n", True),  # YAML, and no job
+        ("", True),
+        (JOB.format(""), True),
+        ("export NCCL_DEBUG=WARN\n", False),
+        ("#!/bin/sh\nNCCL_DEBUG=WARN srun x <<END\ntrainer: x\nEND\n", False),
+        (JOB.format("NCCL_DEBUG: WARN"), False),
+    ],
+)
+def test_a_file_in_which_nothing_was_understood_is_not_cleared(
+    tmp_path: Path, text: str, nothing: bool
+) -> None:
+    file = tmp_path / "file"
+    file.write_text(text)
+    done = superv("lint", str(file))
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert (f"no variable was found in {file}, so nothing was judged" in said) is nothing
+    assert ("1 variable: " in said) is not nothing
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    document = json.loads(superv("lint", str(file), "--json").stdout)
+    assert bool(document["nothing_in"]) is nothing
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        (("lint", "a", "--job", "b"), "give one"),
+        (("lint", "/nonexistent"), "No such file"),
         (("lint", "--env", "/nonexistent"), "No such file"),
         (("lint", "--pid", "4194304"), "no such process"),
         (("lint", "--nccl", "new"), "no version"),
