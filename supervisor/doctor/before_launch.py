@@ -14,7 +14,7 @@ from launchers.slurm_answers import AWAY, AwayError
 from supervisor.config import Job
 from supervisor.core.container import RUNTIMES
 from supervisor.core.errors import SeveralError, TransientError, UserError
-from supervisor.doctor import arguments, modules, nccl_variables, rank_zero
+from supervisor.doctor import arguments, modules, nccl_variables, notify_programs, rank_zero
 from supervisor.doctor.files import SeenFiles, ask, hangs, judge, why
 from supervisor.doctor.finding import fail
 
@@ -31,13 +31,13 @@ async def look(job: Job, *, deadline_s: float = LOOK_S) -> list[Finding]:
     program = program_of(job)
     if "/" in program:
         wanted.append(program)
-    wanted += _in_container(job)
+    wanted += _in_container(job) + notify_programs.paths(job)
     seen = await ask({"paths": wanted, "script": str(trainer.script or "")}, deadline_s)
     found = [hangs(seen.hangs, deadline_s)] if seen.hangs else []
     found += _workdir(job, seen) + _program(job, program, seen) + _script(job, seen)
     found += _container(job, seen)
     found += arguments.named(job, seen) + arguments.options(job, seen)
-    found += nccl_variables.look(job)
+    found += nccl_variables.look(job) + notify_programs.look(job, seen)
     here = seen.path(str(trainer.workdir))
     inside = job.container is not None  # nothing of the image can be imported here
     if (

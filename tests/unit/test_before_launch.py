@@ -266,6 +266,38 @@ def test_modules_are_found_by_an_old_python() -> None:
 
 
 @pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("true", ""),
+        ("{folder}/page", ""),
+        ("{folder}/gone", "gone: not there; fix notify in the job file"),
+        ("{folder}/here.toml", "here.toml is not to be run"),
+        ("./page", "./page: a relative path; write all of it"),
+        ("mial", "mial: not in PATH"),
+        ("echo down | mail oncall", "a line for a shell is written [sh, -c, LINE]"),
+    ],
+)
+def test_a_program_of_notify_that_can_not_be_called(folder: Path, program: str, says: str) -> None:
+    """It would be missed when it should wake somebody."""
+    (folder / "page").write_text("#!/bin/sh\n")
+    (folder / "page").chmod(0o755)
+    keys = {
+        "name": "ring",
+        "nodes": 1,
+        "trainer": {"command": ["true"]},
+        "notify": [{"command": [program.format(folder=folder), "down | now"]}],
+    }
+    one = parse_job(json.dumps(keys), folder / "job.yaml")
+    seen = found(one)
+    if not says:
+        assert seen == []
+        return
+    with pytest.raises(UserError) as caught:
+        before_launch.notes(seen, one)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("lint", "refused"), [("refuse", True), ("tell", False), ("off", False)], ids=str
 )
 def test_variables_of_nccl_that_cannot_work_stop_a_launch(
