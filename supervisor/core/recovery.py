@@ -203,7 +203,7 @@ def triage(t: Transition) -> None:
 
 def _keep_logs(t: Transition, attempt: Attempt) -> None:
     """Have what the ranks wrote brought here: their nodes may be gone when somebody reads it."""
-    if attempt.started_at is None:
+    if attempt.started_at is None or not t.run.pool:  # resumed: its nodes were given back
         return
     t.drop(lambda a: isinstance(a, act.KeepLogs))  # it goes on, and nothing waits for it
     ends = bad_ends(t.run)[:FIRST_ENDS]

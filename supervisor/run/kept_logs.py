@@ -55,22 +55,41 @@ def log_of(home: Path, attempt: int, rank: int) -> Path:
 
 
 def write(home: Path, parcel: Parcel) -> None:
-    """Put an attempt's logs in place, and remove those that are too old. Raises OSError."""
+    """Put an attempt's logs in place, and remove those that are too old. Raises OSError.
+
+    What is kept of it already goes for what is better alone: its nodes may be gone meanwhile.
+    """
     home.mkdir(mode=0o700, exist_ok=True)
     final = home / names.attempt(parcel.index.attempt)
+    parcel = _with_kept(home, parcel)
     part = home / f".{final.name}.{os.urandom(4).hex()}"
     part.mkdir(mode=0o700)
     try:
         for rank, data in parcel.logs.items():
             _new(part / f"rank{rank}.log", data)
         _new(part / INDEX, msgspec.json.encode(parcel.index))
-        if final.exists():  # an engine that ended too soon has asked for them before
+        if final.exists():  # an engine before this one has asked for them
             shutil.rmtree(final)
         part.rename(final)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     _prune(home)
+
+
+def _with_kept(home: Path, parcel: Parcel) -> Parcel:
+    """The parcel, with what is kept already of ranks whose logs could not be had now."""
+    new, ranks, logs = parcel.index, {}, {}
+    try:
+        old = index_of(home, new.attempt)
+    except (OSError, UserError):
+        return parcel
+    for rank, one in old.ranks.items():
+        if not one.missing and (rank not in new.ranks or new.ranks[rank].missing):
+            path = log_of(home, new.attempt, rank)
+            ranks[rank], logs[rank] = one, path.read_bytes() if path.exists() else b""
+    index = msgspec.structs.replace(new, ranks={**new.ranks, **ranks}, first=new.first or old.first)
+    return Parcel(index=index, logs={**parcel.logs, **logs})
 
 
 def _new(path: Path, data: bytes) -> None:

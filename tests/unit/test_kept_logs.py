@@ -73,6 +73,30 @@ def test_the_newest_attempts_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in home.iterdir())[0] == "a0003"
 
 
+def test_what_is_kept_gives_way_only_to_what_was_had(tmp_path: Path) -> None:
+    """An engine that asks again may find the nodes gone."""
+    home = tmp_path / "logs"
+    kept_logs.write(home, parcel(1))
+    had = KeptRank(node="n2", bytes=2)
+    gone = KeptRank(node="n1", missing="not connected")
+    index = Index(attempt=1, at=2.0, ranks={7: gone, 8: had, 9: gone})
+    kept_logs.write(home, Parcel(index=index, logs={7: b"!", 8: b"yy"}))
+    now = kept_logs.index_of(home, 1)
+    assert now.ranks == {7: KeptRank(node="n1", bytes=3), 8: had, 9: gone} and now.first == (7,)
+    assert kept_logs.log_of(home, 1, 7).read_bytes() == b"xxx"
+    assert kept_logs.log_of(home, 1, 8).read_bytes() == b"yy"
+
+
+def test_a_resumed_run_does_not_ask_for_logs_again() -> None:
+    p = held()
+    p.reply(next(a for a in p.run.pending.values() if isinstance(a, act.KeepLogs)))
+    p.answer(act.Leave, act.Cancel)
+    p.seen("ended", "COMPLETED")
+    p.take(ev.ResumeRequested, who="ann", spec=p.run.spec)
+    assert p.phase is not Phase.HELD
+    assert not any(isinstance(a, act.KeepLogs) for a in p.run.pending.values())
+
+
 def test_all_of_it_is_bounded() -> None:
     assert tail_of(480) == TAIL
     assert tail_of(4096) * 4096 <= TAILS
