@@ -7,6 +7,7 @@ says what is there and what could not be had. Storage may hang: a child writes i
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -60,8 +61,23 @@ def write(home: Path, parcel: Parcel) -> None:
     What is kept of it already goes for what is better alone: its nodes may be gone meanwhile.
     """
     home.mkdir(mode=0o700, exist_ok=True)
-    final = home / names.attempt(parcel.index.attempt)
     parcel = _with_kept(home, parcel)
+    older = [number for number in attempts(home) if number < parcel.index.attempt]
+    while True:
+        try:
+            _put(home, parcel)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not older:
+                raise
+            shutil.rmtree(home / names.attempt(older.pop(0)))  # the newest tells most
+        else:
+            break
+    _prune(home)
+
+
+def _put(home: Path, parcel: Parcel) -> None:
+    """Whole or not at all. Raises OSError."""
+    final = home / names.attempt(parcel.index.attempt)
     part = home / f".{final.name}.{os.urandom(4).hex()}"
     part.mkdir(mode=0o700)
     try:
@@ -74,7 +90,6 @@ def write(home: Path, parcel: Parcel) -> None:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    _prune(home)
 
 
 def _with_kept(home: Path, parcel: Parcel) -> Parcel:

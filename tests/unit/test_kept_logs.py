@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from scenario import Scenario, kinds
 
 from supervisor.core import actions as act
@@ -85,6 +89,23 @@ def test_what_is_kept_gives_way_only_to_what_was_had(tmp_path: Path) -> None:
     assert now.ranks == {7: KeptRank(node="n1", bytes=3), 8: had, 9: gone} and now.first == (7,)
     assert kept_logs.log_of(home, 1, 7).read_bytes() == b"xxx"
     assert kept_logs.log_of(home, 1, 8).read_bytes() == b"yy"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small disk of its own needs root")
+def test_the_newest_attempt_is_kept_where_the_disk_is_full(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+        "from test_kept_logs import kept_logs, parcel; home = Path(sys.argv[2]) / 'logs';"
+        "[kept_logs.write(home, parcel(n, 100_000)) for n in (1, 2, 3)];"
+        "print(kept_logs.attempts(home), *(p.name for p in home.iterdir() if p.name[0] == '.'))"
+    )
+    small = 'mount -t tmpfs -o size=256k,mode=0700 none "$1" && shift && exec "$@"'
+    argv = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", small, "sh", str(tmp_path), *argv],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("[2, 3]\n", 0), done.stderr
 
 
 def test_a_resumed_run_does_not_ask_for_logs_again() -> None:
