@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from pkgutil import walk_packages
 
 import pytest
 
+from healthchecks import checks
+from healthchecks.frame.check import Status
+from healthchecks.sources.kernel_patterns import KernelLogPattern
 from supervisor import signatures
 from supervisor.signatures import Blames, CauseClass, LogKind, Role, SignatureError, load, parse
 
 ALL = load().all
+LOG_PATTERNS = [
+    pattern
+    for module in walk_packages(checks.__path__, "healthchecks.checks.")
+    for value in vars(import_module(module.name)).values()
+    for pattern in (value if isinstance(value, tuple) else (value,))
+    if isinstance(pattern, KernelLogPattern) and pattern.status is Status.FAIL
+]
 CAUSES = """
 unknown: {class: unknown, short: s, do: d}
 oom: {class: user, short: s, do: d}
@@ -18,6 +30,18 @@ GOOD = """
 - {id: a, cause: oom, role: cause, blames: nobody, text: out of memory, source: s,
    match: [out of memory], differs: [fine]}
 """
+
+
+@pytest.mark.parametrize("pattern", LOG_PATTERNS, ids=[one.name for one in LOG_PATTERNS])
+def test_what_fails_a_node_in_a_kernel_s_log_is_known_when_a_job_ended(
+    pattern: KernelLogPattern,
+) -> None:
+    known = {w.example: load().find(w.example, LogKind.KERNEL)[0] for w in pattern.wordings}
+    assert [line for line, found in known.items() if found is None] == []
+
+
+def test_the_checks_have_patterns_that_fail_a_node() -> None:
+    assert len(LOG_PATTERNS) >= 15
 
 
 @pytest.mark.parametrize("one", ALL, ids=[one.id for one in ALL])
