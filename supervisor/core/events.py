@@ -16,6 +16,7 @@ from supervisor.core.types import (
     Evidence,
     Exclusion,
     Fault,
+    Phase,
     ProbeOutcome,
     RankExit,
     Rejected,
@@ -506,6 +507,14 @@ class NotifyFailed(Event):
 
     key: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """The run has ended as this says: whatever a later superv would decide, it stays so."""
+
+    phase: Phase
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,7 @@ def _lines() -> Iterator[str]:
     yield "```"
     yield ""
     yield f"Not drawn: every phase but an end leads to `{Phase.STOPPED}`, and some to themselves."
+    yield "A run that had ended before superv was upgraded stays so, as its journal tells."
     yield ""
     yield "| from | to | when |"
     yield "|---|---|---|"

@@ -43,7 +43,7 @@ def _ends_ranks(action: Action, run: Run, attempt: Attempt) -> bool:
 def _may_stop(s: Step, attempt: Attempt) -> bool:
     """Whether what happened is a reason to end ranks that have made steps."""
     match s.event:
-        case ev.StopRequested() | ev.QuarantineRequested() | ev.HangDetected():
+        case ev.StopRequested() | ev.QuarantineRequested() | ev.HangDetected() | ev.RunEnded():
             return True
         case ev.RankExited() | ev.RanksExited() | ev.StartFailed():
             return s.event.attempt == attempt.number

@@ -239,6 +239,8 @@ _REACHABLE = {phase: _reachable(phase) for phase in Phase}
 
 
 def phases(s: Step) -> Iterator[Breach]:
+    if isinstance(s.event, ev.RunEnded):
+        return  # told by the journal, whatever the phase is that today's code came to
     if s.run.phase is not s.before.phase and s.run.phase not in _REACHABLE[s.before.phase]:
         yield Breach(f"{s.before.phase.value} does not lead to {s.run.phase.value}")
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from supervisor.core import actions as act
+from supervisor.core import events as ev
 from supervisor.core import names
-from supervisor.core.transition import Transition
+from supervisor.core.transition import Transition, handles
 from supervisor.core.types import ENDED, AllocationState, Deadline, DeadlineKind, NodeState, Phase
 
 LOGS_S = 20.0  # how long nodes are kept for what the last attempt's ranks wrote
@@ -50,6 +51,13 @@ def end(t: Transition, phase: Phase, reason: str) -> None:
         t.set(deadline=Deadline(at=t.at + LOGS_S, kind=DeadlineKind.LOGS))
     else:
         release(t)
+
+
+@handles(ev.RunEnded)
+def run_ended(t: Transition, event: ev.RunEnded) -> None:
+    """Nothing where the run has ended: so it is unless the code that decides has changed since."""
+    if not t.run.ended:
+        end(t, event.phase, event.reason)
 
 
 def release(t: Transition) -> None:

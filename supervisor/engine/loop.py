@@ -193,8 +193,11 @@ class Engine:
             self._effects.perform(action)
         if after.violations is not before.violations:
             self._effects.slurm.repeat()
-        if (after.ended and not before.ended) or isinstance(event, ev.AllocationSeen):
+        over = after.ended and not before.ended
+        if over or isinstance(event, ev.AllocationSeen):
             self._effects.polled.set()  # how often Slurm is asked depends on this
+        if over:
+            self.apply(ev.RunEnded(at=event.at, phase=after.phase, reason=after.reason))
         self._end_if_over()
 
     def _end_if_over(self) -> None:

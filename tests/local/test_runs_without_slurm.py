@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 from home import RunHome, until
 
+from supervisor.core import events as ev
+from supervisor.core.types import Phase
+from supervisor.run.journal import read
+
 
 def rank(home: RunHome, node: str) -> int:
     return min(home.processes(node, "ring.py"))
@@ -28,6 +32,9 @@ def test_to_the_end_of_training(home: RunHome) -> None:
     status = home.status()
     assert (status["phase"], status["incidents"]) == ("done", [])
     until(lambda: not home.processes(), "the end of all processes")
+    records = read(home.run_dir / "journal.jsonl")
+    ends = [r.event for r in records if isinstance(r.event, ev.RunEnded)]
+    assert [event.phase for event in ends] == [Phase.DONE]
 
 
 def test_a_killed_rank(home: RunHome) -> None:

@@ -282,3 +282,20 @@ def test_older_incidents_keep_the_first_of_their_evidence():
     p.exit(0)
     older, last = p.run.incidents
     assert older.evidence == tuple(newest)[:EVIDENCE_KEPT] and len(last.evidence) < 10
+
+
+@pytest.mark.parametrize("how", [Phase.DONE, Phase.HELD, Phase.STOPPED])
+@pytest.mark.parametrize("phase", WITH_ORDERS)
+def test_what_an_earlier_superv_had_ended_stays_ended(phase, how):
+    """The journal is folded by today's code, which may not have come to that end."""
+    p = play(phase)
+    p.take(ev.RunEnded, phase=how, reason="as it was")
+    assert (p.phase, p.run.reason) == (how, "as it was")
+    before = p.run
+    p.take(ev.RunEnded, phase=Phase.HELD, reason="once more")
+    assert p.run == before
+    p.answer(act.Submit)
+    p.answer(act.Leave, act.Cancel)
+    if p.run.live_jobs:
+        p.seen("ended", "COMPLETED")
+    assert (p.phase, p.run.pending, p.run.live_jobs) == (how, {}, ())
