@@ -301,8 +301,8 @@ def _unreached(node: Node, since: float | None) -> bool:
 
 
 def _looked(node: Node, now: float) -> bool:
-    """Whether peers had time enough to answer, where they can."""
-    return now - (node.looked_at or node.since) > PEERS_S
+    """Whether peers had time to answer since it fell silent: an older look says nothing."""
+    return now - max(node.looked_at or node.since, node.since) > PEERS_S
 
 
 def _look_due(node: Node, now: float) -> bool:
