@@ -21,7 +21,16 @@ from supervisor.core.recovery import (
 )
 from supervisor.core.shutdown import leave
 from supervisor.core.transition import Transition, handles
-from supervisor.core.types import Cause, Evidence, Node, NodeState, Phase, ProbeOutcome, Run
+from supervisor.core.types import (
+    AllocationState,
+    Cause,
+    Evidence,
+    Node,
+    NodeState,
+    Phase,
+    ProbeOutcome,
+    Run,
+)
 
 PROBES = 3  # peers that are asked whether they reach a silent node
 AGENT_S = 10.0  # the shell around an agent starts the next one within seconds; ranks go on
@@ -89,6 +98,22 @@ def start_agent(t: Transition, name: str, looked_at: float) -> None:
     t.update_node(name, helped_at=t.at)
     key = names.start_agent_key(name, looked_at)
     t.emit(act.StartAgent(key=key, job_id=t.run.pool[name].job_id, node=name))
+
+
+def help_back(t: Transition, lost: Collection[str]) -> None:
+    """Have agents started on nodes that were given up and that Slurm has in their job, and up.
+
+    A node that was booted again has lost its agent and the keys, and asks for neither.
+    """
+    gone = gone_for_slurm(t.run)
+    for name in lost:
+        node = t.run.pool.get(name)
+        job = t.run.allocations.get(node.job_id) if node is not None else None
+        given_up = node is not None and node.state is NodeState.LOST and name not in gone
+        granted = job is not None and job.state is AllocationState.GRANTED and not job.cancelled
+        asked = any(isinstance(a, act.StartAgent) for a in _pending_of(t.run, name))
+        if given_up and granted and not asked and not t.run.ended:
+            start_agent(t, name, t.at)
 
 
 def help_some(t: Transition, silent: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import assert_never
 from supervisor.core import actions as act
 from supervisor.core import events as ev
 from supervisor.core import names
-from supervisor.core.liveness import second_witness
+from supervisor.core.liveness import help_back, second_witness
 from supervisor.core.node_life import drained, gone_for_slurm, mark_ready, problems_changed
 from supervisor.core.placement import assign_slots, try_assign_slots
 from supervisor.core.ports import JobState
@@ -147,6 +147,7 @@ def _granted(t: Transition, event: ev.AllocationSeen, before: Allocation) -> Non
     for name, why in gone.items():
         second_witness(t, name, "slurm", why)
     t.drop(lambda a: isinstance(a, act.StartAgent) and a.node in gone)  # nothing starts there
+    help_back(t, [name for name in before.down if name not in event.down])
     if event.drained != before.drained and not t.run.ended:
         _drains_changed(t)
 
@@ -232,6 +233,7 @@ def agent_joined(t: Transition, event: ev.AgentJoined) -> None:
     if node.state is NodeState.READY:
         mark_ready(t, event.node)
     t.drop(lambda a: isinstance(a, act.Probe), among=("target", event.node))
+    t.drop(lambda a: getattr(a, "node", "") == event.node, among=act.StartAgent)  # it came
     if t.run.ended:
         leave(t, event.node)
         return

@@ -6,6 +6,7 @@ from __future__ import annotations
 from supervisor.core import events as ev
 from supervisor.core.diagnose import diagnose
 from supervisor.core.lineage import retire
+from supervisor.core.liveness import help_back
 from supervisor.core.placement import assign_slots, try_assign_slots
 from supervisor.core.recovery import open_incident, stop_ranks, triage
 from supervisor.core.shutdown import end
@@ -54,7 +55,11 @@ def resume_requested(t: Transition, event: ev.ResumeRequested) -> None:
 
 @handles(ev.IncludeRequested)
 def include_requested(t: Transition, event: ev.IncludeRequested) -> None:
-    """They may take slots again: at once where nodes are waited for, else as spares."""
+    """They may take slots again: at once where nodes are waited for, else as spares.
+
+    Where one was lost and may be back, an agent is started there.
+    """
+    help_back(t, event.nodes)
     kept = {name: x for name, x in t.run.excluded.items() if name not in event.nodes}
     if len(kept) == len(t.run.excluded):
         return

@@ -140,6 +140,27 @@ def test_a_silent_node_without_peers_has_an_agent_started():
     assert p.phase is Phase.RUNNING
 
 
+@pytest.mark.parametrize("how", ["included", "up again in Slurm"])
+def test_a_lost_node_that_is_back_in_its_job_has_an_agent_started(how):
+    """It was booted again: its agent and its keys went with the last boot."""
+    p = Scenario(nodes=2, spares=1).to(Phase.RUNNING)
+    p.lose("n2")
+    nodes = ("n1", "n2", "n3")
+    assert p.state("n2") is NodeState.LOST
+    p.seen("running", nodes=nodes, down=("n2",))
+    assert not p.take(ev.IncludeRequested, who="ann", nodes=("n2",)), "Slurm says that it is down"
+    made = p.seen("running", nodes=nodes)
+    if how == "included":
+        p.reply(next(a for a in made if isinstance(a, act.StartAgent)))
+        made = p.take(ev.IncludeRequested, who="ann", nodes=("n2",))
+        again = p.take(ev.IncludeRequested, who="ann", nodes=("n2",))
+        assert not [a for a in again if isinstance(a, act.StartAgent)], "it is under way"
+    assert [a.node for a in made if isinstance(a, act.StartAgent)] == ["n2"]
+    p.join("n2")
+    assert p.state("n2") is NodeState.READY
+    assert not [a for a in p.run.pending.values() if isinstance(a, act.StartAgent)]
+
+
 # --- silence ------------------------------------------------------------------------------------
 
 
