@@ -71,13 +71,13 @@ def test_an_excluded_node_is_used_again_where_there_is_no_other(runs: Runs) -> N
 
 def test_a_configless_client_is_waited_for(runs: Runs) -> None:  # noqa: F811
     """The client's own words where it finds neither slurm.conf nor a slurmctld that has one."""
-    away = runs.home / "away"
+    away, first = runs.home / "away", runs.home / "first"
     hidden = 'mount -t tmpfs none /etc/slurm && exec "$0" "$@"'
     for name in ("squeue", "sinfo", "sbatch", "scancel", "scontrol"):
         without = f'unset SLURM_CONF; exec unshare -rm sh -c \'{hidden}\' "$real" "$@"'
-        program(runs, name, f'if [ -e {away} ]; then {without}; fi\nexec "$real" "$@"')
-    away.touch()
-    run = runs.launch()
+        begins = f"if [ ! -e {first} ]; then touch {first} {away}; fi\n" if name == "sbatch" else ""
+        program(runs, name, f'{begins}if [ -e {away} ]; then {without}; fi\nexec "$real" "$@"')
+    run = runs.launch()  # which would be refused where it is so from the beginning
     run.until(lambda s: run.events(ev.Waiting), "a word about what it waits for", 90)
     assert "configuration source" in run.events(ev.Waiting)[0].why
     away.unlink()

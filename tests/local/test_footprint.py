@@ -115,6 +115,7 @@ def test_the_table_explains_a_run_and_secrets_stay_in_it(home: RunHome, open_uma
     home.reached(lambda s: s["phase"] == "stopped", "the end")
     until(lambda: not home.processes(), "the end of all processes")
     after = there(home)
+    told.append(home.superv("logs", "ring", "--attempt", "1", "--rank", "1"))  # which are kept
     seen |= after
 
     where = places(home)
@@ -126,8 +127,7 @@ def test_the_table_explains_a_run_and_secrets_stay_in_it(home: RunHome, open_uma
     assert net == {"supervisor.engine.process", "supervisor.agent"}
     assert unix and all(row_of(path, "socket", where) for path in unix), unix
 
-    incident = json.loads(told[3])["incidents"][0]
-    assert "[hidden]" in json.dumps(incident), "the rank's last lines are there, without secrets"
+    assert "[hidden]" in told[-1], "the rank's last lines are there, without secrets"
     for text in (*told, *argvs.values()):
         assert "zq-planted" not in text
     holders = set()
