@@ -13,6 +13,8 @@ from supervisor.cli.numbers import Number
 from supervisor.core.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from supervisor.config.draft import Draft
     from supervisor.doctor.offered import Offered, OfferedPartition
 
@@ -60,6 +62,7 @@ def init(job_file: Path, dry_run: bool, yes: bool, **given: Any) -> None:
     parse_job(text, job_file)  # raises for values that no job file takes
     if dry_run:
         click.echo(text, nl=False)
+        _tell(asked.guessed)
         return
     try:
         with job_file.open("x") as file:
@@ -67,6 +70,18 @@ def init(job_file: Path, dry_run: bool, yes: bool, **given: Any) -> None:
     except OSError as error:
         raise UserError(f"{job_file}: can't be written: {error.strerror}") from error
     click.echo(f"wrote {job_file}; look at it, then `superv doctor {job_file}`")
+    _tell(asked.guessed)
+
+
+def _tell(guessed: dict[str, str]) -> None:
+    """What nobody said and nobody was asked, as the options that say it; on standard error."""
+    from supervisor.host import terminal
+
+    if guessed:
+        options = "  ".join(f"{name} {shlex.quote(value)}" for name, value in guessed.items())
+        told = [terminal.entry("guessed", options, 9)]
+        page = terminal.rendered(told, colour=False, columns=terminal.width())
+        click.echo(page, nl=False, err=True)
 
 
 class Questions:
@@ -74,6 +89,7 @@ class Questions:
 
     def __init__(self, given: dict[str, Any], *, ask: bool) -> None:
         self._given, self._ask = given, ask
+        self.guessed: dict[str, str] = {}  # by option: what is usual, taken without a question
 
     def given(self, key: str) -> Any:
         return self._given[key]
@@ -83,8 +99,37 @@ class Questions:
         if self._given[key] is not None:
             return self._given[key]
         if not self._ask:
+            self.guessed[_OPTIONS.get(key, f"--{key}")] = str(usual)
             return usual
         return click.prompt(question, default=usual, type=type_, err=True)
+
+    def choice(self, key: str, question: str, usual: str, choices: Mapping[str, str]) -> Any:
+        """As `answer`; on a terminal the choices stand in lines, and a number takes one."""
+        if self._ask and self._given[key] is None:
+            click.echo(question, err=True)
+            wide = max(map(len, choices))
+            for number, (name, meaning) in enumerate(choices.items(), 1):
+                click.echo(f"  {number} {name:{wide}}  {meaning}".rstrip(), err=True)
+        return self.answer(key, "Number or name", usual, Numbered(tuple(choices)))
+
+
+class Numbered(click.ParamType[str]):
+    """One of some words, or its number from 1."""
+
+    name = "choice"
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self._words = words
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in self._words:
+            return value
+        if value.isdecimal() and 1 <= int(value) <= len(self._words):
+            return self._words[int(value) - 1]
+        self.fail(f"{value}: expected 1 to {len(self._words)}, or one of {', '.join(self._words)}")
+
+
+_OPTIONS = {"program": "--run", "save_dir": "--save", "limit": "--time"}
 
 
 def drafted(asked: Questions, job_file: Path) -> Draft:
@@ -95,8 +140,7 @@ def drafted(asked: Questions, job_file: Path) -> Draft:
     from supervisor.config.draft import Draft
     from supervisor.doctor.offered import Offered, ask
 
-    listed = "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANINGS.items())
-    kind = asked.answer("kind", f"What trains ({listed})", "torchtitan", click.Choice(KINDS))
+    kind = asked.choice("kind", "What trains?", "torchtitan", MEANINGS)
     name = asked.answer("name", "The run's name", _name(job_file))
     offered = Offered(why="as asked") if asked.given("local") else asyncio.run(ask())
     slurm, there = _slurm(asked, offered)
@@ -105,12 +149,9 @@ def drafted(asked: Questions, job_file: Path) -> Draft:
     spares = asked.answer("spares", "Spare nodes, which wait", spare, Number(0, 10_000, whole=True))
     usual = max(1, size - spares) if size else 2
     nodes = asked.answer("nodes", "Nodes that train", usual, Number(1, 100_000, whole=True))
-    ranks = asked.answer(
-        "ranks",
-        "Ranks on each node, usually its GPUs",
-        (there.gpus if there else 0) or 1,
-        Number(1, 1024, whole=True),
-    )
+    gpus = there.gpus if there and kind != "command" else 1  # a command starts its own, mostly
+    often = "How often it is started" if kind == "command" else "Ranks, usually one a GPU,"
+    ranks = asked.answer("ranks", f"{often} on each node", gpus or 1, Number(1, 1024, whole=True))
     program, args = _program(asked, kind)
     handoff, more = _handoff(kind, [*program, *args], job_file)
     saves = asked.given("save_dir") or ("checkpoint" if kind == "torchtitan" or handoff else "")
@@ -126,7 +167,7 @@ def drafted(asked: Questions, job_file: Path) -> Draft:
         args=[*args, *(more if saves else ())],
         python=_python(asked) if kind != "command" else "",
         slurm=slurm,
-        notes=_notes(offered, there),
+        notes=_notes(kind, offered, there),
         save_dir=saves,
         handoff=handoff or "none",
     )
@@ -150,7 +191,12 @@ def _slurm(
         return None, None
     known = {partition.name: partition for partition in offered.partitions}
     usual = next((p.name for p in offered.partitions if p.default), next(iter(known), ""))
-    name = asked.answer("partition", f"Partition ({', '.join(known)})", usual)
+    offers = {p.name: f"{p.nodes} nodes, {p.gpus} GPUs each" for p in offered.partitions}
+    name = (
+        asked.choice("partition", "Partition?", usual, offers)
+        if offers
+        else asked.answer("partition", "Partition", usual)
+    )
     if known and name not in known:
         raise UserError(f"--partition {name}: Slurm has no such one; there: {', '.join(known)}")
     there = known.get(name)
@@ -165,12 +211,14 @@ def _slurm(
     return {key: value for key, value in found.items() if value}, there
 
 
-def _notes(offered: Offered, there: OfferedPartition | None) -> dict[str, str]:
+def _notes(kind: str, offered: Offered, there: OfferedPartition | None) -> dict[str, str]:
     notes = {
         "nodes": "that train",
         "spares": "that wait to take a lost one's place",
         "time": "the allocation's limit; superv asks for the next one by itself",
-        "ranks_per_node": "usually one for each GPU",
+        "ranks_per_node": "how often the command is started; 1 where it starts ranks itself"
+        if kind == "command"
+        else "usually one for each GPU",
         "python": "the environment that has torch, where all nodes see it",
         "dir": "where all nodes see it; each attempt saves into a folder of its own",
     }

@@ -94,5 +94,9 @@ def _from_its_node(found: RunDir, wanted: Wanted, size: int | None, *, follow: b
         "offset": 0 if size is None else -size,
         "follow": follow,
     }
+    written = False
     for answer in control.ask(found.socket, request, stream=True):
         put(answer["data"])
+        written = written or bool(answer["data"])
+    if not written and size != 0:
+        click.echo(f"superv: rank {wanted.rank or 0} has written nothing yet", err=True)

@@ -105,6 +105,8 @@ def show_one(run: RunDir, wanted: Wanted, state: Standing, *, size: int | None) 
     click.echo(f"superv: {_headline(run, index, rank, one)}", err=True)
     data = _at_its_node(run, index.attempt, rank, one) if state.engine and not one.whole else None
     text = data if data is not None else _kept(run, index.attempt, rank)
+    if not text and not one.missing:
+        click.echo(f"superv: rank {rank} wrote nothing", err=True)
     put(text if size is None else _end(text, size))
 
 
@@ -205,6 +207,8 @@ def show_many(
 
     for why, nodes in lost.items():
         click.echo(f"superv: could not be had: {compress(nodes)}: {why}", err=True)
+    if wanted.pattern is None and not found and not lost and size != 0:
+        click.echo(f"superv: none of {looked} ranks has written anything", err=True)
     if wanted.pattern is not None and not found:
         click.echo(f"superv: found in none of {looked} logs: {wanted.pattern.pattern}", err=True)
         raise click.exceptions.Exit(1)

@@ -89,3 +89,22 @@ def test_logs_of_a_node_that_is_silent_are_missed_in_words(home: RunHome) -> Non
     assert told is not None and [page["event"] for page in told] == ["swapped", "ended"]
     assert "local-2 excluded; local-3 takes slot 1 of local-2" in told[0]["text"]
     assert "could not tell people (swapped/1/" in home.log() and "false ended with 1" in home.log()
+
+
+def test_ranks_that_have_written_nothing_are_told_so(home: RunHome) -> None:
+    """While they run, and of an attempt that has ended."""
+    file = home.job(
+        trainer={"command": ["sleep", "600"], "ranks_per_node": 1}, checkpoints={}, spares=0
+    )
+    job = yaml.safe_load(file.read_text())
+    del job["checkpoints"]
+    file.write_text(yaml.safe_dump(job))
+    home.superv("launch", "--detach", str(file))
+    until(lambda: len(home.processes(words="sleep 600")) >= 2, "two ranks")
+    assert home.superv("logs", "ring", "--rank", "1") == "superv: rank 1 has written nothing yet\n"
+    assert home.superv("logs", "ring", "-n", "0") == ""
+    told = home.superv("logs", "ring", "--all")
+    assert told == "superv: none of 2 ranks has written anything\n"
+    home.superv("stop", "ring", "--now")
+    home.reached(lambda s: s["phase"] == "stopped", "the end")
+    assert "superv: rank 0 wrote nothing\n" in home.superv("logs", "ring")

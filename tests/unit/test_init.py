@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import time
@@ -53,7 +54,10 @@ def superv(here: Path, *argv: str, rc: int = 0) -> str:
 def test_what_it_writes_is_valid_and_takes_slurms_word(here: Path, kind: str) -> None:
     assert "wrote job.yaml" in superv(here, "init", "--kind", kind)
     job = load_job(here / "job.yaml")
-    assert (job.name, job.nodes, job.spares, job.trainer.ranks_per_node) == ("my-run", 60, 3, 8)
+    assert (job.name, job.nodes, job.spares, job.trainer.ranks_per_node) == (
+        *("my-run", 60, 3),
+        1 if kind == "command" else 8,
+    )
     wanted = {"partition": "train", "account": "llm", "gres": "gpu:b200:8", "time": "14-00:00:00"}
     assert job.slurm == wanted
     assert (job.trainer.hook == "torchtitan") is (kind == "torchtitan")
@@ -180,7 +184,7 @@ def test_questions_are_asked_on_a_terminal(here: Path) -> None:
     argv = [sys.executable, "-m", "supervisor.cli", "init"]
     child = subprocess.Popen(argv, cwd=here, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    seen, answers = "", iter(["jax", "ddp", "", "debug", "", "0", "", "2", "go.py --x 1", ""])
+    seen, answers = "", iter(["jax", "9", "2", "", "2", "", "0", "", "2", "go.py --x 1", ""])
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -194,7 +198,25 @@ def test_questions_are_asked_on_a_terminal(here: Path) -> None:
     assert child.wait(timeout=30) == 0, seen
     job = load_job(here / "job.yaml")
     assert (job.slurm["partition"], job.spares, job.nodes) == ("debug", 0, 2)
+    assert max(map(len, seen.splitlines())) <= 100 and "guessed" not in seen
     assert (job.trainer.ranks_per_node, job.trainer.args) == (2, ("--x", "1"))
+
+
+def test_what_was_guessed_is_told_as_options_that_say_it(here: Path) -> None:
+    """What they say again gives the same file, and nothing is left to guess."""
+    argv = [sys.executable, "-m", "supervisor.cli", "init", "--nodes", "5", "--dry-run"]
+
+    def run(*more: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [*argv, *more], cwd=here, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    file, told = run()
+    assert told.startswith("guessed  --kind torchtitan  --name my-run  --partition train")
+    assert "--nodes" not in told and max(map(len, told.splitlines())) <= 100
+    assert run(*shlex.split(told.removeprefix("guessed"))) == (file, "")
 
 
 def test_what_sinfo_says() -> None:
