@@ -12,6 +12,8 @@ from supervisor.core.limits import MEMLOCK_FIX, memlock_problem
 from supervisor.core.setting import About
 
 _CONFIG = ("show", "config")
+# slurm_conf.c of 20.11 to 26.05, where no file is there, and no server gives one.
+_NO_CLUSTER = "Could not establish a configuration source"
 _PASSING = ("activating", "reloading", "deactivating", "refreshing", "maintenance")  # systemctl(1)
 
 
@@ -100,8 +102,8 @@ def slurm_drift(
 
     `slurmd -C` (what slurmd finds) against `scontrol show node` (what slurm.conf says): sockets,
     cores, threads, memory; and the GPUs of Gres against those of the driver. A node that has less
-    is drained by Slurm, one with more is not used whole. Does not apply where slurm.conf overrides
-    what nodes have (SlurmdParameters=config_overrides).
+    is drained by Slurm, one with more is not used whole. Does not apply where there is no
+    slurm.conf at all, nor where it overrides what nodes have (SlurmdParameters=config_overrides).
     """
     import shutil
 
@@ -174,6 +176,8 @@ def _gpus(ctx: Ctx, configured: dict[str, str], found: Findings, fix: str) -> No
 
 def _out(ctx: Ctx, *argv: str) -> str:
     done = ctx.command(*argv, deadline_s=4.0)
+    if done.rc != 0 and _NO_CLUSTER in done.err:
+        raise Skip("there is no slurm.conf here: this machine belongs to no cluster")
     if done.rc != 0:
         raise Unknown(done.why())
     return done.out

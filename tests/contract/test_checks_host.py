@@ -734,6 +734,18 @@ DRIFT = [
     ),
     Case(
         check="slurm.drift",
+        name="no slurm.conf",
+        programs={
+            "slurmd": _REAL,
+            "scontrol": "#!/bin/sh\n"
+            "echo 'scontrol: error: fetch_config: DNS SRV lookup failed' >&2\n"
+            "echo 'scontrol: fatal: Could not establish a configuration source' >&2\nexit 1",
+        },
+        status=Status.SKIP,
+        seen="no slurm.conf here",
+    ),
+    Case(
+        check="slurm.drift",
         name="overridden",
         programs=slurm(
             _TOLD.replace("Sockets=2", "Sockets=1") + " SlurmdParameters=config_overrides"
