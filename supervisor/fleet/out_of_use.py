@@ -119,6 +119,8 @@ def by_node(words: Iterable[OutOfUse]) -> dict[str, list[OutOfUse]]:
     return found
 
 
-def known(words: Iterable[OutOfUse], nodes: Collection[str]) -> list[OutOfUse]:
-    """Runs' words, and Slurm's of these nodes: a cluster may have others that nobody looks at."""
-    return [word for word in words if word.by != SLURM or word.node in nodes]
+def known(words: Collection[OutOfUse], nodes: Collection[str]) -> list[OutOfUse]:
+    """Runs' words, and Slurm's of these nodes and of those that runs name: a cluster may have
+    others that nobody looks at."""
+    ours = {*nodes, *(word.node for word in words if word.by != SLURM)}
+    return [word for word in words if word.node in ours]

@@ -13,7 +13,7 @@ from supervisor.core.check_status import Status
 from supervisor.core.status import status
 from supervisor.core.types import Phase
 from supervisor.fleet import out_of_use
-from supervisor.fleet.out_of_use import OutOfUse, SlurmWord, by_node, of_runs
+from supervisor.fleet.out_of_use import OutOfUse, SlurmWord, by_node, known, of_runs
 from supervisor.fleet.record import DAY_S, Fleet
 from supervisor.report.data import gather
 from supervisor.report.document import document
@@ -133,6 +133,14 @@ def test_only_runs_that_live_or_are_held_have_a_say(
     changes: dict[str, Any], states: list[str]
 ) -> None:
     assert [word.state for word in of_runs([run_that_lost("n3", **changes)])] == states
+
+
+def test_slurms_word_of_a_node_that_only_a_run_knows_is_told() -> None:
+    words = [*of_runs([run_that_lost("n3")]), down("n3"), down("n9")]
+    assert [(word.node, word.by) for word in known(words, ["n1"])] == [
+        ("n3", "run moe"),
+        ("n3", "Slurm"),
+    ]
 
 
 def test_slurms_word_comes_first() -> None:
