@@ -2,8 +2,8 @@
 
 NCCL reads, as each variable is first asked for, the environment; then the file that NCCL_CONF_FILE
 names, or ~/.nccl.conf where it names none; then /etc/nccl.conf. What is set already stays
-NCCL reads, when a variable is first asked for, the environment; then the file that NCCL_CONF_FILE
-begins with # is a comment since 2.26.2.
+(NVIDIA/nccl src/misc/param.cc). A line of a file is NAME=VALUE, blanks and quotes included; one
+that begins with # is a comment since 2.26.2.
 """
 
 from __future__ import annotations
